@@ -1,0 +1,1 @@
+"""The configuration groups; inside the wheel as ``ptmq_lightning.conf``."""

@@ -1,0 +1,124 @@
+"""The command ``python train.py``: Hydra composes conf/, the pipeline runs, every error is one message.
+
+Exit codes: 0 done, 1 the run failed, 2 the command or its configuration is wrong. HYDRA_FULL_ERROR=1 shows tracebacks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import logging
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ptmq_lightning.compose.schema import Config, nearest, register, typed, unknown
+from ptmq_lightning.runtime.errors import ConfigError, PTMQError
+
+CONF = "ptmq_lightning.conf"  # conf/ at the root of the repository, inside the wheel
+NAME_LENGTH = 120
+_TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
+
+log = logging.getLogger(__name__)
+
+
+def main() -> None:
+    """Run the command line of this process; does not return normally where something is wrong."""
+    _prepare()
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
+    try:
+        hydra.main(version_base="1.3", config_path=conf_place(), config_name="config")(_task)()
+    except (HydraException, OmegaConfBaseException, PTMQError) as error:
+        if _TRACEBACKS:
+            raise
+        if isinstance(error, PTMQError):
+            _leave(str(error), _code(error))
+        _leave(explain(error), 2)
+
+
+def configuration(overrides: Sequence[str] = ()) -> Config:
+    """What the command line ``overrides`` compose, for the library and for tests. Raises ConfigError."""
+    _prepare()
+    place = conf_place()
+    if place.startswith("pkg://"):
+        start: Any = hydra.initialize_config_module(CONF, version_base="1.3")
+    else:
+        start = hydra.initialize_config_dir(place, version_base="1.3")
+    with start:
+        try:
+            return typed(hydra.compose("config", list(overrides)))
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(explain(error)) from error
+
+
+def conf_place() -> str:
+    """Where Hydra finds conf/: the package of an installation, the folder beside it in a bare source tree."""
+    if importlib.util.find_spec(CONF) is not None:
+        return f"pkg://{CONF}"
+    return str(Path(__file__).resolve().parents[2] / "conf")
+
+
+def run_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """A folder name that follows from the command: the experiment's or the model's name, then the other overrides.
+
+    The same overrides give the same name, different ones different names; ``resume`` does not count.
+    """
+    group = "experiment" if choices.get("experiment") else "model"
+    parts = [part for part in overrides if part.split("=")[0].lstrip("+") not in ("resume", group)]
+    exact = ",".join(parts)
+    safe = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", exact)
+    if safe != exact or len(safe) > NAME_LENGTH:
+        safe = f"{safe[:NAME_LENGTH]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
+    return f"{choices[group]}/{safe or 'default'}"
+
+
+def explain(error: Exception) -> str:
+    """One message for an error of Hydra or OmegaConf, with the nearest valid names."""
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = sorted(error.options)
+        return f"{group}={option} is no option{nearest(option, options)}; expected {group}={'|'.join(options)}"
+    message = str(error).strip()
+    if found := re.match(r"Could not override '([^'@]+)'", message):
+        return unknown(found.group(1))
+    cause = error.__cause__
+    lines = [message, str(cause).strip()] if cause is not None else [message]
+    return "; ".join(dict.fromkeys(line.splitlines()[0] for line in lines if line))
+
+
+def _prepare() -> None:
+    register()
+    OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+def _task(config: DictConfig) -> float:
+    """One run, in the folder that Hydra made for it; its errors end a single run here, a sweep where Hydra wants."""
+    try:
+        plain = typed(config)
+        from ptmq_lightning.compose.pipeline import run  # torch and timm load here: --help answers at once
+
+        return run(plain, Path(HydraConfig.get().runtime.output_dir))
+    except PTMQError as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN or _TRACEBACKS:
+            raise
+        log.error("error: %s", error)
+        sys.exit(_code(error))
+
+
+def _code(error: PTMQError) -> int:
+    return 2 if isinstance(error, ConfigError) else 1
+
+
+def _leave(message: str, code: int) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(code)

@@ -1,0 +1,120 @@
+"""One run's folder: started afresh, or continued behind the last block that was finished.
+
+A finished block's tensors are kept in resume/ until the run is complete; what comes before the reconstruction is
+made again, which is exact.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.utilities import rank_zero_only
+
+from ptmq_lightning.compose.schema import Config
+from ptmq_lightning.reconstruct.commit import load_block, save_block
+from ptmq_lightning.reconstruct.reconstruct import BlockResult
+from ptmq_lightning.report.record import read_results, write_atomically
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.model import MultiBitModel
+
+log = logging.getLogger(__name__)
+
+CONFIG, RESULTS, LOG, RESUME = "config.yaml", "results.json", "train.log", "resume"
+OURS = (CONFIG, RESULTS, "metrics.csv", "layers.csv", "calibration.json", "report.html", "model", RESUME, "wandb",
+        "tensorboard")  # fmt: skip
+NOT_COMPARED = ("resume", "logger", "trainer.threads", "data.workers")  # what changes no tensor
+
+
+class RunFolder:
+    """The folder of one run and what an earlier, killed run of the same command left in it."""
+
+    def __init__(self, path: Path, config: Config) -> None:
+        self.path, self.config = path, config
+
+    @rank_zero_only
+    def open(self) -> None:
+        """Write config.yaml; what an earlier run left is replaced, or with ``resume`` compared and kept.
+
+        Raises:
+            ConfigError: ``resume``, and the run that was killed had another configuration.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if self.config.resume and (self.path / CONFIG).exists():
+            self._require_same()
+        else:
+            self._clear()
+        write_atomically(self.path / CONFIG, yaml.safe_dump(asdict(self.config), sort_keys=False))
+
+    def finished(self) -> dict[str, Any] | None:
+        """The results of a complete run that is to be resumed."""
+        complete = self.config.resume and (self.path / RESULTS).exists()
+        return read_results(self.path / RESULTS) if complete else None
+
+    def finished_blocks(self) -> int:
+        """How many blocks a killed run that is to be resumed has finished."""
+        blocks = itertools.takewhile(lambda index: self._block(index, "json").exists(), itertools.count())
+        return sum(1 for _ in blocks) if self.config.resume else 0
+
+    def restore(self, model: MultiBitModel) -> list[BlockResult]:
+        """Put the finished blocks of a killed run into the calibrated ``model``; how each of them went, in order."""
+        results = []
+        for index in range(self.finished_blocks()):
+            load_block(model.blocks[index], self._block(index, "safetensors"))
+            results.append(BlockResult(**json.loads(self._block(index, "json").read_text(encoding="utf-8"))))
+        if results:
+            log.info("resume: %d of %d blocks are finished", len(results), len(model.blocks))
+        return results
+
+    @rank_zero_only
+    def keep(self, model: MultiBitModel, index: int, result: BlockResult) -> None:
+        """Keep a finished block; the record last, so that a block without it counts as unfinished."""
+        save_block(model.blocks[index], self._block(index, "safetensors"))
+        write_atomically(self._block(index, "json"), json.dumps(asdict(result)) + "\n")
+
+    @rank_zero_only
+    def close(self) -> None:
+        """The run is complete: nothing is left to resume."""
+        shutil.rmtree(self.path / RESUME, ignore_errors=True)
+
+    def _block(self, index: int, suffix: str) -> Path:
+        return self.path / RESUME / f"block_{index:03d}.{suffix}"
+
+    def _clear(self) -> None:
+        for name in OURS:
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+        if (self.path / LOG).exists():
+            os.truncate(self.path / LOG, 0)
+
+    def _require_same(self) -> None:
+        before = dict(_flat(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))))
+        now = dict(_flat(asdict(self.config)))
+        keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
+        keys = [key for key in keys if key not in NOT_COMPARED and key.split(".")[0] not in NOT_COMPARED]
+        if keys:
+            shown = ", ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in keys)
+            raise ConfigError(
+                f"resume=true, but the run in {self.path} had another configuration: {shown}; give the same command "
+                "again, or start afresh without resume"
+            )
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their plain values."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

@@ -1,0 +1,109 @@
+"""The library: the pipeline's stages as functions on a network and images in memory.
+
+    model = quantize(network, images)
+    reconstruct(model, images, mixer="case3", loss="gd_figure", steps=2000)
+    evaluate(model, loader, ["w8a8", "w4a4"])
+
+Every other key of the command is set by ``overrides``, as on the command line: ["recon.batch=16", "fold.reparam=true"].
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from ptmq_lightning.compose import parts, pipeline
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.evaluate.accuracy import Evaluation
+from ptmq_lightning.evaluate.accuracy import evaluate as evaluate_rows
+from ptmq_lightning.models.zoo import Network, Preprocessing
+from ptmq_lightning.quant.steps import calibrate
+from ptmq_lightning.reconstruct.reconstruct import BlockResult
+from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.spec import BitGroups, BitWidth
+
+Groups = Sequence[Sequence[Any]]
+
+
+def quantize(
+    network: Network | nn.Module,
+    images: Tensor,
+    *,
+    bits: str | Groups | BitGroups = "uniform",
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+) -> MultiBitModel:
+    """Fold, cut, insert, calibrate: a model that runs at every pair, rounded to nearest. ``network`` stays as it is.
+
+    Args:
+        network: in eval mode, fp32, images (B, C, H, W) -> logits (B, classes).
+        images: calibration images (N, C, H, W), preprocessed.
+        bits: an option of the group ``bits``, or groups of pairs such as [["w3a3", "w4a4"], [(8, 8)]].
+        seed: of the values that the search of the activation steps looks at.
+        overrides: further keys as on the command line.
+
+    Raises:
+        ConfigError: an unknown or wrong setting.  ModelError: a network that cannot be traced.
+    """
+    config = configuration([*_bits(bits), f"seed={seed}", *overrides])
+    named = network if isinstance(network, Network) else _named(network, images)
+    model = pipeline.quantise(pipeline.prepare(named, images, config.fold), config, named).to(images.device)
+    calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=seed)
+    return model
+
+
+def reconstruct(
+    model: MultiBitModel,
+    images: Tensor,
+    *,
+    method: str = "ptmq",
+    mixer: str | None = None,
+    loss: str | None = None,
+    rounding: str | None = None,
+    steps: int | None = None,
+    seed: int = 0,
+    loggers: Sequence[Logger] = (),
+    overrides: Sequence[str] = (),
+) -> list[BlockResult]:
+    """Learn rounding and steps of every block of ``model`` in place; images (N, C, H, W) as for ``quantize``.
+
+    Args:
+        method, mixer, loss, rounding: options of the groups of these names; None: the method's.
+        steps: per block; None: recon's.
+        loggers: Lightning loggers that receive the losses.
+        overrides: further keys as on the command line. The groups of pairs are the model's own.
+    """
+    chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.steps": steps, "seed": seed}
+    given = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    config = configuration([*_bits(model.info["groups"]), *given, *overrides])
+    parts.prepare(config.trainer, seed)
+    return pipeline.learn(model, images, config, loggers)
+
+
+def evaluate(model: MultiBitModel, loader: Iterable[tuple[Tensor, Tensor]], which: Sequence[Any]) -> Evaluation:
+    """Accuracy, agreement and logit error at each of ``which``: 4, "w4a8", "mixed_4.0".
+
+    Args:
+        loader: batches of images (B, C, H, W) and labels (B,).
+    """
+    return evaluate_rows(model, loader, which)
+
+
+def _bits(bits: str | Groups | BitGroups) -> list[str]:
+    """The overrides that choose these widths."""
+    if isinstance(bits, str):
+        return [f"bits={bits}"]
+    groups = bits if isinstance(bits, BitGroups) else BitGroups.of(bits)
+    listed = [[list(BitWidth.parse(pair)) for pair in group] for group in groups.groups]
+    names = ",".join(str(pair) for pair in groups.pairs)
+    return [f"bits.groups={listed}".replace(" ", ""), "bits.extra=[]", f"bits.evaluate=[{names}]"]
+
+
+def _named(module: nn.Module, images: Tensor) -> Network:
+    """A network of the caller's own; how its images were made is not known here."""
+    channels, height, width = images.shape[1:]
+    unknown = Preprocessing((channels, height, width), (0.0,) * channels, (1.0,) * channels, crop_pct=1.0)
+    return Network(module.eval(), type(module).__name__, unknown, "in memory")

@@ -1,0 +1,145 @@
+"""The configuration's groups as the frozen values and objects that the rooms take."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+
+from ptmq_lightning.compose.schema import (
+    BitsConfig,
+    Config,
+    LoggerConfig,
+    LossConfig,
+    MixerConfig,
+    ReconConfig,
+    RoundingConfig,
+    StepSizeConfig,
+    TrainerConfig,
+)
+from ptmq_lightning.quant.insert import Override, Placement
+from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.steps import StepSize
+from ptmq_lightning.reconstruct.block import Settings
+from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.reconstruct.objective import Objective
+from ptmq_lightning.reconstruct.reconstruct import Recipe
+from ptmq_lightning.report.trackers import TrackerSettings
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.spec import BitGroups, BitWidth
+
+
+def placement(config: BitsConfig) -> Placement:
+    """Which widths the layers may take."""
+    overrides = tuple(Override(item.pattern, item.w, item.a) for item in config.overrides)
+    return Placement(pairs(config), config.edge, config.softmax, overrides)
+
+
+def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
+    """Every pair the model is prepared for: the groups', low to high, then the extra ones."""
+    return (*BitGroups.of(config.groups).pairs, *(BitWidth.parse(pair) for pair in config.extra))
+
+
+def step_size(config: StepSizeConfig) -> StepSize:
+    return StepSize(config.name, config.anchor, tuple(config.free_widths), config.learn, config.p)
+
+
+def recipe(config: Config, model: MultiBitModel) -> Recipe:
+    """Everything the reconstruction is made of; ``model`` tells whether there is attention."""
+    return Recipe(
+        groups=BitGroups.of(config.bits.groups),
+        mixer=mixer(config.mixer),
+        objective=objective(config.loss, config.mixer, model),
+        rounding=rounding(config.rounding),
+        settings=settings(config.recon, config.seed),
+        learn_steps=config.step_size.learn,
+    )
+
+
+def mixer(config: MixerConfig) -> Mixer:
+    return Mixer(config.name, p=config.p, weights=tuple(config.weights))
+
+
+def objective(config: LossConfig, mix: MixerConfig, model: MultiBitModel) -> Objective:
+    """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention."""
+    attention = any(layer.kind == "matmul" for layer in model.layers.values())
+    norm = {"auto": "token" if attention else "none"}.get(config.norm, config.norm)
+    gammas, mixture = tuple(config.gammas), tuple(mix.weights)
+    return Objective(config.name, norm, gammas, config.chain_k, config.stop_gradient, mixture)
+
+
+def rounding(config: RoundingConfig) -> Rounding:
+    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width)
+
+
+def settings(config: ReconConfig, seed: int) -> Settings:
+    return Settings(
+        steps=config.steps,
+        batch=config.batch,
+        lr_rounding=config.lr_rounding,
+        lr_activation=config.lr_activation,
+        lr_weight_step=config.lr_weight_step,
+        lambda_rounding=config.lambda_rounding,
+        warmup=config.warmup,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        drop=config.drop,
+        log_every=config.log_every,
+        seed=seed,
+    )
+
+
+def calibration_count(config: Config) -> int:
+    """How many calibration images are drawn: data's number, at most recon's."""
+    most = config.recon.calibration_images
+    return config.data.calibration_images if most is None else min(config.data.calibration_images, most)
+
+
+def trackers(config: LoggerConfig) -> TrackerSettings:
+    return TrackerSettings(
+        config.name, config.mode, config.project, config.entity, config.group, config.run_name, tuple(config.tags)
+    )
+
+
+def prepare(config: TrainerConfig, seed: int) -> None:
+    """Seeds and threads of this process; Lightning says nothing about its defaults."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", message=".*(does not have many workers|treespec, LeafSpec).*")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    L.seed_everything(seed, workers=True, verbose=False)
+
+
+def device_of(config: TrainerConfig) -> torch.device:
+    """Where calibration, features and evaluation run: where the trainer's fits do."""
+    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu, but torch finds no GPU here; set trainer=cpu")
+    if config.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def trainer(config: TrainerConfig, *, loggers: Sequence[Logger], callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """A fresh Trainer for one block: one pass over the loader, which holds exactly the block's steps."""
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        precision=config.precision,  # type: ignore[arg-type]
+        deterministic=config.deterministic,
+        max_epochs=1,
+        log_every_n_steps=0,  # the module logs by itself
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )

@@ -1,0 +1,227 @@
+"""The whole project in one file: each arrow from a float network to one saved multi-bit model is a short function.
+
+N calibration images, B batch, C channels, H W.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.loggers import Logger
+from torch import Tensor
+
+from ptmq_lightning.allocate.search import greedy
+from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
+from ptmq_lightning.compose import parts
+from ptmq_lightning.compose.digits import train_digits
+from ptmq_lightning.compose.folder import RunFolder
+from ptmq_lightning.compose.outcome import figure, record, table
+from ptmq_lightning.compose.progress import Progress
+from ptmq_lightning.compose.schema import BitsConfig, Config, FoldConfig, ModelConfig
+from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
+from ptmq_lightning.data.sources import Sources, open_data
+from ptmq_lightning.evaluate.accuracy import Evaluation, evaluate
+from ptmq_lightning.models import zoo
+from ptmq_lightning.models.blocks import Block, cut, opaque_layers
+from ptmq_lightning.models.fold import fold
+from ptmq_lightning.models.graph import trace
+from ptmq_lightning.models.reparametrize import reparametrize
+from ptmq_lightning.models.zoo import Network
+from ptmq_lightning.quant.insert import insert
+from ptmq_lightning.quant.steps import calibrate
+from ptmq_lightning.reconstruct.features import predict_bytes
+from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct
+from ptmq_lightning.report.trackers import log_summary, open_trackers
+from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.spec import BitGroups
+
+log = logging.getLogger(__name__)
+
+DIGITS_CACHE = Path("outputs/digits")
+FIGURES = ("top1", "agreement", "logit_error")
+FOLD_IMAGES = 32  # calibration images that the reparametrisation looks at
+
+
+def run(config: Config, path: Path) -> float:
+    """One run; its record is left in ``path``.
+
+    Returns:
+        top-1 in percent at the narrowest learned pair that is evaluated: what a sweep over settings may maximise.
+    """
+    folder = RunFolder(path, config)
+    if (results := folder.finished()) is not None:
+        log.info("resume: the run in %s is complete", path)
+        return figure(config, results["rows"])
+    parts.prepare(config.trainer, config.seed)
+    folder.open()
+    with open_trackers(
+        path,
+        parts.trackers(config.logger),
+        widths=[str(pair) for pair in BitGroups.of(config.bits.groups).pairs],
+        hyperparameters=asdict(config),
+        resume_step=folder.finished_blocks() * config.recon.steps,
+    ) as loggers:
+        rows = walk(config, folder, loggers)
+    folder.close()
+    return figure(config, rows)
+
+
+def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[dict[str, Any]]:
+    """Every stage in order, a line of log each; the rows of results.json."""
+    device = parts.device_of(config.trainer)
+    seconds: dict[str, float] = {}
+    with stage("build", seconds):
+        network = build(config.model)
+    with stage("data", seconds):
+        sources, indices, images = load(config, network)
+    with stage("fold and cut", seconds):
+        blocks = prepare(network, images, config.fold)
+    with stage("insert", seconds):
+        model = quantise(blocks, config, network).to(device)
+    images = images.to(device)
+    with stage("calibrate", seconds):
+        calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=config.seed)
+    with stage("reconstruct", seconds):
+        fits = learn(model, images, config, loggers, folder)
+    with stage("allocate", seconds):
+        sensitivity = allocate(model, images, config.bits)
+    with stage("evaluate", seconds):
+        evaluation = measure(model, sources, config)
+    seconds["reconstruct"] = sum(fit.seconds for fit in fits)
+    with stage("save", seconds):
+        record(folder.path, model, config, sources, indices, evaluation, sensitivity, seconds)
+    rows = [asdict(row) for row in evaluation.rows]
+    log_summary(loggers, {f"{row['config']}/{name}": row[name] for row in rows for name in FIGURES})
+    return rows
+
+
+@contextmanager
+def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
+    """Time a stage and say so in one line."""
+    started = time.perf_counter()
+    yield
+    seconds[name] = time.perf_counter() - started
+    log.info("%s: %.1f s", name, seconds[name])
+
+
+def build(config: ModelConfig) -> Network:
+    """The float network. The digits' own is trained here where no checkpoint is given."""
+    checkpoint = config.checkpoint
+    if config.name == "digits_resnet" and checkpoint is None and config.pretrained:
+        checkpoint = str(train_digits(DIGITS_CACHE))
+    network = zoo.build(
+        config.name,
+        checkpoint=Path(checkpoint) if checkpoint else None,
+        pretrained=config.pretrained,
+        num_classes=config.num_classes,
+        preprocessing=config.preprocessing,
+        **config.kwargs,
+    )
+    log.info("%s, %s", network.name, network.source)
+    return network
+
+
+def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
+    """The sources, which calibration images were drawn, and these as one tensor (N, C, H, W) on the CPU."""
+    keys = ("root", "train", "val", "class_map", "val_images")
+    data, count = config.data, parts.calibration_count(config)
+    sources = open_data(
+        data.name,
+        preprocessing=network.preprocessing,
+        seed=data.seed,
+        calibration_images=count,
+        **{key: getattr(data, key) for key in keys},
+    )
+    indices = draw_calibration(sources.train, count, config.seed, sources.val)
+    images = calibration_images(sources.train, indices)
+    with torch.no_grad():
+        classes = network.module(images[:1]).shape[1]
+    if sources.num_classes > classes:
+        raise DataError(
+            f"data={data.name} has {sources.num_classes} classes, but {network.name} tells only {classes} apart; "
+            "choose images of the network's own classes, or set model.num_classes and a model.checkpoint that fits"
+        )
+    log.info("%d calibration and %d evaluation images of %s", len(images), len(sources.val), data.name)
+    return sources, indices, images
+
+
+def prepare(network: Network, images: Tensor, config: FoldConfig) -> list[Block]:
+    """The float network without foldable norms, cut into blocks whose chain computes the same; images (N, C, H, W)."""
+    gm = trace(network.module, network.preprocessing.input_size)
+    report = fold(gm, equalize=config.equalize)
+    if config.reparam:
+        report += reparametrize(gm, images[:FOLD_IMAGES])
+    blocks = cut(gm, images[:2], name=network.name)
+    log.info("%d blocks, %d norms and scales folded", len(blocks), len(report.folded))
+    for what, why in report.kept:
+        log.info("not folded: %s: %s", what, why)
+    for hidden in opaque_layers(gm, network.module):
+        log.warning("not quantised: %s", hidden)
+    return blocks
+
+
+def quantise(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
+    """Quantisers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
+    model = insert(blocks, parts.placement(config.bits), parts.step_size(config.step_size))
+    model.info = {
+        "name": network.name,
+        "source": network.source,
+        "preprocessing": network.preprocessing.to_json(),
+        "groups": config.bits.groups,
+    }
+    return model
+
+
+def learn(
+    model: MultiBitModel,
+    images: Tensor,
+    config: Config,
+    loggers: Sequence[Logger] = (),
+    folder: RunFolder | None = None,
+) -> list[BlockResult]:
+    """Reconstruct every block that an earlier, killed run of ``folder`` did not finish; images (N, C, H, W)."""
+    recipe = parts.recipe(config, model)
+    size = predict_bytes(model, images, recipe.mixer, recipe.groups)
+    log.info("feature cache: %.0f MiB at its largest", size / 2**20)
+    done = folder.restore(model) if folder else []
+    progress = Progress(recipe.settings.steps, first_block=len(done))
+
+    def keep(index: int, result: BlockResult) -> None:
+        if folder:
+            folder.keep(model, index, result)
+
+    return done + reconstruct(
+        model,
+        images,
+        recipe,
+        lambda: parts.trainer(config.trainer, loggers=loggers, callbacks=[progress]),
+        from_block=len(done),
+        after_block=keep,
+    )
+
+
+def allocate(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:
+    """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
+    if not config.mixed_averages:
+        return {}
+    sensitivity = layer_sensitivity(model, images[: config.sensitivity_images], parts.pairs(config))
+    for average in config.mixed_averages:
+        model.assignments[f"mixed_{average:.1f}"] = greedy(model, sensitivity, average)
+    return sensitivity
+
+
+def measure(model: MultiBitModel, sources: Sources, config: Config) -> Evaluation:
+    """Every pair and every named assignment on the evaluation images, beside the float network."""
+    loader = eval_loader(sources.val, config.data.eval_batch, workers=config.data.workers)
+    evaluation = evaluate(model, loader, [*config.bits.evaluate, *model.assignments])
+    for line in table(evaluation):
+        log.info("%s", line)
+    return evaluation

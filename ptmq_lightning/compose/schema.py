@@ -1,0 +1,278 @@
+"""Every key of a run with its type and default, and the checks that types cannot express.
+
+Hydra merges conf/ into these dataclasses, so that a wrong type and an unknown key are errors. ``typed`` gives plain
+instances back: no other file of the project sees an OmegaConf object.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
+
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.spec import BitGroups, BitWidth
+
+
+@dataclass
+class ModelConfig:
+    name: str = MISSING  # of models/zoo.py, or any timm name
+    checkpoint: str | None = None  # safetensors or a plain state dict
+    pretrained: bool = True  # timm's weights where no checkpoint is given; false: random ones
+    num_classes: int | None = None
+    kwargs: dict[str, Any] = field(default_factory=dict)  # of the network: +model.kwargs.img_size=32
+    preprocessing: dict[str, Any] = field(default_factory=dict)  # values other than the network's own
+
+
+@dataclass
+class DataConfig:
+    name: str = MISSING
+    root: str | None = None  # holds train.tar or train/ or calib.tar, val.tar or val/, class_map.txt
+    train: str | None = None  # calibration source: a folder of class folders, a tar of them, hfds/NAME:SPLIT
+    val: str | None = None  # evaluation source, likewise
+    class_map: str | None = None  # text file, a class folder's name a line
+    val_images: int | None = None  # a seeded subset; all where null
+    calibration_images: int = 1024
+    step_images: int = 256  # of the calibration images: for the search of the steps
+    eval_batch: int = 100
+    workers: int = 0  # processes that decode evaluation images
+    seed: int = 0  # of the evaluation subset: the same for every seed of the run
+
+
+@dataclass
+class LayerOverride:
+    pattern: str = MISSING  # shell pattern of layer names: "blocks.0.*"
+    w: int | None = None  # pinned weight width
+    a: int | None = None  # pinned activation width
+
+
+@dataclass
+class BitsConfig:
+    name: str = MISSING
+    groups: list[list[list[int]]] = MISSING  # groups of [w, a], low to high; one pair of each is drawn per step
+    extra: list[list[int]] = field(default_factory=list)  # [w, a] calibrated and usable, never drawn
+    evaluate: list[str] = MISSING  # names such as w4a8
+    mixed_averages: list[float] = field(default_factory=list)  # average weight bits of per-layer assignments
+    sensitivity_images: int = 128  # of the calibration images, for those assignments
+    edge: str = "qdrop"  # first and last layer: qdrop, brecq, 8bit, none
+    softmax: int = 8  # width of the attention probabilities
+    overrides: list[LayerOverride] = field(default_factory=list)  # the first pattern that fits wins
+
+
+@dataclass
+class MixerConfig:
+    name: str = MISSING
+    p: float = 0.5  # share of float features in the mix
+    weights: list[float] = field(default_factory=lambda: [0.4, 0.3, 0.3])  # of the groups, low to high
+
+
+@dataclass
+class LossConfig:
+    name: str = MISSING
+    norm: str = "auto"  # none, token, auto: token where there is attention
+    gammas: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])  # gd_figure
+    chain_k: float = 0.5  # gd_chain
+    stop_gradient: bool = False  # gd_figure: on the widest width's output
+
+
+@dataclass
+class RoundingConfig:
+    name: str = MISSING
+    planes: list[list[int]] = field(default_factory=list)  # per_group: sets of weight widths
+    init_width: int = 4  # whose fractions the rounding variables start from
+
+
+@dataclass
+class StepSizeConfig:
+    name: str = MISSING
+    anchor: int = 4  # nested, power_of_two: the width the others are tied to
+    free_widths: list[int] = field(default_factory=list)  # weight widths that are not tied
+    learn: bool = False  # the weight steps of the drawn widths
+    p: float = 2.4  # norm of the error in the search of the steps
+
+
+@dataclass
+class ReconConfig:
+    name: str = MISSING
+    steps: int = MISSING  # per block
+    batch: int = 32
+    lr_rounding: float = 1e-2
+    lr_activation: float = 1e-3  # of the logarithm of the step
+    lr_weight_step: float = 1e-3  # of the logarithm of the step
+    lambda_rounding: float = 0.01
+    warmup: float = 0.2  # share of the steps without the rounding regulariser
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    drop: float = 0.5  # share of activations that pass unquantised inside the block
+    log_every: int = 50
+    calibration_images: int | None = None  # at most so many of data.calibration_images
+
+
+@dataclass
+class MethodConfig:
+    name: str = MISSING
+
+
+@dataclass
+class TrainerConfig:
+    name: str = MISSING
+    accelerator: str = "cpu"
+    devices: int | str = 1
+    num_nodes: int = 1
+    strategy: str = "auto"
+    precision: str = "32-true"
+    deterministic: bool = True
+    threads: int | None = None  # of torch on a CPU; null: torch's own choice
+
+
+@dataclass
+class LoggerConfig:
+    name: str = MISSING
+    mode: str = "online"  # wandb: online, offline, disabled
+    project: str = "ptmq"
+    entity: str | None = None
+    group: str | None = None  # null: the runs of one sweep together
+    run_name: str | None = None  # null: the run folder's name
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class FoldConfig:
+    equalize: bool = False  # balance channel ranges over ReLU
+    reparam: bool = False  # one range for all channels behind a LayerNorm
+
+
+@dataclass
+class Config:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    bits: BitsConfig = field(default_factory=BitsConfig)
+    mixer: MixerConfig = field(default_factory=MixerConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    rounding: RoundingConfig = field(default_factory=RoundingConfig)
+    step_size: StepSizeConfig = field(default_factory=StepSizeConfig)
+    recon: ReconConfig = field(default_factory=ReconConfig)
+    method: MethodConfig = field(default_factory=MethodConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    fold: FoldConfig = field(default_factory=FoldConfig)
+    seed: int = 0
+    resume: bool = False
+
+
+CHOICES = {
+    "bits.edge": ("qdrop", "brecq", "8bit", "none"),
+    "loss.norm": ("none", "token", "auto"),
+    "logger.mode": ("online", "offline", "disabled"),
+}
+
+
+def register() -> None:
+    """Make the schema known to Hydra under the name that conf/config.yaml lists first."""
+    ConfigStore.instance().store(name="schema", node=Config)
+
+
+def typed(config: DictConfig) -> Config:
+    """The composed configuration as plain dataclasses, checked.
+
+    Raises:
+        ConfigError: a value is missing, not allowed, or does not fit another one.
+    """
+    _forbid_unknown(config, Config)
+    try:
+        plain = OmegaConf.to_object(config)
+    except InterpolationResolutionError as error:
+        raise ConfigError(_unresolved(str(error))) from error
+    except MissingMandatoryValue as error:
+        key = getattr(error, "full_key", None) or "a key"
+        raise ConfigError(f"{key} has no value; set it: {key}=...") from error
+    assert isinstance(plain, Config)
+    check(plain)
+    return plain
+
+
+def _unresolved(message: str) -> str:
+    if "PTMQ_DATA" in message:
+        return (
+            "the environment variable PTMQ_DATA is not set; this experiment reads its images and weights below the "
+            "folder it names (cifar10/, imagenet/): PTMQ_DATA=DIR python train.py experiment=..."
+        )
+    return message
+
+
+def check(config: Config) -> None:
+    """What types cannot express, one message per fault. Raises ConfigError."""
+    for key, allowed in CHOICES.items():
+        group, name = key.split(".")
+        value = getattr(getattr(config, group), name)
+        if value not in allowed:
+            raise ConfigError(f"{key}={value} is not known{nearest(value, allowed)}; expected {', '.join(allowed)}")
+    for key in set(config.model.kwargs) & set(_fields(ModelConfig)):
+        value = config.model.kwargs[key]
+        raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
+    extra = [BitWidth.parse(pair) for pair in config.bits.extra]
+    known = [*BitGroups.of(config.bits.groups).pairs, *extra]
+    if doubled := sorted({str(pair) for pair in extra if known.count(pair) > 1}):
+        raise ConfigError(f"{', '.join(doubled)} of bits.extra stands more than once in bits; expected it once")
+    names = [str(pair) for pair in known]
+    if foreign := [name for name in config.bits.evaluate if name not in names]:
+        raise ConfigError(
+            f"bits.evaluate names {', '.join(foreign)}, which is in no group{nearest(foreign[0], names)}; "
+            f"expected some of {', '.join(names)}: add the pair to bits.groups or bits.extra"
+        )
+
+
+def _forbid_unknown(config: DictConfig, node: Any, prefix: str = "") -> None:
+    """Keys that +KEY=VALUE added where nothing reads them."""
+    for key in config:
+        if key not in (known := _fields(node)):
+            raise ConfigError(unknown(f"{prefix}{key}"))
+        if dataclasses.is_dataclass(known[key]):
+            _forbid_unknown(config[key], known[key], f"{prefix}{key}.")
+
+
+def unknown(key: str) -> str:
+    """The message for a key that does not exist: its neighbours, or where a key of that name stands."""
+    parent, _, last = key.rpartition(".")
+    node: Any = Config
+    for part in parent.split(".") if parent else []:
+        node = _fields(node).get(part)
+    if node is not None and not dataclasses.is_dataclass(node):
+        return f"{key} is not set anywhere; add it as +{key}=..."
+    place = parent if node is not None else ""
+    names = [*_fields(node or Config), *([] if place else ["experiment"])]
+    near = [full for full in _keys(Config) if full.rpartition(".")[2] == last]
+    near = near or [f"{place}.{name}" if place else name for name in _near(last if place else key, names)]
+    hint = f" (nearest: {', '.join(near)})" if near else ""
+    return f"{key} is no key{hint}; {f'the keys of {place}' if place else 'the groups and keys'} are {', '.join(names)}"
+
+
+def _fields(node: Any) -> dict[str, Any]:
+    """Name -> type of the fields of a dataclass; nothing for another type."""
+    return typing.get_type_hints(node) if dataclasses.is_dataclass(node) else {}
+
+
+def _keys(node: Any, prefix: str = "") -> Iterator[str]:
+    """Every key with a value, dotted."""
+    for name, kind in _fields(node).items():
+        if dataclasses.is_dataclass(kind):
+            yield from _keys(kind, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def _near(name: str, known: Iterable[str]) -> list[str]:
+    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """What to add to a message: " (nearest: a, b)", or nothing where nothing is near."""
+    near = _near(name, known)
+    return f" (nearest: {', '.join(near)})" if near else ""

@@ -1,0 +1,97 @@
+"""What a bit assignment costs: multiply-accumulates, bit operations, bytes (PTMQ §5).
+
+Bit operations are MACs * weight bits * activation bits, a matmul of two activations MACs * a * a; pinned layers
+(stem, head) count at their pinned widths. All counts are for one image.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.runtime.errors import ModelError
+from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, passthrough, quantizers_of
+from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+
+FLOAT_BYTES = 4
+
+
+def layer_modules(model: MultiBitModel) -> dict[str, nn.Module]:
+    """The module of every layer, by layer name."""
+    found = {name: module for block in model.blocks for name, module in block.named_modules() if name in model.layers}
+    missing = [name for name in model.layers if name not in found]
+    if missing:
+        raise ModelError(
+            f"layers {', '.join(missing)} are not modules of the model's blocks; expected one module per layer name: "
+            "build the model with quantize or load"
+        )
+    return found
+
+
+@torch.inference_mode()
+def layer_macs(model: MultiBitModel, example: Tensor) -> dict[str, int]:
+    """Multiply-accumulates per layer for one image, counted while ``example`` (B, 3, H, W) runs in float."""
+    macs = dict.fromkeys(model.layers, 0)
+
+    def count(name: str) -> Any:
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            macs[name] += output.numel() // len(example) * _length(model.layers[name], inputs)
+
+        return hook
+
+    handles = [module.register_forward_hook(count(name)) for name, module in layer_modules(model).items()]
+    try:
+        with passthrough(model):
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return macs
+
+
+def _length(layer: LayerInfo, inputs: tuple[Tensor, ...]) -> int:
+    """Products summed for one output element: a matmul's inner dimension, or a weight's size per output channel."""
+    if layer.weight_shape is None:
+        return int(inputs[0].shape[-1])
+    return math.prod(layer.weight_shape[1:])
+
+
+def layer_bit_ops(layer: LayerInfo, macs: int, pair: BitWidth) -> int:
+    """MACs * w * a; of a matmul MACs * a * a, or pin_w * a where its first input (the softmax) is pinned."""
+    w, a = layer.width(pair)
+    return macs * a * (w if layer.weight_shape else layer.pin_w or a)
+
+
+def bit_ops(macs: Mapping[str, int], assignment: BitAssignment, layers: Mapping[str, LayerInfo]) -> int:
+    """Bit operations of one image at ``assignment``, pinned layers at their pinned widths."""
+    return sum(layer_bit_ops(layers[name], macs[name], pair) for name, pair in assignment.items())
+
+
+def size_bytes(model: MultiBitModel, assignment: BitAssignment) -> int:
+    """Bytes of a model shipped at this one assignment.
+
+    Weights at their width, packed per layer to whole bytes; one fp32 step per output channel; biases fp32; one step
+    and one zero point (fp32) per activation quantiser; every other tensor of the network (embeddings, norms) as it
+    is. The file of all widths together is larger than the size at any one of them.
+    """
+    modules = layer_modules(model)
+    quantizers = [module for block in model.blocks for _, module in quantizers_of(block)]
+    counted = {id(tensor) for module in (*modules.values(), *quantizers) for tensor in _tensors(module)}
+    total = sum(tensor.nbytes for tensor in _tensors(model) if id(tensor) not in counted)
+    total += 2 * FLOAT_BYTES * len(quantizers)
+    for name, pair in assignment.items():
+        layer = model.layers[name]
+        if layer.weight_shape:
+            bias = getattr(modules[name], "bias", None)
+            floats = layer.weight_shape[0] + (bias.numel() if isinstance(bias, Tensor) else 0)
+            total += math.ceil(layer.weights * layer.width(pair).w / 8) + FLOAT_BYTES * floats
+    return total
+
+
+def _tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()

@@ -1,0 +1,51 @@
+"""Per-channel scales and shifts taken into a layer's weight and bias, formed in float64; and the record of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class FoldReport:
+    """folded: (what, where it went); kept: (what, why it stayed)."""
+
+    folded: list[tuple[str, str]] = field(default_factory=list)
+    kept: list[tuple[str, str]] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{what} -> {where}" for what, where in self.folded]
+        return "\n".join(lines + [f"{what} kept: {why}" for what, why in self.kept])
+
+    def __add__(self, other: FoldReport) -> FoldReport:
+        return FoldReport(self.folded + other.folded, self.kept + other.kept)
+
+
+def absorb_output(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor | None = None) -> None:
+    """The layer's output y becomes y * scale + shift; scale and shift (O,)."""
+    weight, scale = layer.weight.detach().double(), scale.detach().double()
+    bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double() * scale
+    _store(
+        layer, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), bias if shift is None else bias + shift.double()
+    )
+
+
+def absorb_input(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor | None = None) -> None:
+    """The layer reads x * scale + shift instead of x; scale and shift (I,). A convolution with a shift must not pad."""
+    weight, groups = layer.weight.detach().double(), getattr(layer, "groups", 1)
+    grouped = weight.reshape(groups, -1, *weight.shape[1:])  # (g, O/g, I/g, ...)
+    ones = [1] * (weight.ndim - 2)
+    factor = scale.detach().double().reshape(groups, 1, -1, *ones)
+    bias = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
+    bias = bias if layer.bias is None else layer.bias.detach().double()
+    if shift is not None:
+        bias = bias + (grouped * shift.detach().double().reshape(groups, 1, -1, *ones)).flatten(2).sum(2).reshape(-1)
+    _store(layer, (grouped * factor).reshape(weight.shape), bias)
+
+
+def _store(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
+    layer.weight = nn.Parameter(weight.to(layer.weight.dtype))
+    if layer.bias is not None or bool(bias.any()):
+        layer.bias = nn.Parameter(bias.to(layer.weight.dtype))

@@ -1,0 +1,169 @@
+"""Quantisers into the blocks of a folded float network: every layer's weight, every input of a layer or matrix product.
+
+Source: PTMQ §1.10, §1.11 (first/last rule), §2 (weights go to the latent grid here, once). One quantiser per tensor: it
+sits behind the node that makes the tensor and serves all who read it in the block (shortcuts too); its owner is the first
+layer that reads it. The image and the logits are not quantised.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from ptmq_lightning.models.blocks import Block
+from ptmq_lightning.models.nodes import module_of
+from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.layers import (
+    ActivationQuantizer,
+    MultiBitWeight,
+    QuantConv2d,
+    QuantLinear,
+    QuantMatmul,
+)
+from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
+from ptmq_lightning.runtime.spec import BitWidth
+
+EDGES = ("qdrop", "brecq", "8bit", "none")
+
+
+@dataclass(frozen=True)
+class Override:
+    """Layers whose name matches a shell pattern are fixed at these bits; None leaves that side free."""
+
+    pattern: str
+    w: int | None = None
+    a: int | None = None
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which widths a layer may take.
+
+    edge: "qdrop" (first and last weights and the last input at 8 bits), "brecq" (the stem's output at 8 bits too), "8bit"
+    (qdrop and the image at 8 bits), "none". softmax_bits: of attention probabilities (None: the drawn width). overrides: the first match wins.
+    """
+
+    pairs: tuple[BitWidth, ...]
+    edge: str = "qdrop"
+    softmax_bits: int | None = 8
+    overrides: tuple[Override, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.edge not in EDGES:
+            raise ConfigError(f"found bits.edge={self.edge!r}; expected one of {', '.join(EDGES)}.")
+
+    def pins(self, name: str, *, first: bool, second: bool, last: bool) -> tuple[int | None, int | None]:
+        """(pin_w, pin_a) of a layer. second: it reads the first quantised tensor."""
+        for override in self.overrides:
+            if fnmatchcase(name, override.pattern):
+                return override.w, override.a
+        edges = self.edge != "none"
+        if first:
+            return (8 if edges else None), 8
+        return (8 if edges and last else None), (8 if (edges and last) or (self.edge == "brecq" and second) else None)
+
+
+def insert(blocks: Iterable[Block], placement: Placement, step_size: StepSize) -> MultiBitModel:
+    """Blocks of the float network -> a model with nearest rounding whose activation quantisers await calibration.
+
+    The blocks' modules are replaced in place. Raises ConfigError for an override that matches no layer.
+    """
+    blocks = list(blocks)
+    inserter = _Inserter(placement, step_size, _weight_layers(blocks))
+    for index, block in enumerate(blocks):
+        inserter.block(index, block.module)
+    unmatched = [o.pattern for o in placement.overrides if not any(fnmatchcase(n, o.pattern) for n in inserter.table)]
+    if unmatched:
+        raise ConfigError(
+            f"found the layer pattern {unmatched[0]!r} in bits.overrides, which matches none of {len(inserter.table)} "
+            f"layers; expected a pattern like {next(iter(inserter.table))!r}."
+        )
+    return MultiBitModel([b.module for b in blocks], [b.name for b in blocks], inserter.table, placement.pairs)
+
+
+def _weight_layers(blocks: Sequence[Block]) -> list[str]:
+    return [name for block in blocks for name in block.layers]
+
+
+class _Inserter:
+    """What one walk over the blocks has to remember: the layer table, and whether the first tensor was quantised."""
+
+    def __init__(self, placement: Placement, step_size: StepSize, weight_layers: list[str]) -> None:
+        self.placement, self.step_size = placement, step_size
+        self.first, self.last = weight_layers[0], weight_layers[-1]
+        self.table: dict[str, LayerInfo] = {}
+        self.quantizers = 0
+
+    def block(self, index: int, gm: fx.GraphModule) -> None:
+        image = next(node for node in gm.graph.nodes if node.op == "placeholder") if index == 0 else None
+        done: dict[fx.Node, str] = {}
+        for node in list(gm.graph.nodes):
+            module = module_of(gm, node)
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                info = self._layer(index, str(node.target), module)
+                gm.set_submodule(info.name, self._quantised(module, info))
+                self._input(gm, node, 0, info, done, image)
+            elif node.op == "call_function" and node.target is torch.matmul:
+                self._matmul(index, gm, node, done)
+        gm.graph.lint()
+        gm.recompile()
+
+    def _layer(self, index: int, name: str, module: nn.Conv2d | nn.Linear) -> LayerInfo:
+        pins = self.placement.pins(
+            name, first=name == self.first, second=self.quantizers == 0 and name != self.first, last=name == self.last
+        )
+        kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
+        self.table[name] = LayerInfo(name, index, kind, tuple(module.weight.shape), *pins)
+        return self.table[name]
+
+    def _quantised(self, module: nn.Conv2d | nn.Linear, info: LayerInfo) -> nn.Module:
+        widths = (info.pin_w,) if info.pin_w else tuple(sorted({pair.w for pair in self.placement.pairs}))
+        n, latent_step = grid.latent(module.weight)
+        on_grid = n.float() * grid.per_channel(latent_step, n)
+        weight = MultiBitWeight(n, latent_step, widths, weight_steps(on_grid, widths, self.step_size))
+        if isinstance(module, nn.Conv2d):
+            return QuantConv2d.of(module, weight)
+        return QuantLinear.of(module, weight)
+
+    def _matmul(self, index: int, gm: fx.GraphModule, node: fx.Node, done: dict[fx.Node, str]) -> None:
+        path = node.meta.get("path") or "matmul"
+        number = sum(name.startswith(f"{path}.matmul") for name in self.table) + 1
+        name = f"{path}.matmul{number}"
+        _, pin_a = self.placement.pins(name, first=False, second=False, last=False)
+        probabilities = isinstance(node.args[0], fx.Node) and node.args[0].target is F.softmax
+        first = self.placement.softmax_bits if probabilities else None
+        info = self.table[name] = LayerInfo(name, index, "matmul", None, first, pin_a)
+        _add(gm, name, QuantMatmul())
+        node.op, node.target = "call_module", name
+        for position in (0, 1):
+            self._input(gm, node, position, info, done, None)
+
+    def _input(
+        self, gm: fx.GraphModule, node: fx.Node, position: int, info: LayerInfo, done: dict[fx.Node, str], image: fx.Node | None
+    ) -> None:
+        """A quantiser behind the tensor that `node` reads at `position`, unless the tensor has one."""
+        source = node.args[position]
+        assert isinstance(source, fx.Node)
+        if source in done or (source is image and self.placement.edge != "8bit"):
+            return
+        pin = (info.pin_w if info.kind == "matmul" and position == 0 else None) or info.pin_a
+        widths = (pin,) if pin else tuple(sorted({pair.a for pair in self.placement.pairs}))
+        path = f"quantizers.{info.name.replace('.', '_')}" + (f"_{'ab'[position]}" if info.kind == "matmul" else "")
+        _add(gm, path, ActivationQuantizer(widths, info.name, pin))
+        with gm.graph.inserting_after(source):
+            quantized = gm.graph.call_module(path, (source,))
+        quantized.meta = dict(source.meta)
+        source.replace_all_uses_with(quantized, lambda user: user is not quantized and user.target != "size")
+        done[quantized] = path
+        self.quantizers += 1
+
+
+def _add(gm: fx.GraphModule, path: str, module: nn.Module) -> None:
+    gm.add_submodule(path, module)

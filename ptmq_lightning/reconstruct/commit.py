@@ -1,0 +1,74 @@
+"""From learning to integers and back: the layers of a block change hands (PTMQ §1.5, end; §8: W is never overwritten)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, TrainableWeight
+from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.layers import MultiBitWeight
+from ptmq_lightning.runtime.model import quantizers_of, weights_of
+
+
+def make_trainable(block: nn.Module, rounding: Rounding, *, learn_steps: bool, masks: MaskBank | None) -> None:
+    """Put a trainable weight and activation quantiser in the place of every one of the block's."""
+    for name, weight in list(weights_of(block)):
+        block.get_submodule(name).weight = TrainableWeight(weight, rounding, learn_steps=learn_steps)
+    for path, quantizer in list(quantizers_of(block)):
+        block.set_submodule(path, TrainableActivation(quantizer, masks))
+
+
+def commit(block: nn.Module) -> None:
+    """Freeze what was learned: R = [V >= 0], steps as they stand; the trainable layers go."""
+    for name, weight in list(weights_of(block)):
+        if isinstance(weight, TrainableWeight):
+            block.get_submodule(name).weight = weight.committed()
+    for path, quantizer in list(quantizers_of(block)):
+        if isinstance(quantizer, TrainableActivation):
+            block.set_submodule(path, quantizer.committed())
+
+
+def save_block(block: nn.Module, file: Path) -> None:
+    """A committed block's tensors into a file that appears whole or not at all."""
+    tensors = {}
+    kinds = {}
+    for name, weight in weights_of(block):
+        tensors |= {f"{name}.steps": weight.steps, f"{name}.rounding": weight.rounding}
+        kinds[name] = weight.kind + "".join(f" {bits}:{row}" for bits, row in weight.plane_of.items())
+    for path, quantizer in quantizers_of(block):
+        tensors |= {f"{path}.steps": quantizer.steps, f"{path}.zero_points": quantizer.zero_points}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(".part")
+    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, metadata=kinds)
+    part.replace(file)
+
+
+def load_block(block: nn.Module, file: Path) -> None:
+    """Put a saved block's tensors into the same block of a freshly calibrated model."""
+    device = next(block.buffers()).device
+    with safe_open(file, framework="pt") as saved:
+        names = set(saved.keys())
+        wanted = {f"{n}.{part}" for n, _ in weights_of(block) for part in ("steps", "rounding")}
+        wanted |= {f"{p}.{part}" for p, _ in quantizers_of(block) for part in ("steps", "zero_points")}
+        if names != wanted:
+            odd = sorted(names ^ wanted)
+            raise ArtifactError(
+                f"{file.name} holds {len(names)} tensors where the block has {len(wanted)}; the first that differs is "
+                f"{odd[0]!r}. Expected the block of the same run: start again without resume."
+            )
+        tensors: dict[str, torch.Tensor] = {key: saved.get_tensor(key).to(device) for key in names}
+        kinds = saved.metadata() or {}
+    for name, weight in weights_of(block):
+        assert isinstance(weight, MultiBitWeight)
+        kind, *planes = kinds[name].split()
+        weight.steps = tensors[f"{name}.steps"]
+        plane_of = {int(bits): int(row) for bits, row in (plane.split(":") for plane in planes)}
+        weight.set_rounding(kind, tensors[f"{name}.rounding"], plane_of)
+    for path, quantizer in quantizers_of(block):
+        quantizer.steps, quantizer.zero_points = tensors[f"{path}.steps"], tensors[f"{path}.zero_points"]

@@ -1,0 +1,132 @@
+"""The calibration cache: float features and quantised-prefix features at the input of the block in turn (PTMQ §1.9).
+
+Only the input and the target of one block are held at a time, so memory does not grow with depth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, select
+from ptmq_lightning.runtime.spec import BitGroups, BitWidth
+
+
+@dataclass
+class Features:
+    """fp: (N, ...); streams: key -> (N, ...), all the same tensor as fp before the first block."""
+
+    fp: Tensor
+    streams: dict[Hashable, Tensor]
+
+
+class FeatureBatch:
+    """Rows of the cache for one step: fp (B, ...), target (B, ...), and by key the streams, gathered when asked for."""
+
+    def __init__(self, features: Features, target: Tensor, rows: Tensor) -> None:
+        self.fp, self.target = features.fp[rows], target[rows]
+        self._streams, self._rows = features.streams, rows
+
+    def __getitem__(self, key: Hashable) -> Tensor:
+        return self._streams[key][self._rows]
+
+
+class FeatureDataset(Dataset[FeatureBatch]):
+    """Indexed by a whole batch of rows."""
+
+    def __init__(self, features: Features, target: Tensor) -> None:
+        self.features, self.target = features, target
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, rows: Tensor) -> FeatureBatch:
+        return FeatureBatch(self.features, self.target, rows)
+
+
+class StepSampler(Sampler[Tensor]):
+    """`steps` batches of rows drawn without replacement within a batch, from a generator of its own."""
+
+    def __init__(self, count: int, batch: int, steps: int, seed: int, device: torch.device) -> None:
+        self.count, self.batch, self.steps, self.seed, self.device = count, min(batch, count), steps, seed, device
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self) -> Iterator[Tensor]:
+        generator = torch.Generator().manual_seed(self.seed)
+        for _ in range(self.steps):
+            yield torch.randperm(self.count, generator=generator)[: self.batch].to(self.device)
+
+
+def loader(features: Features, target: Tensor, *, batch: int, steps: int, seed: int) -> DataLoader[FeatureBatch]:
+    """The steps of one block's fit, in this process, on the features' device."""
+    sampler = StepSampler(len(target), batch, steps, seed, target.device)
+    return DataLoader(FeatureDataset(features, target), sampler=sampler, batch_size=None, num_workers=0)
+
+
+@torch.no_grad()
+def map_batches(function: Callable[[Tensor], Tensor], x: Tensor, batch: int) -> Tensor:
+    """function over x (N, ...) in batches, into one tensor (N, ...)."""
+    result: Tensor | None = None
+    for first in range(0, len(x), batch):
+        part = function(x[first : first + batch])
+        if result is None:
+            result = x.new_empty((len(x), *part.shape[1:]))
+        result[first : first + len(part)] = part
+    assert result is not None
+    return result
+
+
+def run_float(block: nn.Module, x: Tensor, batch: int) -> Tensor:
+    """The block of the float network on x (N, ...)."""
+    select(block, None)
+    return map_batches(block, x, batch)
+
+
+@torch.no_grad()
+def advance(
+    block: nn.Module,
+    layers: Mapping[str, LayerInfo],
+    features: Features,
+    target: Tensor,
+    *,
+    mixer: Mixer,
+    groups: BitGroups,
+    batch: int,
+    generator: torch.Generator,
+) -> Features:
+    """Features behind a finished block; target: its float output (N, ...), the next float feature."""
+
+    def run(x: Tensor, width: BitWidth) -> Tensor:
+        select(block, {name: layer.width(width) for name, layer in layers.items()})
+        return block(x)
+
+    streams = {key: target.new_empty(target.shape) for key in mixer.streams(groups)}
+    for first in range(0, len(target), batch):
+        rows = slice(first, first + batch)
+        part = {key: stream[rows] for key, stream in features.streams.items()}
+        for key, value in mixer.propagate(part, groups, run, generator).items():
+            streams[key][rows] = value
+    select(block, None)
+    return Features(target, streams)
+
+
+@torch.no_grad()
+def predict_bytes(model: MultiBitModel, images: Tensor, mixer: Mixer, groups: BitGroups) -> int:
+    """Bytes of the feature cache at its largest: input and target float features, input and output streams."""
+    x, streams, largest = images[:1], len(mixer.streams(groups)), 0
+    before = x.numel()
+    held = 1  # in front of the first block every stream is the images themselves
+    for block in model.blocks:
+        select(block, None)
+        x = block(x)
+        after = x.numel()
+        largest = max(largest, before * held + after * (1 + streams))
+        before, held = after, 1 + streams
+    return largest * len(images) * images.element_size()

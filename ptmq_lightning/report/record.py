@@ -1,0 +1,140 @@
+"""The record of one run: results.json, layers.csv, calibration.json. Written whole or not at all."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ptmq_lightning.runtime.errors import ConfigError
+
+SCHEMA = 1
+NUMBER = (int, float)
+OPTIONAL = (int, float, type(None))
+RESULT: dict[str, Any] = {
+    "schema": int,
+    "model": str,
+    "data": str,
+    "method": str,
+    "seed": int,
+    "versions": dict,
+    "calibration_images": int,
+    "evaluation_images": int,
+    "fp": {"top1": NUMBER, "top5": OPTIONAL},
+    "seconds": {"calibrate": NUMBER, "reconstruct": NUMBER, "evaluate": NUMBER},
+    "peak_memory_bytes": int,
+    "rows": list,
+}
+ROW: dict[str, Any] = {
+    "config": str,
+    "w_bits": NUMBER,
+    "a_bits": NUMBER,
+    "top1": NUMBER,
+    "top5": OPTIONAL,  # None below five classes
+    "agreement": NUMBER,
+    "sqnr_db": OPTIONAL,  # None where the logits equal the float network's
+    "logit_error": NUMBER,
+    "size_bytes": int,
+    "bit_ops": int,
+}
+LAYER_COLUMNS = ("name", "block", "kind", "weights", "pin_w", "pin_a")
+
+
+def write_results(folder: Path, results: Mapping[str, Any]) -> Path:
+    """Check ``results`` against the schema and write them to results.json; ``schema`` is added here.
+
+    Raises:
+        ConfigError: a key is missing, unknown or of the wrong type, or a figure is not finite; it names the place.
+    """
+    record = {"schema": SCHEMA, **results}
+    check(record, RESULT, "results")
+    for number, row in enumerate(record["rows"]):
+        check(row, ROW, f"rows[{number}]")
+    return write_atomically(Path(folder) / "results.json", json.dumps(record, indent=2, allow_nan=False) + "\n")
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A results.json of this schema."""
+    record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+    if record.get("schema") != SCHEMA:
+        raise ConfigError(
+            f"{path} has schema {record.get('schema')!r}, expected {SCHEMA}; make it again with this version"
+        )
+    return record
+
+
+def check(value: Any, expected: Any, place: str) -> None:
+    """Compare a value with a type, a tuple of types, or a mapping of keys to such; numbers must be finite."""
+    if isinstance(expected, dict):
+        _check_keys(value, expected, place)
+        for key, inner in expected.items():
+            check(value[key], inner, f"{place}.{key}")
+        return
+    if isinstance(value, bool) or not isinstance(value, expected):
+        types = expected if isinstance(expected, tuple) else (expected,)
+        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
+        raise ConfigError(f"{place} is {value!r} ({type(value).__name__}), expected {names}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ConfigError(f"{place} is {value}, expected a finite number; look for a diverged block in metrics.csv")
+
+
+def _check_keys(value: Any, expected: Mapping[str, Any], place: str) -> None:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{place} is {value!r} ({type(value).__name__}), expected the keys {', '.join(expected)}")
+    missing, unknown = [key for key in expected if key not in value], [key for key in value if key not in expected]
+    if missing or unknown:
+        raise ConfigError(
+            f"{place} lacks {', '.join(missing) or 'nothing'} and has the unknown {', '.join(unknown) or 'nothing'}; "
+            f"expected exactly {', '.join(expected)}"
+        )
+
+
+def write_layers(
+    folder: Path,
+    layers: Mapping[str, Any],
+    *,
+    block_names: Sequence[str],
+    columns: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Path:
+    """Write layers.csv: one line per layer, in the network's order.
+
+    Args:
+        layers: layer name -> LayerInfo.
+        block_names: the name of each block, by index.
+        columns: further columns, title -> layer name -> value (MACs, bits, errors); empty where a layer has none.
+    """
+    columns = columns or {}
+    rows = []
+    for name, layer in layers.items():
+        weights = math.prod(layer.weight_shape) if layer.weight_shape else 0
+        fixed = (name, block_names[layer.block], layer.kind, weights, layer.pin_w, layer.pin_a)
+        rows.append([*fixed, *(values.get(name) for values in columns.values())])
+    return _write_csv(Path(folder) / "layers.csv", [*LAYER_COLUMNS, *columns], rows)
+
+
+def write_calibration(folder: Path, indices: Sequence[int], source: Mapping[str, Any]) -> Path:
+    """Write calibration.json: which images of which source the run was calibrated on, in the order of use."""
+    record = {"source": dict(source), "indices": [int(index) for index in indices]}
+    return write_atomically(Path(folder) / "calibration.json", json.dumps(record) + "\n")
+
+
+def write_atomically(path: Path, text: str) -> Path:
+    """Write beside the file and rename: a reader finds the old text or the new one, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(partial, path)
+    return path
+
+
+def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return write_atomically(path, text.getvalue())

@@ -1,0 +1,186 @@
+"""Where a run's metrics go: metrics.csv always, W&B or TensorBoard beside it.
+
+metrics.csv is the record: one file for all blocks, flushed line by line, continued by a resumed run. Lightning's own
+CSVLogger keeps a folder per version and deletes what it finds there, which a fit per block and a resume do not survive.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from ptmq_lightning.report.record import write_atomically
+from ptmq_lightning.runtime.errors import ConfigError
+
+STEP = "recon/step"
+
+
+@dataclass(frozen=True)
+class TrackerSettings:
+    """kind: csv, wandb or tensorboard; mode: online, offline or disabled; group, run_name None: from the folder."""
+
+    kind: str = "csv"
+    mode: str = "online"
+    project: str = "ptmq"
+    entity: str | None = None
+    group: str | None = None
+    run_name: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@contextmanager
+def open_trackers(
+    folder: Path,
+    settings: TrackerSettings,
+    *,
+    widths: Sequence[str],
+    hyperparameters: Mapping[str, Any],
+    resume_step: int = 0,
+) -> Iterator[list[Logger]]:
+    """The loggers of one run in ``folder``; closed on errors too.
+
+    Args:
+        widths: names of all pairs that may be drawn; a column loss/NAME each.
+        hyperparameters: the run's configuration, nested plain values.
+        resume_step: lines of metrics.csv from this global step on are dropped: their block is fitted again.
+    """
+    loggers: list[Logger] = [CsvTracker(folder / "metrics.csv", columns(widths), resume_step=resume_step)]
+    if settings.kind == "wandb":
+        loggers.append(WandbTracker(folder, settings))
+    elif settings.kind == "tensorboard":
+        loggers.append(TensorBoardTracker(save_dir=folder, name="", version="tensorboard", default_hp_metric=False))
+    elif settings.kind != "csv":
+        raise ConfigError(f"logger={settings.kind} is not known; expected csv, wandb or tensorboard")
+    failed = True
+    try:
+        for logger in loggers:
+            logger.log_hyperparams(dict(hyperparameters))
+        yield loggers
+        failed = False
+    finally:
+        for logger in loggers:
+            _close(logger, failed)
+
+
+def log_summary(loggers: Sequence[Logger], figures: Mapping[str, float]) -> None:
+    """Figures of the finished run, to the logger that keeps a summary of runs."""
+    for logger in loggers:
+        if isinstance(logger, WandbTracker):
+            logger.experiment.summary.update(dict(figures))
+
+
+def columns(widths: Sequence[str]) -> list[str]:
+    """The columns of metrics.csv."""
+    return [STEP, "block", "block_name", *(f"loss/{width}" for width in widths), "loss/rounding", "beta", "settled"]
+
+
+class CsvTracker(Logger):
+    """One CSV file, a line per call; a metric without a column gets one, the file being rewritten once for it."""
+
+    def __init__(self, path: Path, header: Sequence[str], *, resume_step: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self.header = list(header)
+        if rank_zero_only.rank == 0:
+            if resume_step and path.exists():
+                self._keep(lambda line: float(line.get(STEP) or 0) < resume_step)
+            else:
+                self._write([])
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Append one line; ``step`` stands for recon/step where the metrics lack it."""
+        line = {STEP: step, **metrics}
+        if fresh := [name for name in line if name not in self.header]:
+            self.header += fresh
+            self._keep(lambda _: True)
+        with self.path.open("a", newline="", encoding="utf-8") as file:
+            csv.DictWriter(file, self.header, lineterminator="\n").writerow({k: _plain(v) for k, v in line.items()})
+
+    def _keep(self, wanted: Any) -> None:
+        with self.path.open(newline="", encoding="utf-8") as file:
+            lines = [line for line in csv.DictReader(file) if None not in line and None not in line.values()]
+        self.header += [name for line in lines[:1] for name in line if name not in self.header]
+        self._write([line for line in lines if wanted(line)])
+
+    def _write(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, self.header, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+        write_atomically(self.path, text.getvalue())
+
+
+class WandbTracker(WandbLogger):
+    """Lightning's logger with every metric against recon/step; one W&B run per run folder, also after a resume."""
+
+    def __init__(self, folder: Path, settings: TrackerSettings) -> None:
+        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+        super().__init__(
+            name=settings.run_name or folder.name,
+            save_dir=folder,
+            id=identity,
+            project=settings.project,
+            entity=settings.entity,
+            group=settings.group or folder.parent.name,
+            tags=list(settings.tags),
+            mode=settings.mode,
+        )
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """The configuration; and recon/step as the axis of all metrics."""
+        super().log_hyperparams(params)
+        self.experiment.define_metric(STEP)
+        self.experiment.define_metric("*", step_metric=STEP)
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """One record, without a second step beside recon/step."""
+        self.experiment.log({STEP: step, **metrics})
+
+
+class TensorBoardTracker(TensorBoardLogger):
+    """Lightning's logger, numbers only: TensorBoard has no axis for names."""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
+        """Nothing: config.yaml has them."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        """Scalars against recon/step."""
+        numbers = {name: float(value) for name, value in metrics.items() if not isinstance(value, str)}
+        super().log_metrics(numbers, int(numbers.pop(STEP, step or 0)))
+
+
+def _close(logger: Logger, failed: bool) -> None:
+    if isinstance(logger, WandbTracker) and logger._experiment is not None:
+        logger.experiment.finish(exit_code=int(failed))
+    logger.finalize("failed" if failed else "success")
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

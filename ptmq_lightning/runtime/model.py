@@ -1,0 +1,160 @@
+"""One network at every bit-width: blocks in a chain, a table of layers, and a switch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
+from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+
+Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class LayerInfo:
+    """A row of the layer table. kind: "conv", "linear" or "matmul"; weight_shape (O, ...); pins: fixed widths or None.
+    The pin_w of a product is the fixed width of its first factor (attention probabilities)."""
+
+    name: str
+    block: int
+    kind: str
+    weight_shape: tuple[int, ...] | None = None
+    pin_w: int | None = None
+    pin_a: int | None = None
+
+    @property
+    def weights(self) -> int:
+        return int(torch.Size(self.weight_shape).numel()) if self.weight_shape else 0
+
+    @property
+    def pinned(self) -> bool:
+        """True where no drawn or assigned width changes the layer."""
+        return (self.pin_w is not None or not self.weights) and self.pin_a is not None
+
+    def width(self, asked: BitWidth) -> BitWidth:
+        """The width the layer takes where `asked` is wanted."""
+        return BitWidth(self.pin_w or asked.w, self.pin_a or asked.a)
+
+
+class MultiBitModel(nn.Module):
+    """A chain of blocks that runs at any of its widths; images (B, C, H, W) -> logits (B, classes).
+
+    layers: in order of execution. pairs: the widths it was prepared for. assignments: named mixed ones.
+    info: plain values that travel with it (name, preprocessing, ...). A new model runs as the float network.
+    """
+
+    def __init__(
+        self, blocks: Iterable[nn.Module], names: Iterable[str], layers: Mapping[str, LayerInfo], pairs: Iterable[BitWidth]
+    ) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(blocks)
+        self.block_names = tuple(names)
+        self.layers = dict(layers)
+        self.pairs = tuple(pairs)
+        self.assignments: dict[str, BitAssignment] = {}
+        self.info: dict[str, Any] = {}
+        self.active: BitAssignment | None = None
+
+    @property
+    def widths(self) -> tuple[BitWidth, ...]:
+        return self.pairs
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def resolve(self, which: Which) -> BitAssignment:
+        """The assignment meant by 4, "w4a8", a width, the name of an assignment, {layer: width} or an assignment."""
+        if isinstance(which, BitAssignment):
+            return which
+        if isinstance(which, Mapping):
+            return self._from_mapping(which)
+        if isinstance(which, str) and which in self.assignments:
+            return self.assignments[which]
+        try:
+            width = BitWidth.parse(which)
+        except ConfigError:
+            known = ", ".join([*map(str, self.pairs), *self.assignments])
+            raise ConfigError(f"found the width {which!r}; expected one of {known}, or a number from 2 to 8.") from None
+        return BitAssignment.uniform(width.w, width.a, self)
+
+    def _from_mapping(self, which: Mapping[str, Any]) -> BitAssignment:
+        unknown = [name for name in which if name not in self.layers]
+        missing = [name for name, layer in self.layers.items() if name not in which and not layer.pinned]
+        if unknown or missing:
+            raise ConfigError(
+                f"found an assignment with {len(unknown)} unknown and {len(missing)} missing layers, first "
+                f"{(unknown + missing)[0]!r}; expected a width for each of the {len(self.layers)} layers."
+            )
+        eight = BitWidth(8, 8)
+        return BitAssignment(
+            tuple((n, layer.width(BitWidth.parse(which.get(n, eight)))) for n, layer in self.layers.items())
+        )
+
+    def switch(self, which: Which | None) -> None:
+        """Run at `which` from now on; None runs the float network. Nothing but the selection changes."""
+        assignment = None if which is None else self.resolve(which)
+        before = self.active
+        try:
+            self._select(assignment)
+        except ConfigError:
+            self._select(before)
+            raise
+        self.active = assignment
+
+    def _select(self, assignment: BitAssignment | None) -> None:
+        for block in self.blocks:
+            select(block, None if assignment is None else dict(assignment.layers))
+
+    def preprocessing(self) -> dict[str, Any]:
+        return dict(self.info.get("preprocessing", {}))
+
+
+def select(block: nn.Module, widths: Mapping[str, BitWidth] | None) -> None:
+    """Set the widths of a block's layers by name; None sets every layer to float."""
+    for module in block.modules():
+        if hasattr(module, "owner"):
+            module.select(None if widths is None else widths[module.owner].a)
+    for name, weight in weights_of(block):
+        weight.select(None if widths is None else widths[name].w)
+
+
+def weights_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(layer name, weight module) of a block."""
+    for path, module in block.named_modules():
+        if path.endswith(".weight") and hasattr(module, "select"):
+            yield path.removesuffix(".weight"), module
+
+
+def quantizers_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(module path, activation quantiser) of a block."""
+    for path, module in block.named_modules():
+        if hasattr(module, "owner"):
+            yield path, module
+
+
+@contextmanager
+def at_bits(model: MultiBitModel, which: Which | None) -> Iterator[MultiBitModel]:
+    """Run at `which` inside the block, and as before after it, whatever happens; None: the float network."""
+    before = model.active
+    model.switch(which)
+    try:
+        yield model
+    finally:
+        model.switch(before)
+
+
+def passthrough(model: MultiBitModel) -> Any:
+    """Context in which every quantiser is off: the float network."""
+    return at_bits(model, None)
+
+
+__all__ = ["ActivationQuantizer", "LayerInfo", "MultiBitModel", "MultiBitWeight", "at_bits", "passthrough", "select"]

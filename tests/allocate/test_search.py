@@ -1,0 +1,79 @@
+"""The greedy search: within the budget, fewer bits where they harm least, pinned layers untouched."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from ptmq_lightning.allocate.search import greedy
+from ptmq_lightning.allocate.sensitivity import Sensitivity
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+
+
+@pytest.fixture
+def harm(model: Any) -> Sensitivity:
+    """Harm falls fourfold with each bit, as squared rounding errors do."""
+    return {
+        name: {pair: scale * 4.0**-pair.w for pair in model.widths} for name, scale in (("a", 100), ("b", 1), ("c", 10))
+    }
+
+
+def average(model: Any, assignment: BitAssignment) -> float:
+    counts = {name: math.prod(model.layers[name].weight_shape) for name in "abc"}
+    return sum(count * assignment[name].w for name, count in counts.items()) / sum(counts.values())
+
+
+@pytest.mark.parametrize("budget", [2.0, 2.5, 3.0, 4.0, 5.0, 6.0, 7.9])
+def test_the_average_keeps_to_the_budget(model: Any, harm: Sensitivity, budget: float) -> None:
+    assert average(model, greedy(model, harm, budget)) <= budget
+
+
+def test_no_layer_could_go_up_within_the_budget(model: Any, harm: Sensitivity) -> None:
+    chosen = greedy(model, harm, 4.0)
+    widths = [pair.w for pair in model.widths]
+    for name in "abc":
+        wider = [w for w in widths if w > chosen[name].w][:1]
+        count = math.prod(model.layers[name].weight_shape)
+        assert all(average(model, chosen) + count * (w - chosen[name].w) / 1000 > 4.0 for w in wider)
+
+
+def test_a_generous_budget_keeps_every_layer_at_its_widest(model: Any, harm: Sensitivity) -> None:
+    assert {pair for _, pair in greedy(model, harm, 8.0).items()} == {BitWidth(8, 8)}
+
+
+def test_the_tightest_budget_takes_every_layer_to_its_narrowest(model: Any, harm: Sensitivity) -> None:
+    chosen = greedy(model, harm, 2.0)
+    assert [chosen[name].w for name in "abc"] == [2, 2, 2]
+
+
+def test_the_layer_that_is_hurt_most_keeps_most_bits(model: Any, harm: Sensitivity) -> None:
+    chosen = greedy(model, harm, 4.0)
+    assert chosen["a"].w > chosen["c"].w  # a hundred weights of ten times the harm
+
+
+def test_a_pinned_layer_stays_at_the_widest_pair(model: Any, harm: Sensitivity) -> None:
+    assert greedy(model, harm, 2.0)["stem"] == BitWidth(8, 8)
+
+
+def test_a_matmul_takes_its_blocks_narrowest_activations(model: Any, harm: Sensitivity) -> None:
+    chosen = greedy(model, harm, 4.0)
+    assert chosen["scores"].a == min(chosen["a"].a, chosen["b"].a)
+
+
+def test_activations_follow_the_pair_of_the_weight_width(model: Any) -> None:
+    pairs = (BitWidth(4, 6), BitWidth(4, 8), BitWidth(8, 8))
+    harm = {name: {pair: 1.0 / pair.w for pair in pairs} for name in "abc"}
+    assert greedy(model, harm, 4.0)["a"] == BitWidth(4, 8)  # the wider activations of the two
+
+
+def test_the_layers_keep_the_models_order(model: Any, harm: Sensitivity) -> None:
+    assert [name for name, _ in greedy(model, harm, 4.0).items()] == list(model.layers)
+
+
+def test_a_budget_below_the_narrowest_width_is_an_error(model: Any, harm: Sensitivity) -> None:
+    with pytest.raises(ConfigError) as error:
+        greedy(model, harm, 1.5)
+    assert str(error.value) == "an average of 1.5 weight bits is below the narrowest possible, 2; ask for more"

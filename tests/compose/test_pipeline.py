@@ -1,0 +1,229 @@
+"""The whole command on the embedded digits: what it leaves behind, and what a killed run needs to be continued."""
+
+from __future__ import annotations
+
+import csv
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from ptmq_lightning.compose import pipeline
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.compose.folder import RunFolder
+from ptmq_lightning.compose.pipeline import run
+from ptmq_lightning.report.record import read_results
+from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
+
+TINY = ["recon=smoke", "recon.steps=3", "recon.log_every=1", "data.val_images=50", "data.step_images=32"]
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing of ours catches it."""
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which the float digits network is trained once."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(autouse=True)
+def working_folder(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(digits)
+
+
+def model_bytes(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted((folder / "model").iterdir())}
+
+
+def metrics(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def killed_after(block: int, folder: Path, overrides: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run until ``block`` is finished and kept, and then no further."""
+    with monkeypatch.context() as patch:
+        keep = RunFolder.keep
+
+        def kill(self: RunFolder, model: Any, index: int, result: Any) -> None:
+            keep(self, model, index, result)
+            if index == block:
+                raise Killed
+
+        patch.setattr(RunFolder, "keep", kill)
+        with pytest.raises(Killed):
+            run(configuration(overrides), folder)
+
+
+@pytest.fixture(scope="module")
+def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one complete run."""
+    folder = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(digits)
+        run(configuration(TINY), folder)
+    return folder
+
+
+def test_a_run_leaves_its_record(whole: Path) -> None:
+    names = {"config.yaml", "results.json", "metrics.csv", "layers.csv", "calibration.json", "model"}
+    assert {item.name for item in whole.iterdir()} == names
+
+
+def test_results_have_a_row_for_every_pair_to_evaluate(whole: Path) -> None:
+    results = read_results(whole / "results.json")
+    assert [row["config"] for row in results["rows"]] == ["w2a4", "w3a3", "w4a4", "w5a5", "w6a6", "w7a7", "w8a8"]
+    assert (results["model"], results["data"], results["method"]) == ("digits_resnet", "digits", "ptmq")
+    assert (results["calibration_images"], results["evaluation_images"]) == (64, 50)
+
+
+def test_the_saved_configuration_is_resolved_and_complete(whole: Path) -> None:
+    saved = yaml.safe_load((whole / "config.yaml").read_text())
+    assert saved["recon"]["steps"] == 3
+    assert saved["mixer"]["name"] == configuration(TINY).mixer.name
+
+
+def test_metrics_hold_each_blocks_losses_against_a_step_that_only_grows(whole: Path) -> None:
+    lines = metrics(whole)
+    steps = [int(line["recon/step"]) for line in lines]
+    blocks = len({line["block"] for line in lines})
+    assert steps == list(range(3 * blocks))
+    assert all(any(line[f"loss/w{b}a{b}"] for b in range(3, 9)) for line in lines)
+
+
+def test_the_model_is_saved_without_pickle(whole: Path) -> None:
+    assert {file.suffix for file in (whole / "model").iterdir()} <= {".safetensors", ".json"}
+
+
+def test_the_same_seed_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    run(configuration(TINY), tmp_path)
+    assert model_bytes(tmp_path) == model_bytes(whole)
+
+
+def test_a_killed_run_resumes_to_the_same_bytes(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_after(1, tmp_path, TINY, monkeypatch)
+    run(configuration([*TINY, "resume=true"]), tmp_path)
+    assert model_bytes(tmp_path) == model_bytes(whole)
+    assert metrics(tmp_path) == metrics(whole)
+    assert not (tmp_path / "resume").exists()
+
+
+def test_a_half_fitted_block_is_fitted_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_after(1, tmp_path, TINY, monkeypatch)
+    (tmp_path / "resume" / "block_001.json").unlink()  # the kill came between a block's tensors and its record
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("7,2,half a li")
+    run(configuration([*TINY, "resume=true"]), tmp_path)
+    assert model_bytes(tmp_path) == model_bytes(whole)
+    assert metrics(tmp_path) == metrics(whole)
+
+
+def test_a_complete_run_is_not_run_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figure = run(configuration(TINY), tmp_path)
+
+    def no_stage(*_: object) -> None:
+        raise AssertionError("a stage was run")
+
+    monkeypatch.setattr(pipeline, "build", no_stage)
+    assert run(configuration([*TINY, "resume=true"]), tmp_path) == figure
+
+
+def test_resume_refuses_another_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    killed_after(0, tmp_path, TINY, monkeypatch)
+    with pytest.raises(ConfigError) as caught:
+        run(configuration([*TINY, "seed=1", "recon.steps=4", "resume=true"]), tmp_path)
+    assert str(caught.value) == (
+        f"resume=true, but the run in {tmp_path} had another configuration: recon.steps was 3, now 4, seed was 0, "
+        "now 1; give the same command again, or start afresh without resume"
+    )
+
+
+def test_without_resume_nothing_of_an_earlier_run_is_left(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed_after(1, tmp_path, [*TINY, "seed=5"], monkeypatch)
+    (tmp_path / "report.html").write_text("old")
+    (tmp_path / "notes.txt").write_text("not ours")
+    run(configuration(TINY), tmp_path)
+    assert model_bytes(tmp_path) == model_bytes(whole)
+    assert metrics(tmp_path) == metrics(whole)
+    assert {item.name for item in tmp_path.iterdir()} == {item.name for item in whole.iterdir()} | {"notes.txt"}
+
+
+def test_mixed_widths_are_chosen_evaluated_and_listed_per_layer(tmp_path: Path) -> None:
+    run(configuration([*TINY, "bits=mixed", "bits.mixed_averages=[4,5]", "bits.sensitivity_images=16"]), tmp_path)
+    rows = {row["config"]: row for row in read_results(tmp_path / "results.json")["rows"]}
+    assert rows["mixed_4.0"]["w_bits"] <= 4 < rows["mixed_5.0"]["w_bits"] <= 5
+    header = (tmp_path / "layers.csv").read_text().splitlines()[0]
+    assert "mixed_4.0,mixed_5.0" in header
+
+
+@pytest.mark.parametrize("method", ["ptmq", "ptmq_paper"])
+@pytest.mark.parametrize("option", ["rounding=offset", "rounding=per_width", "rounding=nearest", "loss=gd_chain"])
+def test_methods_and_options_run_to_the_end(method: str, option: str, tmp_path: Path) -> None:
+    assert 0 <= run(configuration([*TINY, f"method={method}", option]), tmp_path) <= 100
+
+
+def test_the_log_names_every_stage_and_the_size_of_the_feature_cache(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        run(configuration(TINY), tmp_path)
+    for stage in (
+        "build",
+        "data",
+        "fold and cut",
+        "insert",
+        "calibrate",
+        "reconstruct",
+        "allocate",
+        "evaluate",
+        "save",
+    ):
+        assert any(line.startswith(f"{stage}: ") and line.endswith(" s") for line in caplog.messages), stage
+    assert any(line.startswith("feature cache: ") for line in caplog.messages)
+    assert any(line.startswith("block 1/") and "step 3/3" in line for line in caplog.messages)
+
+
+def test_without_images_a_run_stops_with_one_message(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        run(configuration(["model=resnet18", "model.pretrained=false", "data=imagenet"]), tmp_path)
+    assert str(caught.value).startswith("data=imagenet: data.train is not set; data.val is not set. Set data.root=DIR ")
+
+
+def test_without_weights_a_run_stops_with_one_message(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as caught:
+        run(configuration(["model=cifar_resnet20"]), tmp_path)
+    assert "Set model.checkpoint=FILE to read local weights, or model.pretrained=false" in str(caught.value)
+
+
+def test_images_of_more_classes_than_the_network_has_are_refused_at_once(tmp_path: Path) -> None:
+    overrides = ["model=cifar_resnet20", "model.pretrained=false", "model.num_classes=4"]
+    with pytest.raises(DataError) as caught:
+        run(configuration([*TINY, *overrides]), tmp_path)
+    assert str(caught.value) == (
+        "data=digits has 10 classes, but cifar_resnet20 tells only 4 apart; choose images of the network's own "
+        "classes, or set model.num_classes and a model.checkpoint that fits"
+    )
+
+
+def test_threads_follow_the_configuration(tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    try:
+        run(configuration([*TINY, "rounding=nearest", "trainer.threads=1"]), tmp_path)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_calibration_indices_are_saved_and_follow_the_seed(whole: Path, tmp_path: Path) -> None:
+    run(configuration([*TINY, "rounding=nearest", "seed=1"]), tmp_path)
+    first, second = (json.loads((folder / "calibration.json").read_text())["indices"] for folder in (whole, tmp_path))
+    assert len(first) == len(second) == 64
+    assert first != second

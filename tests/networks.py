@@ -1,0 +1,84 @@
+"""Small random networks and models made of them, for tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.models import blocks, fold, graph
+from ptmq_lightning.quant.insert import Placement, insert
+from ptmq_lightning.quant.steps import StepSize, calibrate
+from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.spec import BitGroups
+
+GROUPS = BitGroups.of([[3, 4], [[5, 5], [6, 6]], [8]])
+
+
+class Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn2(self.conv2(torch.relu(self.bn1(self.conv1(x))))) + x)
+
+
+class Attention(nn.Module):
+    """One pre-norm attention layer over the tokens of a feature map."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.proj = nn.Linear(channels, channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, dim=-1)
+        return x + self.proj((q @ k.transpose(1, 2)).softmax(dim=-1) @ v)
+
+
+class SmallNet(nn.Module):
+    """Stem, two residual blocks, one attention layer, head: every kind of layer in a few thousand weights."""
+
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, channels, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.layer1 = nn.Sequential(Residual(channels), Residual(channels))
+        self.blocks = nn.Sequential(Attention(channels))
+        self.fc = nn.Linear(channels, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.layer1(torch.relu(self.bn1(self.conv1(x))))
+        x = self.blocks(x.flatten(2).transpose(1, 2))
+        return self.fc(x.mean(dim=1))
+
+
+def small_network(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    network = SmallNet()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.2)
+            nn.init.normal_(module.running_mean, std=0.2)
+            nn.init.uniform_(module.running_var, 0.5, 1.5)
+    return network.eval()
+
+
+def images(count: int = 16, seed: int = 1) -> Tensor:
+    return torch.randn(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def small_model(
+    *, placement: Placement | None = None, step_size: StepSize | None = None, calibrated: bool = True
+) -> MultiBitModel:
+    gm = graph.trace(small_network(), (3, 8, 8))
+    fold.fold(gm)
+    model = insert(blocks.cut(gm, images(2)), placement or Placement(GROUPS.pairs), step_size or StepSize())
+    if calibrated:
+        calibrate(model, images())
+    return model

@@ -1,0 +1,139 @@
+"""Trainable layers agree with autograd and with the integers they become."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ptmq_lightning.quant import rounding as soft
+from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, TrainableWeight, _QuantDrop
+from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
+from tests.golden_values import golden
+
+WIDTHS = (2, 3, 4, 8)
+KINDS = [Rounding("shared"), Rounding("offset"), Rounding("per_group", ((3,), (4, 8))), Rounding("per_width")]
+
+
+def frozen(style: str = "free") -> MultiBitWeight:
+    weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(3))
+    n, step = grid.latent(weight)
+    return MultiBitWeight(n, step, WIDTHS, weight_steps(weight, WIDTHS, StepSize(style)))
+
+
+@pytest.mark.parametrize("case", golden("lsq_activation"), ids=lambda case: f"{case['bits']} bits")
+def test_the_activation_gradients_are_the_golden_ones(case: dict) -> None:
+    x = torch.tensor(case["x"], requires_grad=True)
+    log_step = torch.tensor(case["s"]).log().requires_grad_()
+    y = _QuantDrop.apply(x, log_step, torch.tensor(float(case["zero_point"])), 2 ** case["bits"] - 1, None)
+    y.backward(torch.tensor(case["upstream"]))
+    torch.testing.assert_close(y.detach(), torch.tensor(case["y"]))
+    torch.testing.assert_close(x.grad, torch.tensor(case["dx"]))
+    # the parameter is the logarithm of the step: d/dlog s = s d/ds
+    assert float(log_step.grad) / case["s"] == pytest.approx(case["ds_before_gradient_scale"], rel=1e-4)
+
+
+def test_dropped_elements_pass_as_they_are_with_their_gradient() -> None:
+    x = torch.randn(100, requires_grad=True)
+    keep = (torch.rand(100) < 0.5).float()
+    y = _QuantDrop.apply(x, torch.tensor(-3.0, requires_grad=True), torch.tensor(2.0), 7, keep)
+    assert torch.equal(y[keep == 1], x[keep == 1])
+    y.sum().backward()
+    assert x.grad is not None and (x.grad[keep == 1] == 1).all()
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+@pytest.mark.parametrize("how", KINDS, ids=lambda how: how.kind)
+def test_the_soft_weight_has_autograds_gradients(how: Rounding, bits: int) -> None:
+    weight = TrainableWeight(frozen(), how, learn_steps=True)
+    weight.select(bits)
+    upstream = torch.randn(weight.frozen.latent.shape)
+    weight().backward(upstream)
+    v = weight.v[weight.plane_of[bits]]
+    gain = weight.log_gain[str(bits)]
+
+    def composed(v: Tensor, gain: Tensor) -> Tensor:
+        logits = v + weight.offsets[bits] if how.kind == "offset" else v
+        q = (weight.floors[bits] + soft.rectified_sigmoid(logits)).clamp(*grid.limits(bits))
+        return q * (weight.frozen.steps[WIDTHS.index(bits)] * gain.exp()).reshape(-1, 1, 1, 1)
+
+    twins = v.detach().clone().requires_grad_(), gain.detach().clone().requires_grad_()
+    composed(*twins).backward(upstream)
+    torch.testing.assert_close(v.grad, twins[0].grad)
+    torch.testing.assert_close(gain.grad, twins[1].grad)
+
+
+def test_only_the_selected_width_gets_gradients() -> None:
+    weight = TrainableWeight(frozen(), Rounding("per_width"), learn_steps=True)
+    weight.select(4)
+    weight().sum().backward()
+    assert [v.grad is not None for v in weight.v] == [bits == 4 for bits in WIDTHS]
+    assert [g.grad is not None for g in weight.log_gain.values()] == [bits == 4 for bits in WIDTHS]
+
+
+def test_the_start_width_starts_at_the_float_weight_wherever_nothing_is_clipped() -> None:
+    weight = TrainableWeight(frozen(), Rounding("shared", init_width=4), learn_steps=False)
+    weight.select(4)
+    u = grid.position(weight.frozen.latent, weight.frozen.ratios[WIDTHS.index(4)])
+    inside = (u > grid.limits(4)[0]) & (u < grid.limits(4)[1])
+    error = (weight() - weight.frozen.at(None)).abs()[inside]
+    # the fraction is kept 1e-4 of a step away from 0 and 1
+    assert float(error.max()) < 2e-4 * float(weight.frozen.steps[WIDTHS.index(4)].max())
+
+
+@pytest.mark.parametrize("bits", WIDTHS)
+def test_offset_and_per_width_start_at_nearest_rounding(bits: int) -> None:
+    nearest = frozen().code(bits)
+    for how in (Rounding("offset"), Rounding("per_width")):
+        committed = TrainableWeight(frozen(), how, learn_steps=False).committed()
+        share = (committed.code(bits) != nearest).float().mean()
+        # tau = 1/2 is not a 31st: codes within 1/62 of a tie may differ
+        assert float(share) < (0.03 if how.kind == "offset" else 1e-6)
+
+
+@pytest.mark.parametrize("how", KINDS, ids=lambda how: how.kind)
+def test_committed_integers_round_by_the_sign_of_v(how: Rounding) -> None:
+    weight = TrainableWeight(frozen(), how, learn_steps=True)
+    with torch.no_grad():
+        for v in weight.v:
+            v.copy_(torch.randn_like(v) * 3)
+        for gain in weight.log_gain.values():
+            gain.normal_(std=0.05)
+    committed = weight.committed()
+    for row, bits in enumerate(WIDTHS):
+        hard = (weight.logits(bits) >= 0).float()
+        expected = (weight.floors[bits] + hard).clamp(*grid.limits(bits))
+        found = committed.code(bits).float()
+        if how.kind == "offset":  # tau is rounded to 31sts
+            assert float((found != expected).float().mean()) < 0.05
+        else:
+            assert torch.equal(found, expected)
+        assert torch.equal(committed.at(bits), found * weight.step(bits).detach().reshape(-1, 1, 1, 1))
+        assert torch.equal(committed.steps[row], weight.step(bits).detach())
+
+
+def test_the_committed_weight_keeps_the_integers_it_was_made_of() -> None:
+    source = frozen()
+    committed = TrainableWeight(source, Rounding("shared"), learn_steps=True).committed()
+    assert torch.equal(committed.latent, source.latent) and torch.equal(committed.ratios, source.ratios)
+
+
+def test_a_committed_activation_quantiser_computes_what_was_trained() -> None:
+    quantizer = ActivationQuantizer((3, 8), "layer")
+    quantizer.steps, quantizer.zero_points = torch.tensor([0.3, 0.01]), torch.tensor([2.0, 60.0])
+    trainable = TrainableActivation(quantizer, MaskBank(0)).eval()
+    x = torch.randn(200)
+    for bits in (3, 8):
+        trainable.select(bits)
+        assert torch.equal(trainable(x), trainable.committed()(x))
+
+
+def test_masks_repeat_with_their_seed_and_have_their_share() -> None:
+    first, second = MaskBank(5, 0.25), MaskBank(5, 0.25)
+    shape = torch.Size((200, 500))
+    assert torch.equal(first(shape), second(shape))
+    # 1e5 draws: standard error 0.0014
+    assert abs(float(first(shape).mean()) - 0.25) < 0.01

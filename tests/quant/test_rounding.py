@@ -1,0 +1,78 @@
+"""Soft rounding, its start, its regulariser and its schedule agree with golden values."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ptmq_lightning.quant import rounding
+from ptmq_lightning.quant.rounding import BetaSchedule, Rounding
+from ptmq_lightning.runtime.errors import ConfigError
+from tests.golden_values import golden
+
+
+def test_the_rectified_sigmoid_is_the_golden_one() -> None:
+    values = golden("soft_rounding")
+    h = rounding.rectified_sigmoid(torch.tensor(values["V"], dtype=torch.float64))
+    torch.testing.assert_close(h, torch.tensor(values["h"], dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_the_start_is_the_golden_one_and_gives_the_fraction_back() -> None:
+    values = golden("soft_rounding")
+    phi = torch.tensor(values["phi"], dtype=torch.float64)
+    v = rounding.start(phi)
+    torch.testing.assert_close(v, torch.tensor(values["V0"], dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(rounding.rectified_sigmoid(v), phi, atol=1e-6, rtol=0)
+
+
+def test_a_fraction_of_zero_or_one_starts_where_the_gradient_still_flows() -> None:
+    h = rounding.rectified_sigmoid(rounding.start(torch.tensor([0.0, 1.0])))
+    assert 0 < h[0] < 1e-3 and 1 - 1e-3 < h[1] < 1
+
+
+def test_the_regulariser_is_the_golden_one() -> None:
+    values = golden("regulariser")
+    h = rounding.rectified_sigmoid(torch.tensor(values["V"], dtype=torch.float64))
+    assert float(rounding.regulariser(h, values["beta"])) == pytest.approx(values["value"], abs=1e-9)
+
+
+def test_the_regulariser_is_zero_at_the_ends_and_one_in_the_middle() -> None:
+    assert float(rounding.regulariser(torch.tensor([0.0, 1.0]), 2.0)) == 0
+    assert float(rounding.regulariser(torch.tensor([0.5]), 20.0)) == 1
+
+
+def test_beta_is_the_golden_one() -> None:
+    values = golden("beta")
+    schedule = BetaSchedule(steps=1000)
+    assert [schedule(round(1000 * t)) for t in values["t_over_T"]] == pytest.approx(values["beta"])
+    assert not schedule.active(199) and schedule.active(200)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [
+        (Rounding("shared"), {2: 0, 3: 0, 4: 0, 8: 0}),
+        (Rounding("per_width"), {2: 0, 3: 1, 4: 2, 8: 3}),
+        (Rounding("per_group", planes=((3,), (4, 8))), {2: 0, 3: 0, 4: 1, 8: 1}),
+        (Rounding("per_group", planes=((5,), (3,), (8,))), {2: 1, 3: 1, 4: 0, 8: 2}),
+    ],
+    ids=["shared", "per_width", "unlisted takes the nearest", "a tie takes the wider"],
+)
+def test_widths_find_their_plane(how: Rounding, expected: dict[int, int]) -> None:
+    assert how.plane_of((2, 3, 4, 8)) == expected
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        Rounding("best")
+    assert str(error.value) == (
+        "found rounding 'best'; expected one of shared, offset, per_group, per_width, nearest."
+    )
+
+
+def test_groups_of_planes_must_be_listed() -> None:
+    with pytest.raises(ConfigError) as error:
+        Rounding("per_group")
+    assert str(error.value) == (
+        "found rounding 'per_group' without planes; expected sets of widths, e.g. [[3], [4, 8]]."
+    )

@@ -1,0 +1,79 @@
+"""Step sizes minimise the error they are searched for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ptmq_lightning.quant.steps import StepSize, activation_step, weight_steps
+from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.model import quantizers_of
+from tests.networks import small_model
+
+WIDTHS = (2, 3, 4, 6, 8)
+
+
+def error(rows: Tensor, step: Tensor, bits: int) -> Tensor:
+    s = step.unsqueeze(1)
+    q = torch.round(rows / s).clamp(*grid.limits(bits)) * s
+    return (q - rows).abs().pow(2.4).mean(1)
+
+
+def test_free_steps_beat_the_full_range() -> None:
+    rows = torch.randn(16, 400)
+    for bits, step in zip(WIDTHS, weight_steps(rows, WIDTHS, StepSize("free")), strict=True):
+        widest = rows.abs().amax(1) / ((2**bits - 1) / 2)
+        assert (error(rows, step, bits) <= error(rows, widest, bits) + 1e-9).all()
+
+
+def test_nested_steps_are_powers_of_two_apart_but_for_the_free_ones() -> None:
+    rows = torch.randn(16, 400)
+    steps = dict(zip(WIDTHS, weight_steps(rows, WIDTHS, StepSize("nested", 4, (2,))), strict=True))
+    for bits in (3, 4, 6, 8):
+        assert torch.equal(steps[bits], steps[4] * 2.0 ** (4 - bits))
+    assert torch.equal(steps[2], weight_steps(rows, (2,), StepSize("free"))[0])
+
+
+def test_power_of_two_steps_are_between_nested_and_free_in_error() -> None:
+    rows = torch.randn(32, 400)
+    total = {
+        style: error(rows, weight_steps(rows, (3,), StepSize(style, anchor=8))[0], 3).sum()
+        for style in ("free", "power_of_two", "nested")
+    }
+    assert total["free"] <= total["power_of_two"] <= total["nested"]
+
+
+def test_a_zero_channel_gets_a_positive_step() -> None:
+    assert (weight_steps(torch.zeros(3, 4), WIDTHS, StepSize("free")) > 0).all()
+
+
+@pytest.mark.parametrize("bits", [3, 4, 6, 8])
+def test_activation_steps_keep_the_zero_point_in_range_and_the_error_small(bits: int) -> None:
+    for sample in (torch.rand(4000), -torch.rand(4000), torch.randn(4000) + 0.5):
+        step, zero = activation_step(sample, float(sample.min()), float(sample.max()), bits)
+        assert step > 0 and 0 <= zero <= 2**bits - 1 and zero == int(zero)
+        quantised = grid.quantize_activation(sample, torch.tensor(step), torch.tensor(zero), bits)
+        spread = float(sample.max() - sample.min())
+        # uniform rounding over the full range has a standard error of range / levels / sqrt(12)
+        assert float((quantised - sample).square().mean().sqrt()) < spread / (2**bits - 1)
+
+
+def test_one_sided_tensors_take_the_zero_point_at_their_end() -> None:
+    assert activation_step(torch.rand(1000), 0.0, 1.0, 4)[1] == 0
+    assert activation_step(-torch.rand(1000), -1.0, 0.0, 4)[1] == 15
+
+
+def test_calibration_reaches_every_quantiser_and_repeats() -> None:
+    first, second = small_model(), small_model()
+    steps = [(q.steps, q.zero_points) for _, q in quantizers_of(first)]
+    assert steps and all(q.calibrated for _, q in quantizers_of(first))
+    for (step, zero), (_, other) in zip(steps, quantizers_of(second), strict=True):
+        assert torch.equal(step, other.steps) and torch.equal(zero, other.zero_points)
+
+
+def test_an_unknown_style_is_refused() -> None:
+    with pytest.raises(ConfigError) as found:
+        StepSize("tied")
+    assert str(found.value) == "found step_size 'tied'; expected one of free, nested, power_of_two."

@@ -1,0 +1,105 @@
+"""Tables over runs: groups by settings and bit-width, mean and sample spread."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ptmq_lightning.report.record import write_results
+from ptmq_lightning.report.tables import collect, csv_table, main, table
+from ptmq_lightning.runtime.errors import ConfigError
+
+MakeRun = Callable[..., Path]
+
+
+@pytest.fixture
+def run(tmp_path: Path, results: dict[str, Any]) -> MakeRun:
+    """Make a run folder of one mixer and seed with a top-1 at W4A4."""
+
+    def make(mixer: Any, seed: int, top1: float, **changes: Any) -> Path:
+        folder = tmp_path / "runs" / f"{seed}-{top1}"
+        first, second = results["rows"]
+        write_results(folder, {**results, "seed": seed, "rows": [{**first, "top1": top1}, second], **changes})
+        (folder / "config.yaml").write_text(yaml.safe_dump({"mixer": mixer, "loss": {"form": "mse"}}))
+        return folder
+
+    return make
+
+
+def test_runs_of_one_setting_give_mean_and_sample_spread(run: MakeRun) -> None:
+    folders = [run("case3", 0, 90.0), run("case3", 1, 92.0), run("none", 0, 80.0)]
+    assert table(collect(folders), by=["mixer"], values=["top1", "logit_error"], rows=["w4a4"]) == (
+        "| mixer | config | top1 | logit_error | runs |\n"
+        "| --- | --- | ---: | ---: | ---: |\n"
+        "| case3 | w4a4 | 91.00 ± 1.41 | 0.0300 ± 0.0000 | 2 |\n"
+        "| none | w4a4 | 80.00 | 0.0300 | 1 |\n"
+    )
+
+
+def test_a_folder_of_runs_stands_for_its_runs(run: MakeRun, tmp_path: Path) -> None:
+    folders = [run("case3", 0, 90.0), run("case3", 1, 92.0)]
+    assert table(collect([tmp_path / "runs"]), by=["mixer"]) == table(collect(folders), by=["mixer"])
+
+
+def test_a_group_is_called_by_its_name_and_a_dotted_key_by_its_value(run: MakeRun) -> None:
+    records = collect([run({"name": "case3", "p": 0.5}, 0, 90.0)])
+    assert "| case3 | mse | 0 | w4a4 |" in table(records, by=["mixer", "loss.form", "seed"], values=["top1"])
+
+
+def test_a_figure_without_a_value_is_a_dash(run: MakeRun) -> None:
+    assert "| w3a3 | - | 0 |" in table(collect([run("none", 0, 90.0)]), by=[], values=["sqnr_db"])
+
+
+def test_csv_holds_the_same_figures_in_full(run: MakeRun) -> None:
+    records = collect([run("case3", 0, 90.0), run("case3", 1, 92.0)])
+    lines = list(csv.DictReader(io.StringIO(csv_table(records, by=["mixer"], values=["top1"], rows=["w4a4"]))))
+    assert [line["top1_mean"] for line in lines] == ["91.0"]
+    assert float(lines[0]["top1_std"]) == pytest.approx(2**0.5, rel=1e-12)  # |92 - 90| / sqrt(2)
+
+
+def test_the_command_prints_the_table(run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("case3", 0, 90.0)
+    assert main([str(folder), "--by", "mixer", "--rows", "w3a3,w4a4", "--values", "top1"]) == 0
+    assert capsys.readouterr().out == table(collect([folder]), by=["mixer"], values=["top1"])
+
+
+def test_the_command_ends_with_the_message_of_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 1
+    expected = f"no results.json under {tmp_path}; give run folders, or folders that hold them\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_key_that_no_config_has_is_an_error(run: MakeRun) -> None:
+    folder = run("case3", 0, 90.0)
+    with pytest.raises(ConfigError) as error:
+        table(collect([folder]), by=["loss.shape"])
+    assert str(error.value) == f"loss.shape is not in {folder}/config.yaml; give a dotted key of it with --by"
+
+
+def test_a_bit_width_that_no_run_has_is_an_error(run: MakeRun) -> None:
+    with pytest.raises(ConfigError) as error:
+        table(collect([run("case3", 0, 90.0)]), by=[], rows=["w2a2"])
+    assert str(error.value) == "no rows w2a2 in these runs; they hold w4a4, w3a3"
+
+
+def test_an_unknown_figure_is_an_error(run: MakeRun) -> None:
+    with pytest.raises(ConfigError) as error:
+        table(collect([run("case3", 0, 90.0)]), by=[], values=["top2"])
+    assert str(error.value) == (
+        "top2 is not a figure of results.json; expected one of top1, top5, agreement, sqnr_db, "
+        "logit_error, size_bytes, "
+        "bit_ops"
+    )
+
+
+def test_networks_are_not_averaged_together(run: MakeRun) -> None:
+    folders = [run("case3", 0, 90.0), run("case3", 1, 70.0, model="vit_t")]
+    with pytest.raises(ConfigError) as error:
+        table(collect(folders), by=["mixer"])
+    assert str(error.value) == ("these runs differ in model (resnet20, vit_t); add model to --by or give fewer folders")

@@ -1,0 +1,147 @@
+"""Metrics reach metrics.csv whatever happens, and W&B or TensorBoard where they are asked for."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ptmq_lightning.report.trackers import CsvTracker, TrackerSettings, WandbTracker, log_summary, open_trackers
+from ptmq_lightning.runtime.errors import ConfigError
+
+LINE = {"loss/w4a4": 0.5, "loss/rounding": 2.0, "beta": 20.0, "settled": 0.25, "block": 0, "block_name": "stem"}
+
+
+@pytest.fixture(autouse=True)
+def quiet_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for name in ("WANDB_DIR", "WANDB_CACHE_DIR", "WANDB_CONFIG_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path))
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    yield
+
+
+def opened(folder: Path, kind: str = "csv", **keys: Any) -> Any:
+    settings = TrackerSettings(kind, **{"mode": "offline"} | keys.pop("settings", {}))
+    return open_trackers(
+        folder, settings, widths=["w4a4", "w8a8"], hyperparameters={"seed": 0, "recon": {"steps": 3}}, **keys
+    )
+
+
+def lines(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_header_is_known_before_anything_is_drawn(tmp_path: Path) -> None:
+    with opened(tmp_path):
+        pass
+    assert (tmp_path / "metrics.csv").read_text() == (
+        "recon/step,block,block_name,loss/w4a4,loss/w8a8,loss/rounding,beta,settled\n"
+    )
+
+
+def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
+    with opened(tmp_path) as loggers:
+        loggers[0].log_metrics({**LINE, "recon/step": 7}, step=7)
+        assert lines(tmp_path) == [
+            {"recon/step": "7", "block": "0", "block_name": "stem", "loss/w4a4": "0.5", "loss/w8a8": "",
+             "loss/rounding": "2.0", "beta": "20.0", "settled": "0.25"}
+        ]  # fmt: skip
+
+
+def test_a_new_metric_gets_a_column_and_loses_nothing(tmp_path: Path) -> None:
+    tracker = CsvTracker(tmp_path / "metrics.csv", ["recon/step", "block_name"])
+    tracker.log_metrics({"block_name": 'a "quoted", name'}, step=0)
+    tracker.log_metrics({"extra": 1}, step=1)
+    assert lines(tmp_path) == [
+        {"recon/step": "0", "block_name": 'a "quoted", name', "extra": ""},
+        {"recon/step": "1", "block_name": "", "extra": "1"},
+    ]
+
+
+def test_a_resumed_run_drops_the_lines_of_the_unfinished_block(tmp_path: Path) -> None:
+    with opened(tmp_path) as loggers:
+        for step in range(5):
+            loggers[0].log_metrics(LINE, step=step)
+    with (tmp_path / "metrics.csv").open("a") as file:
+        file.write("5,1,he")
+    with opened(tmp_path, resume_step=3) as loggers:
+        loggers[0].log_metrics(LINE, step=3)
+    assert [line["recon/step"] for line in lines(tmp_path)] == ["0", "1", "2", "3"]
+
+
+def test_a_fresh_run_empties_the_file(tmp_path: Path) -> None:
+    with opened(tmp_path) as loggers:
+        loggers[0].log_metrics(LINE, step=0)
+    with opened(tmp_path):
+        assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["wandb", "tensorboard"])
+def test_csv_is_written_beside_every_other_tracker(kind: str, tmp_path: Path) -> None:
+    with opened(tmp_path, kind) as loggers:
+        for logger in loggers:
+            logger.log_metrics({**LINE, "recon/step": 0}, step=0)
+    assert len(loggers) == 2
+    assert len(lines(tmp_path)) == 1
+
+
+def test_tensorboard_keeps_one_curve_over_all_blocks(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with opened(tmp_path, "tensorboard") as loggers:
+        for step in range(4):
+            loggers[1].log_metrics({**LINE, "recon/step": step}, step=step)
+            loggers[1].finalize("success")  # as Lightning does after each block's fit
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss/w4a4")] == [0, 1, 2, 3]
+
+
+def test_wandb_draws_every_metric_against_the_step_of_the_run(tmp_path: Path) -> None:
+    with opened(tmp_path, "wandb") as loggers:
+        tracker = loggers[1]
+        assert isinstance(tracker, WandbTracker)
+        tracker.log_metrics({**LINE, "recon/step": 3}, step=3)
+        log_summary(loggers, {"w4a4/top1": 90.0})
+        assert tracker.experiment.summary["w4a4/top1"] == 90.0
+        assert tracker.experiment.summary["recon/step"] == 3
+        assert tracker.experiment.config["recon"] == {"steps": 3}
+        assert "trainer/global_step" not in tracker.experiment.summary.keys()
+    assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_wandb_names_and_groups_runs_by_their_folders_and_keeps_its_id(tmp_path: Path) -> None:
+    folder = tmp_path / "ablation_mixer" / "mixer=none,seed=0"
+    folder.mkdir(parents=True)
+    seen = set()
+    for _ in range(2):
+        with opened(folder, "wandb") as loggers:
+            run = loggers[1].experiment
+            seen.add((run.name, run.group, run.id))
+    assert {item[:2] for item in seen} == {("mixer=none,seed=0", "ablation_mixer")}
+    assert len(seen) == 1
+
+
+def test_wandb_is_finished_when_the_run_fails(tmp_path: Path) -> None:
+    import wandb
+
+    with pytest.raises(RuntimeError, match="broken"), opened(tmp_path, "wandb") as loggers:
+        loggers[1].log_metrics(LINE, step=0)
+        raise RuntimeError("broken")
+    assert wandb.run is None
+
+
+def test_wandb_disabled_writes_nothing(tmp_path: Path) -> None:
+    with opened(tmp_path, "wandb", settings={"mode": "disabled"}) as loggers:
+        loggers[1].log_metrics(LINE, step=0)
+    assert {item.name for item in tmp_path.iterdir()} == {"metrics.csv"}
+
+
+def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught, opened(tmp_path, "mlflow"):
+        pass
+    assert str(caught.value) == "logger=mlflow is not known; expected csv, wandb or tensorboard"

@@ -1,0 +1,106 @@
+"""A model switches between its widths without changing, and says what it cannot do."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ptmq_lightning.quant.insert import Placement
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.model import at_bits, passthrough, weights_of
+from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from tests.networks import GROUPS, images, small_model
+
+
+def test_there_and_back_is_bitwise_the_same() -> None:
+    model, x = small_model(), images()
+    model.switch(8)
+    before = model(x)
+    model.switch(3)
+    assert not torch.equal(model(x), before)
+    model.switch(8)
+    assert torch.equal(model(x), before)
+
+
+def test_switching_changes_no_stored_tensor() -> None:
+    model, x = small_model(), images()
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    for which in (3, 8, None, "w4a4"):
+        model.switch(which)
+        model(x)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+def test_pinned_layers_keep_eight_bits_and_the_others_follow() -> None:
+    model = small_model()
+    assignment = model.resolve(3)
+    assert assignment["conv1"] == BitWidth(8, 8) and assignment["fc"] == BitWidth(8, 8)
+    assert assignment["layer1.0.conv1"] == BitWidth(3, 3)
+    assert assignment["blocks.0.matmul2"] == BitWidth(8, 3)  # attention probabilities at 8, values at 3
+
+
+def test_at_bits_restores_the_selection_also_after_an_error() -> None:
+    model = small_model()
+    model.switch(8)
+    before = model.active
+    with pytest.raises(RuntimeError, match="stop"), at_bits(model, 3):
+        raise RuntimeError("stop")
+    assert model.active == before
+    assert {weight.bits for _, weight in weights_of(model)} == {8}
+
+
+def test_passthrough_is_the_chain_of_float_blocks() -> None:
+    model, x = small_model(), images()
+    fresh = small_model(calibrated=False)  # never switched
+    model.switch(3)
+    with passthrough(model):
+        assert torch.equal(model(x), fresh(x))
+
+
+def test_a_mixed_assignment_by_name_and_by_layer() -> None:
+    model, x = small_model(), images()
+    uniform = model.resolve(4)
+    mixed = BitAssignment(tuple((n, BitWidth(8, 8) if n == "layer1.0.conv2" else w) for n, w in uniform.items()))
+    model.assignments["mine"] = mixed
+    with at_bits(model, "mine"):
+        named = model(x)
+    with at_bits(model, dict(mixed.items())):
+        assert torch.equal(model(x), named)
+    with at_bits(model, 4):
+        assert not torch.equal(model(x), named)
+
+
+def test_a_width_it_was_not_prepared_for_is_refused_and_changes_nothing() -> None:
+    model = small_model()
+    model.switch(8)
+    with pytest.raises(ConfigError) as error:
+        model.switch(7)
+    assert str(error.value) == (
+        "the input of layer1.0.conv1 has no width of 7 bits; it was prepared for 3, 4, 5, 6, 8. Choose one of these."
+    )
+    assert {weight.bits for _, weight in weights_of(model)} == {8}
+
+
+def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError) as error:
+        small_model().switch("mixed_4.0")
+    assert str(error.value) == (
+        "found the width 'mixed_4.0'; expected one of w3a3, w4a4, w5a5, w6a6, w8a8, or a number from 2 to 8."
+    )
+
+
+def test_an_assignment_that_misses_a_layer_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        small_model().switch({"layer1.0.conv1": 4})
+    assert str(error.value).startswith("found an assignment with 0 unknown and ")
+
+
+@pytest.mark.parametrize("edge", ["qdrop", "brecq", "8bit", "none"])
+def test_edge_rules_pin_what_they_say(edge: str) -> None:
+    model = small_model(placement=Placement(GROUPS.pairs, edge=edge))
+    first, second, last = (model.resolve(3)[name] for name in ("conv1", "layer1.0.conv1", "fc"))
+    assert first.w == last.w == (3 if edge == "none" else 8)
+    assert last.a == (3 if edge == "none" else 8)
+    assert second.a == (8 if edge == "brecq" else 3)
+    quantised_image = any(getattr(m, "owner", "") == "conv1" for m in model.modules())
+    assert quantised_image == (edge == "8bit")

@@ -1,0 +1,210 @@
+"""Every option composes, presets give way to explicit options, and wrong names are answered with the right ones."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ptmq_lightning.compose.cli import configuration, run_name
+from ptmq_lightning.runtime.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parents[1]
+GROUPS = {
+    folder.name: sorted(file.stem for file in folder.glob("*.yaml"))
+    for folder in sorted((ROOT / "conf").iterdir())
+    if folder.is_dir() and not folder.name.startswith("_")
+}
+NEEDED = {"timm": ["model.name=resnet34"]}
+
+
+@pytest.fixture(autouse=True)
+def data_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTMQ_DATA", "DIR")
+
+
+def command(*arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The command, in ``folder``; PTMQ_DATA is set only where given."""
+    inherited = {key: value for key, value in os.environ.items() if key != "PTMQ_DATA"}
+    return subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *arguments],
+        cwd=folder, env=inherited | environment, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+
+def message(*overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        configuration(overrides)
+    return str(caught.value)
+
+
+def test_there_are_twelve_groups() -> None:
+    assert set(GROUPS) == {
+        "model", "data", "bits", "mixer", "loss", "rounding", "step_size", "recon", "method", "trainer", "logger",
+        "experiment",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
+def test_every_option_composes_and_knows_its_name(group: str, option: str) -> None:
+    config = configuration([f"{group}={option}", *NEEDED.get(option, [])])
+    if group != "experiment" and option != "timm":
+        assert getattr(config, group).name == option
+
+
+def test_combinations_of_all_method_groups_compose_as_asked() -> None:
+    groups = ("method", "mixer", "loss", "rounding", "step_size")
+    asked = list(itertools.product(*(GROUPS[group] for group in groups)))  # 600: every tenth, as each takes 0.1 s
+    for options in asked[:: len(asked) // 60]:
+        config = configuration([f"{group}={option}" for group, option in zip(groups, options, strict=True)])
+        assert tuple(getattr(config, group).name for group in groups) == options
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), list(itertools.combinations(["method", "mixer", "loss", "rounding", "step_size"], 2))
+)
+def test_every_pair_of_method_groups_composes_as_asked(first: str, second: str) -> None:
+    for one, other in itertools.product(GROUPS[first], GROUPS[second]):
+        config = configuration([f"{first}={one}", f"{second}={other}"])
+        assert (getattr(config, first).name, getattr(config, second).name) == (one, other)
+
+
+def test_a_method_chooses_the_options_of_its_groups() -> None:
+    config = configuration(["method=ptmq_paper"])
+    chosen = (config.mixer.name, config.loss.name, config.rounding.name, config.step_size.name, config.step_size.learn)
+    assert chosen == ("case3", "gd_figure", "shared", "free", False)
+
+
+def test_an_explicit_option_wins_over_the_method_wherever_it_stands() -> None:
+    for overrides in (["mixer=none", "method=ptmq_paper"], ["method=ptmq_paper", "mixer=none"]):
+        config = configuration(overrides)
+        assert (config.mixer.name, config.loss.name) == ("none", "gd_figure")
+
+
+def test_an_explicit_method_wins_in_an_experiment() -> None:
+    config = configuration(["experiment=cifar_resnet20", "method=ptmq_paper"])
+    assert (config.model.name, config.method.name, config.mixer.name) == ("cifar_resnet20", "ptmq_paper", "case3")
+
+
+def test_an_explicit_key_wins_over_the_method() -> None:
+    assert configuration(["step_size.learn=false"]).step_size.learn is False
+
+
+@pytest.mark.parametrize("group", [group for group in GROUPS if group != "experiment"])
+def test_an_unknown_option_is_answered_with_the_nearest_ones(group: str) -> None:
+    wanted = GROUPS[group][-1]
+    wrong = wanted + "x"
+    text = message(f"{group}={wrong}")
+    assert text.startswith(f"{group}={wrong} is no option (nearest: {wanted}")
+    assert text.endswith(f"; expected {group}={'|'.join(GROUPS[group])}")
+
+
+def test_an_unknown_key_is_answered_with_the_nearest_ones_and_its_siblings() -> None:
+    assert message("step_size.anker=3") == (
+        "step_size.anker is no key (nearest: step_size.anchor); the keys of step_size are name, anchor, free_widths, "
+        "learn, p"
+    )
+
+
+def test_an_unknown_group_is_answered_with_the_nearest_one() -> None:
+    assert message("mixr=case3") == (
+        "mixr is no key (nearest: mixer); the groups and keys are model, data, bits, mixer, loss, rounding, step_size, "
+        "recon, method, trainer, logger, fold, seed, resume, experiment"
+    )
+
+
+def test_a_key_without_its_group_is_answered_with_the_whole_key() -> None:
+    assert message("steps=100").startswith("steps is no key (nearest: recon.steps); ")
+
+
+def test_a_key_that_nothing_reads_cannot_be_added() -> None:
+    assert message("+recon.stepz=1").startswith("recon.stepz is no key (nearest: recon.steps); ")
+
+
+def test_an_option_of_the_network_can_be_added() -> None:
+    assert configuration(["+model.kwargs.img_size=32"]).model.kwargs == {"img_size": 32}
+
+
+def test_what_has_a_key_of_its_own_is_no_option_of_the_network() -> None:
+    assert message("+model.kwargs.num_classes=10") == (
+        "model.kwargs.num_classes is a key of its own; set model.num_classes=10"
+    )
+
+
+def test_a_value_of_the_wrong_type_names_key_and_value() -> None:
+    assert message("recon.steps=many") == (
+        "Error merging override recon.steps=many; Value 'many' of type 'str' could not be converted to Integer"
+    )
+
+
+def test_a_value_outside_its_choices_is_answered_with_them() -> None:
+    assert message("bits.edge=qdrob") == (
+        "bits.edge=qdrob is not known (nearest: qdrop); expected qdrop, brecq, 8bit, none"
+    )
+
+
+def test_a_width_to_evaluate_must_be_prepared() -> None:
+    assert message("bits=vit", "bits.evaluate=[w4a8]") == (
+        "bits.evaluate names w4a8, which is in no group (nearest: w8a8, w4a6, w7a7); expected some of w4a6, w5a6, "
+        "w6a6, w7a7, w8a8: add the pair to bits.groups or bits.extra"
+    )
+
+
+def test_an_extra_pair_may_not_stand_in_a_group_too() -> None:
+    assert message("bits.extra=[[4,4]]") == "w4a4 of bits.extra stands more than once in bits; expected it once"
+
+
+def test_model_timm_wants_a_name() -> None:
+    assert message("model=timm") == "model.name has no value; set it: model.name=..."
+
+
+def test_an_experiment_without_its_data_folder_says_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PTMQ_DATA")
+    assert message("experiment=cifar_resnet20") == (
+        "the environment variable PTMQ_DATA is not set; this experiment reads its images and weights below the folder "
+        "it names (cifar10/, imagenet/): PTMQ_DATA=DIR python train.py experiment=..."
+    )
+
+
+def test_a_run_name_follows_from_the_overrides_and_not_from_resume() -> None:
+    choices = {"model": "vit_t", "experiment": None}
+    assert run_name(choices, ["model=vit_t"]) == "vit_t/default"
+    assert run_name(choices, ["model=vit_t", "seed=1", "resume=true"]) == "vit_t/seed=1"
+    assert run_name({"model": "vit_t", "experiment": "figure"}, ["experiment=figure", "seed=1"]) == "figure/seed=1"
+
+
+def test_run_names_of_different_commands_differ() -> None:
+    choices = {"model": "vit_t"}
+    overrides = ["data.root=/a/b", "data.root=/a-b", "data.root=-a-b", "bits.groups=[[[3,3]]]", "bits.groups=[[[3,4]]]"]
+    names = {run_name(choices, [override]) for override in [*overrides, "x=" + "y" * 300, "x=" + "y" * 301]}
+    assert len(names) == 7
+    assert all("/" not in name.removeprefix("vit_t/") and len(name) < 200 for name in names)
+
+
+def test_help_gives_every_group_and_option(tmp_path: Path) -> None:
+    done = command("--help", folder=tmp_path)
+    words = re.findall(r"\w+", done.stdout)
+    assert done.returncode == 0
+    for group, options in GROUPS.items():
+        assert [line for line in done.stdout.splitlines() if line.startswith(f"  {group} ")], group
+        assert [option for option in options if option not in words] == [], group
+
+
+@pytest.mark.parametrize("wrong", ["mixer=case9", "recon.stepz=1", "recon.steps=many", "model=timm"])
+def test_a_wrong_command_ends_with_one_line_and_code_2(wrong: str, tmp_path: Path) -> None:
+    done = command(wrong, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "error: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_option_in_a_sweep_is_answered_too(tmp_path: Path) -> None:
+    done = command("-m", "mixer=none,cas1", folder=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: mixer=cas1 is no option (nearest: case1, ")
