@@ -1,1 +1,61 @@
+"""Post-training multi-bit quantisation: one pretrained vision network, one model for every bit-width.
+
+The public names load on first use: ``import ptmq_lightning`` itself imports neither torch nor the code of any room.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from ptmq_lightning.runtime import torchvision_shim
+
+if TYPE_CHECKING:
+    from ptmq_lightning.compose.library import evaluate as evaluate
+    from ptmq_lightning.compose.library import quantize as quantize
+    from ptmq_lightning.compose.library import reconstruct as reconstruct
+    from ptmq_lightning.runtime.artifact import load as load
+    from ptmq_lightning.runtime.artifact import save as save
+    from ptmq_lightning.runtime.model import at_bits as at_bits
+
 __version__ = "0.1.0"
+
+_OWNERS = {
+    "quantize": "ptmq_lightning.compose.library",
+    "reconstruct": "ptmq_lightning.compose.library",
+    "evaluate": "ptmq_lightning.compose.library",
+    "save": "ptmq_lightning.runtime.artifact",
+    "load": "ptmq_lightning.runtime.artifact",
+    "at_bits": "ptmq_lightning.runtime.model",
+}
+
+
+class _Room(ModuleType):
+    """A room with the name of a public function, which it hides: calling the room calls the function."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _public(self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+def _public(name: str) -> Any:
+    return getattr(import_module(_OWNERS[name]), name)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _OWNERS:
+        raise AttributeError(
+            f"ptmq_lightning has no public name {name!r}; the public names are {', '.join(_OWNERS)}: import everything "
+            "else from the file that owns it"
+        )
+    return _public(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_OWNERS})
+
+
+for _name in ("evaluate", "reconstruct"):
+    import_module(f"{__name__}.{_name}").__class__ = _Room
+
+torchvision_shim.install()  # before any room imports timm, torchmetrics or lightning

@@ -89,8 +89,8 @@ class RunFolder:
         return self.path / RESUME / f"block_{index:03d}.{suffix}"
 
     def _clear(self) -> None:
-        for name in OURS:
-            target = self.path / name
+        unfinished = [*self.path.glob("*.partial"), *self.path.glob(".model.*.part")]  # a kill in the middle of a write
+        for target in [*(self.path / name for name in OURS), *unfinished]:
             if target.is_dir():
                 shutil.rmtree(target)
             else:

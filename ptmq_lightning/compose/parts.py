@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
 
 from ptmq_lightning.compose.schema import (
     BitsConfig,
@@ -110,6 +111,8 @@ def prepare(config: TrainerConfig, seed: int) -> None:
     """Seeds and threads of this process; Lightning says nothing about its defaults."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    if getattr(rank_zero_only, "rank", 0):
+        logging.getLogger("ptmq_lightning").setLevel(logging.ERROR)  # one process of several reports
     warnings.filterwarnings("ignore", message=".*(does not have many workers|treespec, LeafSpec).*")
     if config.threads is not None:
         torch.set_num_threads(config.threads)

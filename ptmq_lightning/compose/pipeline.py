@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.loggers import Logger
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
@@ -94,7 +94,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
     with stage("allocate", seconds):
         sensitivity = allocate(model, images, config.bits)
     with stage("evaluate", seconds):
-        evaluation = measure(model, sources, config)
+        evaluation = measure(model, sources, config, network.module)
     seconds["reconstruct"] = sum(fit.seconds for fit in fits)
     with stage("save", seconds):
         record(folder.path, model, config, sources, indices, evaluation, sensitivity, seconds)
@@ -218,10 +218,12 @@ def allocate(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensit
     return sensitivity
 
 
-def measure(model: MultiBitModel, sources: Sources, config: Config) -> Evaluation:
-    """Every pair and every named assignment on the evaluation images, beside the float network."""
+def measure(model: MultiBitModel, sources: Sources, config: Config, float_network: nn.Module) -> Evaluation:
+    """Every pair and every named assignment on the evaluation images, beside the network as it came."""
     loader = eval_loader(sources.val, config.data.eval_batch, workers=config.data.workers)
-    evaluation = evaluate(model, loader, [*config.bits.evaluate, *model.assignments])
+    names = [*config.bits.evaluate, *model.assignments]
+    device = next(model.buffers()).device
+    evaluation = evaluate(model, loader, names, float_network=float_network.to(device))
     for line in table(evaluation):
         log.info("%s", line)
     return evaluation

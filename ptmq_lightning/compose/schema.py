@@ -214,7 +214,7 @@ def check(config: Config) -> None:
         value = getattr(getattr(config, group), name)
         if value not in allowed:
             raise ConfigError(f"{key}={value} is not known{nearest(value, allowed)}; expected {', '.join(allowed)}")
-    for key in set(config.model.kwargs) & set(_fields(ModelConfig)):
+    for key in _fields(ModelConfig).keys() & config.model.kwargs.keys():
         value = config.model.kwargs[key]
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
     extra = [BitWidth.parse(pair) for pair in config.bits.extra]
@@ -231,7 +231,7 @@ def check(config: Config) -> None:
 
 def _forbid_unknown(config: DictConfig, node: Any, prefix: str = "") -> None:
     """Keys that +KEY=VALUE added where nothing reads them."""
-    for key in config:
+    for key in map(str, config):
         if key not in (known := _fields(node)):
             raise ConfigError(unknown(f"{prefix}{key}"))
         if dataclasses.is_dataclass(known[key]):

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from ptmq_lightning.evaluate.cost import bit_ops, layer_macs, size_bytes
@@ -59,6 +59,7 @@ def evaluate(
     loader: Iterable[Batch],
     which: Sequence[Any],
     *,
+    float_network: nn.Module | None = None,
     progress: Callable[[int, str], None] | None = None,
 ) -> Evaluation:
     """Run the float network and every assignment of ``which`` over ``loader``, which is read once.
@@ -67,6 +68,8 @@ def evaluate(
         model: the multi-bit model; its current selection is the same afterwards.
         loader: batches of images (B, 3, H, W) and labels (B,).
         which: anything ``model.resolve`` knows: 4, "w4a8", "mixed_4.0", an assignment.
+        float_network: what agreement and errors are measured against, on the model's device; by default the model with
+            its quantisers off, which is the float network on the latent grid.
         progress: called with (images done, assignment's name) after each assignment of each chunk of images.
 
     Raises:
@@ -81,7 +84,7 @@ def evaluate(
         images = [batch[0].to(device) for batch in chunk]
         labels = [batch[1].to(device) for batch in chunk]
         with passthrough(model):
-            fp = _logits(model, images, "the float network")
+            fp = _logits(float_network or model, images, "the float network")
         if reference is None:
             reference, *tallies = (Tally(fp[0].shape[1], device) for _ in range(len(names) + 1))
             example = images[0][:1]
@@ -127,7 +130,7 @@ def _chunks(loader: Iterable[Batch]) -> Iterator[list[Batch]]:
 
 
 @torch.inference_mode()
-def _logits(model: MultiBitModel, images: list[Tensor], name: str) -> list[Tensor]:
+def _logits(model: nn.Module, images: list[Tensor], name: str) -> list[Tensor]:
     """Logits (B, C) of each batch."""
     logits = [model(batch).float() for batch in images]
     if not all(bool(batch.isfinite().all()) for batch in logits):

@@ -146,7 +146,13 @@ class _Inserter:
             self._input(gm, node, position, info, done, None)
 
     def _input(
-        self, gm: fx.GraphModule, node: fx.Node, position: int, info: LayerInfo, done: dict[fx.Node, str], image: fx.Node | None
+        self,
+        gm: fx.GraphModule,
+        node: fx.Node,
+        position: int,
+        info: LayerInfo,
+        done: dict[fx.Node, str],
+        image: fx.Node | None,
     ) -> None:
         """A quantiser behind the tensor that `node` reads at `position`, unless the tensor has one."""
         source = node.args[position]

@@ -22,7 +22,7 @@ class _SoftWeight(torch.autograd.Function):
     """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, floor: Tensor, step: Tensor, low: int, high: int) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, v: Tensor, floor: Tensor, step: Tensor, low: int, high: int) -> Tensor:
         sigmoid = torch.sigmoid(v)
         raw = floor + torch.clamp(sigmoid * (soft.ZETA - soft.GAMMA) + soft.GAMMA, 0, 1)
         q = raw.clamp(low, high)
@@ -30,7 +30,7 @@ class _SoftWeight(torch.autograd.Function):
         return q * step
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         sigmoid, q, step, inside = ctx.saved_tensors
         stretch = soft.ZETA - soft.GAMMA
         h = sigmoid * stretch + soft.GAMMA
@@ -47,7 +47,7 @@ class _QuantDrop(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None) -> Tensor:
         step = log_step.exp()
         scaled = x / step
         raw = torch.round(scaled).add_(zero)
@@ -64,7 +64,7 @@ class _QuantDrop(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside, slope, step = ctx.saved_tensors
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         grad_log = torch.dot(grad.flatten(), slope.flatten()) * step if ctx.needs_input_grad[1] else None
@@ -74,7 +74,7 @@ class _QuantDrop(torch.autograd.Function):
 class MaskBank:
     """Coin flips drawn once; a mask is a slice of them at a random place (a draw per element costs far more)."""
 
-    def __init__(self, seed: int, share: float = 0.5, device: torch.device | str = "cpu", size: int = 1 << 22) -> None:
+    def __init__(self, seed: int, share: float = 0.5, device: torch.device | str = "cpu", size: int = 1 << 16) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.share, self.device = share, torch.device(device)
         self.bank = self._draw(size)
@@ -85,8 +85,8 @@ class MaskBank:
     def __call__(self, shape: torch.Size) -> Tensor:
         """Float mask of a shape: 1 with probability `share`, else 0."""
         count = shape.numel()
-        if 2 * count > len(self.bank):
-            self.bank = self._draw(2 * count)
+        if 2 * count > len(self.bank):  # room for many different slices
+            self.bank = self._draw(4 * count)
         first = int(torch.randint(len(self.bank) - count + 1, (), generator=self.generator))
         return self.bank[first : first + count].view(shape)
 
@@ -133,7 +133,7 @@ class TrainableWeight(nn.Module):
 
     def logits(self, bits: int) -> Tensor:
         """V (O, ...) of a width."""
-        v = self.v[self.plane_of[bits]]
+        v: Tensor = self.v[self.plane_of[bits]]
         return v + self.offsets[bits] if self.how.kind == "offset" else v
 
     def step(self, bits: int) -> Tensor:

@@ -18,7 +18,7 @@ from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, quantizers_of
 
 STYLES = ("free", "nested", "power_of_two")
-SAMPLE = 1 << 16  # values of a tensor that the activation search looks at
+SAMPLE = 1 << 15  # values of a tensor that the activation search looks at
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: in
     for index, block in enumerate(model.blocks):
         for path, quantizer in quantizers_of(block):
             quantizers[f"{index}.{path}"] = quantizer
-            hooks.append(quantizer.register_forward_pre_hook(watch(f"{index}.{path}")))  # type: ignore[arg-type]
+            hooks.append(quantizer.register_forward_pre_hook(watch(f"{index}.{path}")))
     try:
         with passthrough(model):
             for part in images.split(batch):

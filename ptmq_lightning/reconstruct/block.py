@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ptmq_lightning.quant import rounding as soft
@@ -121,7 +121,7 @@ class BlockReconstruction(L.LightningModule):
             total.append(torch.stack(terms).mean() if weight.how.kind == "offset" else torch.stack(terms).sum())
         return torch.stack(total).sum()
 
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
         """Adam; V at a constant rate, steps on a cosine to 0 (PTMQ §1.5)."""
         s = self.settings
         groups = [
@@ -174,4 +174,3 @@ def tokens_read(following: nn.Module, x: Tensor) -> Tensor | None:
     assert probe.grad is not None
     read = probe.grad[0].abs().amax(dim=-1) > 0
     return None if bool(read.all()) else read.nonzero().flatten()
-

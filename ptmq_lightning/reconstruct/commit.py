@@ -36,8 +36,8 @@ def commit(block: nn.Module) -> None:
 
 def save_block(block: nn.Module, file: Path) -> None:
     """A committed block's tensors into a file that appears whole or not at all."""
-    tensors = {}
-    kinds = {}
+    tensors: dict[str, torch.Tensor] = {}
+    kinds: dict[str, str] = {}
     for name, weight in weights_of(block):
         tensors |= {f"{name}.steps": weight.steps, f"{name}.rounding": weight.rounding}
         kinds[name] = weight.kind + "".join(f" {bits}:{row}" for bits, row in weight.plane_of.items())
@@ -62,7 +62,7 @@ def load_block(block: nn.Module, file: Path) -> None:
                 f"{file.name} holds {len(names)} tensors where the block has {len(wanted)}; the first that differs is "
                 f"{odd[0]!r}. Expected the block of the same run: start again without resume."
             )
-        tensors: dict[str, torch.Tensor] = {key: saved.get_tensor(key).to(device) for key in names}
+        tensors = {key: saved.get_tensor(key).to(device) for key in names}
         kinds = saved.metadata() or {}
     for name, weight in weights_of(block):
         assert isinstance(weight, MultiBitWeight)

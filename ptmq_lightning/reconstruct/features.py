@@ -105,7 +105,8 @@ def advance(
 
     def run(x: Tensor, width: BitWidth) -> Tensor:
         select(block, {name: layer.width(width) for name, layer in layers.items()})
-        return block(x)
+        output: Tensor = block(x)
+        return output
 
     streams = {key: target.new_empty(target.shape) for key in mixer.streams(groups)}
     for first in range(0, len(target), batch):

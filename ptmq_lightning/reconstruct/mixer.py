@@ -17,6 +17,7 @@ from torch import Tensor
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
+
 class Streams(Protocol):
     """Features (B, ...) by stream key."""
 

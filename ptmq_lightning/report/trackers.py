@@ -91,7 +91,7 @@ class CsvTracker(Logger):
         super().__init__()
         self.path = path
         self.header = list(header)
-        if rank_zero_only.rank == 0:
+        if getattr(rank_zero_only, "rank", 0) == 0:
             if resume_step and path.exists():
                 self._keep(lambda line: float(line.get(STEP) or 0) < resume_step)
             else:

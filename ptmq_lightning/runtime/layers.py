@@ -1,7 +1,7 @@
 """Layers of a multi-bit network: integers that do not change and a width that does.
 
-A convolution or linear layer asks its `weight` module for a tensor; that module is a `MultiBitWeight` here and a trainable
-one while its block is reconstructed. Activation quantisers sit on the input of the layer that owns them; a tensor that
+A convolution or linear layer asks its `weight` module for a tensor; that module is a `MultiBitWeight` here and a
+trainable one while its block is reconstructed. Activation quantisers sit on the input of the layer that owns them; a tensor that
 several layers read is quantised once, for all its readers (PTMQ §1.2: the shortcut sees the quantised tensor).
 """
 
@@ -87,13 +87,18 @@ class MultiBitWeight(nn.Module):
         return self._active[1]
 
     def spec(self) -> dict[str, Any]:
-        return {"widths": list(self.widths), "kind": self.kind, "plane_of": {str(b): p for b, p in self.plane_of.items()}}
+        return {
+            "widths": list(self.widths),
+            "kind": self.kind,
+            "plane_of": {str(b): p for b, p in self.plane_of.items()},
+        }
 
 
 class ActivationQuantizer(nn.Module):
     """Per-tensor activation quantiser with a step s_a and an integer zero point per width; identity at bits None.
 
-    steps, zero_points: float32 (K,), NaN before calibration. owner: the layer whose width it follows; pin: a fixed width.
+    steps, zero_points: float32 (K,), NaN before calibration. owner: the layer whose width it follows. pin: a fixed
+    width.
     """
 
     def __init__(self, widths: tuple[int, ...], owner: str, pin: int | None = None) -> None:
@@ -180,7 +185,7 @@ class QuantLinear(nn.Module):
 
 
 class QuantMatmul(nn.Module):
-    """The product of two activations, (..., M, C) x (..., C, T) -> (..., M, T); each input has a quantiser of its own."""
+    """The product of two activations, (..., M, C) x (..., C, T) -> (..., M, T); each has a quantiser of its own."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.matmul(a, b)

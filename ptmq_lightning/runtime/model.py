@@ -51,7 +51,11 @@ class MultiBitModel(nn.Module):
     """
 
     def __init__(
-        self, blocks: Iterable[nn.Module], names: Iterable[str], layers: Mapping[str, LayerInfo], pairs: Iterable[BitWidth]
+        self,
+        blocks: Iterable[nn.Module],
+        names: Iterable[str],
+        layers: Mapping[str, LayerInfo],
+        pairs: Iterable[BitWidth],
     ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(blocks)
@@ -120,9 +124,8 @@ class MultiBitModel(nn.Module):
 
 def select(block: nn.Module, widths: Mapping[str, BitWidth] | None) -> None:
     """Set the widths of a block's layers by name; None sets every layer to float."""
-    for module in block.modules():
-        if hasattr(module, "owner"):
-            module.select(None if widths is None else widths[module.owner].a)
+    for _, quantizer in quantizers_of(block):
+        quantizer.select(None if widths is None else widths[quantizer.owner].a)
     for name, weight in weights_of(block):
         weight.select(None if widths is None else widths[name].w)
 

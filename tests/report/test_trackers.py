@@ -110,7 +110,7 @@ def test_wandb_draws_every_metric_against_the_step_of_the_run(tmp_path: Path) ->
         assert tracker.experiment.summary["w4a4/top1"] == 90.0
         assert tracker.experiment.summary["recon/step"] == 3
         assert tracker.experiment.config["recon"] == {"steps": 3}
-        assert "trainer/global_step" not in tracker.experiment.summary.keys()
+        assert "trainer/global_step" not in dict(tracker.experiment.summary)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 

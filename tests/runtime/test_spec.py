@@ -50,5 +50,6 @@ def test_empty_groups_are_refused() -> None:
     with pytest.raises(ConfigError) as error:
         BitGroups.of([[3], []])
     assert str(error.value) == (
-        "found the bit groups [['w3a3'], []]; expected at least one group and no empty one, e.g. [[w3a3, w4a4], [w8a8]]."
+        "found the bit groups [['w3a3'], []]; expected at least one group and no empty one, "
+        "e.g. [[w3a3, w4a4], [w8a8]]."
     )

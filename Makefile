@@ -1,0 +1,36 @@
+# make run, make test: all that is needed is Python 3.11 or newer with pip; everything else goes into .venv.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup run test test-slow lint bench
+
+setup: $(READY)
+
+# torch on its own first: the build that pip finds for this machine, which the rest then keeps.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install torch==2.13.0
+	$(BIN)/python -m pip install -e ".[dev]"
+	touch $@
+
+run: setup
+	$(BIN)/python train.py
+
+# Two test processes of one thread each: no more than two cores.
+test test-slow: export OMP_NUM_THREADS = 1
+
+test: lint
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow -n 2
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup
+	$(BIN)/python benchmarks/cost.py

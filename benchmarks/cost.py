@@ -1,0 +1,89 @@
+"""What a reconstruction costs: seconds per block and peak memory, each case in a process of its own.
+
+    python benchmarks/cost.py                       # ResNet-18, DeiT-S at 224 px, and a ViT at three depths, on the CPU
+    python benchmarks/cost.py --gpu                 # the same on a GPU, and ResNet-20 / CIFAR-10 at recon=paper (PTMQ_DATA)
+    python benchmarks/cost.py --cases deit_s --steps 5
+
+Weights are random and images are noise: neither changes the cost. Results go to benchmarks/results/cost_{cpu,gpu}.json,
+case by case; a case that is there already with the same settings is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+NOISE = ["data=imagefolder", "model.pretrained=false"]
+CASES = {
+    "resnet18": ["model=resnet18", *NOISE],
+    "deit_s": ["model=deit_s", *NOISE],
+    **{f"vit_t_depth{d}": ["model=vit_t", f"+model.kwargs.depth={d}", *NOISE] for d in (3, 6, 12)},
+}
+GPU_CASES = {"cifar_resnet20_paper": ["experiment=cifar_resnet20", "recon=paper"]}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true")
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *GPU_CASES])
+    parser.add_argument("--steps", type=int, default=100, help="per block, in the cases with noise images")
+    parser.add_argument("--images", type=int, default=256)
+    options = parser.parse_args()
+    cases = CASES | (GPU_CASES if options.gpu else {})
+    file = ROOT / "benchmarks" / "results" / f"cost_{'gpu' if options.gpu else 'cpu'}.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    with tempfile.TemporaryDirectory() as folder:
+        noise = make_noise(Path(folder) / "noise", options.images)
+        for name in options.cases or cases:
+            command = cases[name] + (["trainer=gpu"] if options.gpu else [])
+            if name not in GPU_CASES:
+                command += [f"recon.steps={options.steps}", f"data.calibration_images={options.images}"]
+            if found.get(name, {}).get("command") != command:
+                found[name] = {"command": command, **measure(command, noise, Path(folder) / name)}
+                file.write_text(json.dumps(found, indent=2) + "\n")
+            print(name, found[name])
+
+
+def measure(command: list[str], noise: Path, run: Path) -> dict[str, Any]:
+    """One run of train.py; seconds and bytes from its results.json."""
+    data = [f"data.train={noise / 'train'}", f"data.val={noise / 'val'}"] if "data=imagefolder" in command else []
+    subprocess.run([sys.executable, "train.py", *command, *data, f"hydra.run.dir={run}"], cwd=ROOT, check=True)
+    results = json.loads((run / "results.json").read_text())
+    blocks = sum("block " in line and "step" in line for line in _last_steps(run / "train.log"))
+    seconds = results["seconds"]
+    return {
+        "blocks": blocks,
+        "seconds": seconds,
+        "seconds_per_block": seconds["reconstruct"] / max(blocks, 1),
+        "peak_memory_bytes": results["peak_memory_bytes"],
+    }
+
+
+def _last_steps(log: Path) -> list[str]:
+    """The log's line of each block's last step."""
+    lines = [line for line in log.read_text().splitlines() if " block " in line and " step " in line]
+    return [line for line in lines if (pair := line.split(" step ")[1].split()[0].split("/"))[0] == pair[1]]
+
+
+def make_noise(folder: Path, images: int) -> Path:
+    """Folders train/ and val/ of class folders with noise pictures of 256 x 256."""
+    generator = np.random.default_rng(0)
+    for part, count in (("train", images), ("val", 8)):
+        for index in range(count):
+            place = folder / part / f"class{index % 2}"
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(generator.integers(0, 256, (256, 256, 3), dtype=np.uint8)).save(place / f"{index}.png")
+    return folder
+
+
+if __name__ == "__main__":
+    main()

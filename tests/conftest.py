@@ -1,0 +1,22 @@
+"""What every test stands on: one thread, and the real images and weights where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+import ptmq_lightning  # noqa: F401  first, also where a test module imports timm or lightning before it
+
+torch.set_num_threads(1)  # the processes of pytest-xdist share the cores, and sums keep their order
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real images and weights; without it the test is skipped with a reason."""
+    root = Path(os.environ.get("PTMQ_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip(f"NO REAL IMAGES: there is no folder {root}; set PTMQ_DATA=DIR to run this test")
+    return root.resolve()

@@ -1,0 +1,91 @@
+"""Losses and their gradients are the golden ones; the token norm forgets the size of a token."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from ptmq_lightning.reconstruct.objective import Objective
+from ptmq_lightning.runtime.errors import ConfigError
+from tests.golden_values import golden
+
+
+@pytest.fixture
+def tensors() -> dict[str, Tensor]:
+    values = golden("loss")
+    return {
+        k: torch.tensor(values[k], dtype=torch.float64, requires_grad=True) for k in ("target", "low", "mid", "high")
+    }
+
+
+def loss(objective: Objective, tensors: dict[str, Tensor]) -> Tensor:
+    return objective([tensors["low"], tensors["mid"], tensors["high"]], tensors["target"].detach(), 1)[0]
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "gradient", "of"),
+    [
+        ("gd_figure", "gd_figure_gammas_1", "gd_figure_grad_high", "high"),
+        ("gd_direct", "gd_direct", "gd_direct_grad_low", "low"),
+        ("gd_chain", "gd_chain_k_0.5", "gd_chain_grad_high", "high"),
+        ("gd_chain", "gd_chain_k_0.5", "gd_chain_grad_mid", "mid"),
+    ],
+)
+def test_losses_and_gradients_are_the_golden_ones(
+    form: str, value: str, gradient: str, of: str, tensors: dict[str, Tensor]
+) -> None:
+    values = golden("loss")
+    found = loss(Objective(form), tensors)
+    assert float(found.detach()) == pytest.approx(values[value], rel=1e-9)
+    found.backward()
+    # golden gradients are printed with ten digits
+    torch.testing.assert_close(tensors[of].grad, torch.tensor(values[gradient], dtype=torch.float64), atol=1e-9, rtol=0)
+
+
+def test_mse_is_the_mean_of_direct(tensors: dict[str, Tensor]) -> None:
+    assert float(loss(Objective("mse"), tensors)) == pytest.approx(float(loss(Objective("gd_direct"), tensors)) / 3)
+
+
+def test_figure_with_equal_outputs_is_one_plain_error(tensors: dict[str, Tensor]) -> None:
+    same = tensors["low"]
+    figure, own = Objective("gd_figure")([same, same, same], tensors["target"], 1)
+    torch.testing.assert_close(figure, own[0])
+
+
+@pytest.mark.parametrize("form", ["gd_figure", "gd_direct", "gd_chain", "mse"])
+def test_one_width_alone_is_one_plain_error(form: str, tensors: dict[str, Tensor]) -> None:
+    found, own = Objective(form)([tensors["low"]], tensors["target"], 1)
+    torch.testing.assert_close(found, own[0])
+
+
+def test_stop_gradient_keeps_the_lower_widths_from_pulling_the_highest(tensors: dict[str, Tensor]) -> None:
+    loss(Objective("gd_figure", stop_gradient=True, gammas=(0.0, 1.0, 1.0)), tensors).backward()
+    assert tensors["high"].grad is not None and not tensors["high"].grad.any()
+
+
+def test_the_token_norm_lets_a_massive_token_count_like_any_other() -> None:
+    target = torch.randn(2, 5, 16, dtype=torch.float64)
+    output = target + 0.1 * torch.randn_like(target)
+    scale = torch.ones(2, 5, 1, dtype=torch.float64)
+    scale[:, 3] = 500
+    token = Objective("mse", "token")
+    plain, massive = token([output], target, 2)[0], token([output * scale], target * scale, 2)[0]
+    # layer_norm's eps of 1e-5 is all that tells the two apart
+    assert float(massive) == pytest.approx(float(plain), rel=1e-3)
+    none = Objective("mse")
+    assert none([output * scale], target * scale, 2)[0] > 1000 * none([output], target, 2)[0]
+
+
+def test_logits_are_not_normalised() -> None:
+    output, target = torch.randn(4, 10), torch.randn(4, 10)
+    assert torch.equal(Objective("mse", "token")([output], target, 1)[0], Objective("mse")([output], target, 1)[0])
+
+
+def test_an_unknown_form_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        Objective("gd_sum")
+    assert str(error.value) == (
+        "found loss form 'gd_sum' with norm 'none'; expected a form of gd_figure, gd_direct, gd_chain, mse and a norm "
+        "of none, token."
+    )

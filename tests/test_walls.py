@@ -1,0 +1,145 @@
+"""The walls between the rooms stand, and the guards that watch them can fail."""
+
+from __future__ import annotations
+
+import ast
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import ptmq_lightning
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = {"runtime", "data", "models", "quant", "reconstruct", "evaluate", "allocate", "report", "compose"}
+FORBIDDEN = "lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "matplotlib", "pandas", "timm"
+ALWAYS = {"torch", "numpy", "safetensors"}
+WHEN_USED = ALWAYS | {"timm", "onnx", "onnxruntime", "huggingface_hub"}
+
+GUARD = f"""
+import importlib, pkgutil, sys
+import ptmq_lightning.runtime as runtime
+for module in pkgutil.walk_packages(runtime.__path__, "ptmq_lightning.runtime."):
+    importlib.import_module(module.name)
+print(*[name for name in {FORBIDDEN} if name in sys.modules])
+"""
+
+CROSSINGS = [  # the importing file, what it may not import
+    ("runtime/extra.py", "import ptmq_lightning.data.module"),
+    ("runtime/extra.py", "def late():\n    import lightning"),
+    ("data/extra.py", "import ptmq_lightning.models.zoo"),
+    ("models/extra.py", "import ptmq_lightning.quant.steps"),
+    ("quant/extra.py", "import ptmq_lightning.data.module"),
+    ("reconstruct/extra.py", "import ptmq_lightning.evaluate.accuracy"),
+    ("evaluate/extra.py", "import ptmq_lightning.allocate.search"),
+    ("report/extra.py", "from omegaconf import DictConfig"),
+    ("allocate/extra.py", "import ptmq_lightning.compose.schema"),
+    ("attic/__init__.py", ""),  # a room without a place in the table
+]
+
+
+def loaded(package: Path = ROOT) -> list[str]:
+    """What importing every module of runtime loads and should not, in a fresh interpreter."""
+    script = f"import sys; sys.path.insert(0, {str(package)!r}){GUARD}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """import-linter on the package in ``folder``."""
+    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command as run; run()", "--no-cache"]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+
+
+def imports(file: Path) -> Iterator[tuple[str, bool]]:
+    """The modules that ``file`` imports, and whether at its top."""
+    tree = ast.parse(file.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node in tree.body) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ".", node in tree.body
+
+
+@pytest.fixture
+def copy(tmp_path: Path) -> Path:
+    """The package and its contracts, to be damaged."""
+    shutil.copytree(ROOT / "ptmq_lightning", tmp_path / "ptmq_lightning", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    return tmp_path
+
+
+def test_importing_all_of_runtime_loads_no_training_library() -> None:
+    assert loaded() == []
+
+
+@pytest.mark.parametrize("library", ["lightning", "omegaconf"])
+def test_a_training_library_in_runtime_is_noticed(library: str, copy: Path) -> None:
+    (copy / "ptmq_lightning" / "runtime" / "extra.py").write_text(f"import {library}\n")
+    assert library in loaded(copy)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "ptmq_lightning" / "runtime").glob("*.py")), ids=lambda file: file.stem)
+def test_a_file_of_runtime_imports_what_a_device_has(file: Path) -> None:
+    for name, at_top in imports(file):
+        package = name.split(".")[0]
+        allowed = ALWAYS if at_top else WHEN_USED
+        ours = name.startswith("ptmq_lightning.runtime")
+        assert ours or package in allowed | sys.stdlib_module_names, f"{file.name} imports {name}, at its top: {at_top}"
+
+
+def test_the_rooms_are_those_of_the_table() -> None:
+    package = ROOT / "ptmq_lightning"
+    assert {folder.name for folder in package.iterdir() if folder.is_dir() and folder.name != "__pycache__"} == ROOMS
+
+
+@pytest.mark.parametrize("room", sorted(ROOMS))
+def test_a_room_is_entered_by_the_file_that_owns_the_name(room: str) -> None:
+    assert (ROOT / "ptmq_lightning" / room / "__init__.py").read_text() == ""
+
+
+def test_the_untouched_package_keeps_its_contracts(copy: Path) -> None:
+    done = lint_imports(copy)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("file", "line"), CROSSINGS, ids=lambda value: value.split("\n")[-1].strip())
+def test_an_import_through_a_wall_breaks_a_contract(file: str, line: str, copy: Path) -> None:
+    extra = copy / "ptmq_lightning" / file
+    extra.parent.mkdir(exist_ok=True)
+    extra.write_text(f"{line}\n")
+    done = lint_imports(copy)
+    module = f"ptmq_lightning/{file}".removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+    assert done.returncode != 0
+    assert module in done.stdout, done.stdout + done.stderr
+
+
+def test_the_public_names_are_listed_without_loading_them() -> None:
+    names = {"quantize", "reconstruct", "evaluate", "save", "load", "at_bits", "__version__"}
+    assert names <= set(dir(ptmq_lightning))
+
+
+@pytest.mark.parametrize("name", ["quantize", "reconstruct", "evaluate", "save", "load", "at_bits"])
+def test_a_public_name_can_be_called(name: str) -> None:
+    assert callable(getattr(ptmq_lightning, name))
+
+
+@pytest.mark.parametrize("name", ["evaluate", "reconstruct"])
+def test_a_function_with_a_rooms_name_is_called_through_the_room(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ptmq_lightning.compose import library
+
+    monkeypatch.setattr(library, name, lambda *args, **kwargs: (args, kwargs))
+    assert getattr(ptmq_lightning, name)(1, steps=2) == ((1,), {"steps": 2})
+
+
+def test_an_unknown_name_is_answered_with_the_public_ones() -> None:
+    with pytest.raises(AttributeError) as caught:
+        _ = ptmq_lightning.quantise
+    assert str(caught.value) == (
+        "ptmq_lightning has no public name 'quantise'; the public names are quantize, reconstruct, evaluate, save, "
+        "load, at_bits: import everything else from the file that owns it"
+    )
