@@ -1,7 +1,7 @@
 """What a reconstruction costs: seconds per block and peak memory, each case in a process of its own.
 
-    python benchmarks/cost.py                       # ResNet-18, DeiT-S at 224 px, and a ViT at three depths, on the CPU
-    python benchmarks/cost.py --gpu                 # the same on a GPU, and ResNet-20 / CIFAR-10 at recon=paper (PTMQ_DATA)
+    python benchmarks/cost.py          # ResNet-18, DeiT-S at 224 px, and a ViT at three depths, on the CPU
+    python benchmarks/cost.py --gpu    # the same on a GPU; ResNet-20 / CIFAR-10 at recon=paper (needs PTMQ_DATA)
     python benchmarks/cost.py --cases deit_s --steps 5
 
 Weights are random and images are noise: neither changes the cost. Results go to benchmarks/results/cost_{cpu,gpu}.json,

@@ -1,8 +1,8 @@
 """Quantisers into the blocks of a folded float network: every layer's weight, every input of a layer or matrix product.
 
 Source: PTMQ §1.10, §1.11 (first/last rule), §2 (weights go to the latent grid here, once). One quantiser per tensor: it
-sits behind the node that makes the tensor and serves all who read it in the block (shortcuts too); its owner is the first
-layer that reads it. The image and the logits are not quantised.
+sits behind the node that makes the tensor and serves all who read it in the block (shortcuts too); its owner is the
+first layer that reads it. The image and the logits are not quantised.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class Override:
 class Placement:
     """Which widths a layer may take.
 
-    edge: "qdrop" (first and last weights and the last input at 8 bits), "brecq" (the stem's output at 8 bits too), "8bit"
-    (qdrop and the image at 8 bits), "none". softmax_bits: of attention probabilities (None: the drawn width). overrides: the first match wins.
+    edge: "qdrop" (first and last weights and the last input at 8 bits), "brecq" (the stem's output at 8 bits too),
+    "8bit" (qdrop and the image at 8 bits), "none". softmax_bits: of attention probabilities (None: the drawn width).
+    overrides: the first match wins.
     """
 
     pairs: tuple[BitWidth, ...]

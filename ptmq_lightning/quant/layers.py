@@ -165,7 +165,8 @@ class TrainableWeight(nn.Module):
 
 
 class TrainableActivation(nn.Module):
-    """An ActivationQuantizer whose log step of each width is a parameter; a share of the elements passes unquantised."""
+    """An ActivationQuantizer whose log step of each width is a parameter; a share of the elements passes
+    unquantised."""
 
     def __init__(self, frozen: ActivationQuantizer, masks: MaskBank | None) -> None:
         super().__init__()

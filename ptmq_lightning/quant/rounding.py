@@ -37,7 +37,8 @@ class Rounding:
             raise ConfigError("found rounding 'per_group' without planes; expected sets of widths, e.g. [[3], [4, 8]].")
 
     def plane_of(self, widths: Sequence[int]) -> dict[int, int]:
-        """Weight width -> plane. A width in no listed set takes the plane of the nearest listed width, the wider first."""
+        """Weight width -> plane. A width in no listed set takes the plane of the nearest listed width, the wider
+        first."""
         if self.kind in ("shared", "offset"):
             return {bits: 0 for bits in widths}
         if self.kind == "per_width":

@@ -1,8 +1,8 @@
 """One block's reconstruction as a LightningModule: PTMQ's inner loop (§1.5 to §1.9).
 
 Each step draws one width per group, mixes an input for each, runs the block at each with soft rounding, and pulls the
-outputs to the float block's. Only the rounding variables, the drawn widths' activation steps and, where asked for, their
-weight steps receive gradients; Adam leaves alone what has none.
+outputs to the float block's. Only the rounding variables, the drawn widths' activation steps and, where asked for,
+their weight steps receive gradients; Adam leaves alone what has none.
 """
 
 from __future__ import annotations
@@ -155,8 +155,8 @@ def _cosine(steps: int) -> Callable[[int], float]:
 
 
 def channel_dim(block: nn.Module, output: Tensor) -> int:
-    """The dimension of an output (B, ...) that holds channels: the one as long as the last layer's output, else the last
-    (tokens, logits), or 1 for a feature map."""
+    """The dimension of an output (B, ...) that holds channels: the one as long as the last layer's output, else the
+    last (tokens, logits), or 1 for a feature map."""
     if output.dim() != 4:
         return output.dim() - 1
     widths = [len(w.frozen.latent_step) for _, w in weights_of(block) if isinstance(w, TrainableWeight)]

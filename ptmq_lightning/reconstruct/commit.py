@@ -1,4 +1,5 @@
-"""From learning to integers and back: the layers of a block change hands (PTMQ §1.5, end; §8: W is never overwritten)."""
+"""From learning to integers and back: the layers of a block change hands (PTMQ §1.5, end; §8: W is never
+overwritten)."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ CASES = ("none", "case1", "case2", "case3", "matched")
 
 @dataclass(frozen=True)
 class Mixer:
-    """One of the cases. p: share of float features (of the lowest group's in case 2). weights: lambda per group, low to high;
-    a number of groups other than theirs takes 0.4 on the lowest and shares the rest."""
+    """One of the cases. p: share of float features (of the lowest group's in case 2). weights: lambda per group, low
+    to high; a number of groups other than theirs takes 0.4 on the lowest and shares the rest."""
 
     case: str = "case3"
     p: float = 0.5

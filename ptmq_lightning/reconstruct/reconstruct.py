@@ -121,6 +121,6 @@ def _check_calibrated(model: MultiBitModel) -> None:
     for path, quantizer in quantizers_of(model):
         if not quantizer.calibrated:
             raise ModelError(
-                f"the activation quantiser {path} has no step yet; expected a calibrated model. Call quant.steps.calibrate "
-                f"with some images first."
+                f"the activation quantiser {path} has no step yet; expected a calibrated model. Call "
+                f"quant.steps.calibrate with some images first."
             )

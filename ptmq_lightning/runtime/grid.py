@@ -26,7 +26,8 @@ def per_channel(values: Tensor, like: Tensor) -> Tensor:
 
 
 def latent(weight: Tensor, bits: int = LATENT_BITS) -> tuple[Tensor, Tensor]:
-    """Folded weight (O, ...) -> integers n int16 (O, ...) and steps s_L float32 (O,); the network is n * s_L from then on.
+    """Folded weight (O, ...) -> integers n int16 (O, ...) and steps s_L float32 (O,); the network is n * s_L from then
+    on.
 
     A channel of zeros gets the smallest step and zeros.
     """

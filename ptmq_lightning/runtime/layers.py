@@ -1,8 +1,9 @@
 """Layers of a multi-bit network: integers that do not change and a width that does.
 
 A convolution or linear layer asks its `weight` module for a tensor; that module is a `MultiBitWeight` here and a
-trainable one while its block is reconstructed. Activation quantisers sit on the input of the layer that owns them; a tensor that
-several layers read is quantised once, for all its readers (PTMQ §1.2: the shortcut sees the quantised tensor).
+trainable one while its block is reconstructed. Activation quantisers sit on the input of the layer that owns them; a
+tensor that several layers read is quantised once, for all its readers (PTMQ §1.2: the shortcut sees the quantised
+tensor).
 """
 
 from __future__ import annotations
