@@ -146,7 +146,8 @@ class TrainableWeight(nn.Module):
             return self.frozen.at(None)
         floor = self.floors[self.bits]
         step = grid.per_channel(self.step(self.bits), floor)
-        result: Tensor = _SoftWeight.apply(self.logits(self.bits), floor, step, *grid.limits(self.bits))
+        limits = grid.limits(self.bits)
+        result: Tensor = _SoftWeight.apply(self.logits(self.bits), floor, step, *limits)  # type: ignore[no-untyped-call]
         return result
 
     @torch.no_grad()
@@ -193,7 +194,8 @@ class TrainableActivation(nn.Module):
             return x
         zero = self.frozen.zero_points[self.widths.index(self.bits)]
         mask = self.masks(x.shape) if self.masks is not None and self.training else None
-        result: Tensor = _QuantDrop.apply(x, self.log_step[str(self.bits)], zero, 2**self.bits - 1, mask)
+        log_step, top = self.log_step[str(self.bits)], 2**self.bits - 1
+        result: Tensor = _QuantDrop.apply(x, log_step, zero, top, mask)  # type: ignore[no-untyped-call]
         return result
 
     @torch.no_grad()

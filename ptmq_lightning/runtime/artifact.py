@@ -1,8 +1,8 @@
 """A multi-bit model on disk: `model.safetensors` and `manifest.json`, no pickle, every tensor with its hash (PTMQ §2).
 
-Format 1. Tensors are named blocks.<index>.<path>: latent int16 (O, ...), latent_step (O,), steps and ratios (K, O),
-rounding: "planes" as bits, most significant first, over all planes in a row (`numpy.packbits`), "offset" as uint8 tau in
-31sts, "nearest" not at all; biases, norms and activation steps as they are. The manifest holds the graphs
+Format 1. Tensors are named blocks.<index>.<path>: latent int16 (O, ...), latent_step (O,), steps and ratios
+(K, O), rounding: "planes" as bits, most significant first, over all planes in a row (`numpy.packbits`), "offset" as uint8
+tau in 31sts, "nearest" not at all; biases, norms and activation steps as they are. The manifest holds the graphs
 (`runtime.graph`), the layer table, widths, assignments and info, the dtype, shape and SHA-256 of every tensor, and a
 SHA-256 of itself.
 """
@@ -77,7 +77,7 @@ def load(folder: Path | str) -> MultiBitModel:
 
 def _check_finished(model: MultiBitModel) -> None:
     for index, (name, block) in enumerate(zip(model.block_names, model.blocks, strict=True)):
-        layers = [(path, layer, MultiBitWeight) for path, layer in weights_of(block)]
+        layers: list[tuple[str, Any, type]] = [(path, layer, MultiBitWeight) for path, layer in weights_of(block)]
         layers += [(path, layer, ActivationQuantizer) for path, layer in quantizers_of(block)]
         for path, layer, wanted in layers:
             if not isinstance(layer, wanted):
@@ -97,8 +97,8 @@ def _check_place(folder: Path) -> None:
     others = [path.name for path in held if path.name not in (MANIFEST, TENSORS) or folder.is_file()]
     if others:
         raise ArtifactError(
-            f"cannot save to '{folder}': found {others[0]!r} there; expected a new folder, an empty one or one that holds "
-            f"an artifact and nothing else. Choose another folder."
+            f"cannot save to '{folder}': found {others[0]!r} there; expected a new folder, an empty one or one that "
+            f"holds an artifact and nothing else. Choose another folder."
         )
 
 
@@ -139,7 +139,7 @@ def _digest(manifest: dict[str, Any]) -> str:
 
 def _label(tensor: Tensor) -> dict[str, Any]:
     """dtype, shape and SHA-256 of the bytes of a contiguous tensor."""
-    raw = tensor.reshape(-1).view(torch.uint8).numpy()
+    raw = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
     dtype = str(tensor.dtype).removeprefix("torch.")
     return {"dtype": dtype, "shape": list(tensor.shape), "sha256": hashlib.sha256(raw).hexdigest()}
 
@@ -178,8 +178,8 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
     if found != ("ptmq artifact", VERSION):
         raise ArtifactError(
-            f"cannot load '{folder}': {MANIFEST} has format {found[0]!r} version {found[1]!r}; expected 'ptmq artifact' "
-            f"version {VERSION}. Load it with the release of ptmq-lightning that wrote it."
+            f"cannot load '{folder}': {MANIFEST} has format {found[0]!r} version {found[1]!r}; expected 'ptmq "
+            f"artifact' version {VERSION}. Load it with the release of ptmq-lightning that wrote it."
         )
     if manifest.get("sha256") != _digest(manifest):
         raise ArtifactError(
@@ -208,7 +208,8 @@ def _read_tensors(folder: Path, labels: dict[str, Any]) -> dict[str, Tensor]:
         for key, value in wanted.items():
             if label.get(key) != value:
                 raise ArtifactError(
-                    f"cannot load '{folder}': the {key} of tensor '{name}' is {label.get(key)}; expected {value}. {_AGAIN}"
+                    f"cannot load '{folder}': the {key} of tensor '{name}' is {label.get(key)}; expected "
+                    f"{value}. {_AGAIN}"
                 )
     return tensors
 
@@ -237,8 +238,8 @@ def _check_decoded(model: MultiBitModel, manifest: dict[str, Any], loaded: Multi
             same = torch.equal(weight.steps.cpu(), other.steps)
             if not same or any(not torch.equal(weight.code(b).cpu(), other.code(b)) for b in weight.widths):
                 raise ArtifactError(
-                    f"the written artifact gives other codes or steps for layer '{name}' than the model; expected equal "
-                    f"ones at {weight.widths} bits. Nothing was saved; its rounding must be 0 or 1 (tau 0 to 31)."
+                    f"the written artifact gives other codes or steps for layer '{name}' than the model; expected "
+                    f"equal ones at {weight.widths} bits. Nothing was saved; its rounding must be 0 or 1 (tau 0 to 31)."
                 )
     if _encode(loaded)[0] != manifest:
         raise ArtifactError(

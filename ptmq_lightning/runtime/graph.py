@@ -1,8 +1,8 @@
 """A block's fx graph as plain data and back: names from closed tables, no pickle, nothing else can be reached.
 
 A node is {"name", "op", "target", "args", "kwargs"}. In arguments JSON stands for itself, and what JSON cannot tell is
-tagged: {"node": name}, {"tuple": [...]}, {"slice": [start, stop, step]}, {"const": "torch.float32" | "Ellipsis" | "inf"}.
-A called module is {"type", "spec"} (and for a weight layer {"bias", "weight"}); all tensors travel apart, by path.
+tagged: {"node": name}, {"tuple": [...]}, {"slice": [start, stop, step]}, {"const": "torch.float32"} (dtypes, Ellipsis,
+infinities). A called module is {"type", "spec"} (and for a weight layer {"bias", "weight"}); all tensors travel apart, by path.
 fx turns a graph into Python source, so every name that comes from a file is checked before it gets there.
 """
 
@@ -33,8 +33,8 @@ _ROOMS: dict[str, tuple[Any, str]] = {
     "operator": (operator, "add floordiv getitem mul neg pow sub truediv"),
     "torch": (
         torch,
-        "abs add amax baddbmm cat chunk clamp div einsum exp flatten flip matmul max mean mul neg permute pow relu reshape"
-        " roll rsqrt sigmoid split sqrt squeeze stack sub sum tanh transpose unbind unsqueeze where",
+        "abs add amax baddbmm cat chunk clamp div einsum exp flatten flip matmul max mean mul neg permute pow relu"
+        " reshape roll rsqrt sigmoid split sqrt squeeze stack sub sum tanh transpose unbind unsqueeze where",
     ),
     "F": (
         F,
@@ -46,17 +46,19 @@ _ROOMS: dict[str, tuple[Any, str]] = {
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     f"{room}.{name}": getattr(home, name) for room, (home, names) in _ROOMS.items() for name in names.split()
 }
-METHODS = frozenset(
-    "abs add amax chunk clamp contiguous div exp expand expand_as flatten flip float max mean mul narrow permute pow relu"
-    " repeat reshape roll select sigmoid size softmax split sqrt squeeze sub sum t tanh transpose type_as unbind unflatten"
-    " unsqueeze var".split()
+_METHODS = (
+    "abs add amax chunk clamp contiguous div exp expand expand_as flatten flip float max mean mul narrow permute pow",
+    "relu repeat reshape roll select sigmoid size softmax split sqrt squeeze sub sum t tanh transpose type_as unbind",
+    "unflatten unsqueeze var",
 )
+METHODS = frozenset(name for line in _METHODS for name in line.split())
 _POOL = "kernel_size stride padding"
 LAYERS: dict[str, tuple[str, ...]] = {  # class of torch.nn -> the constructor arguments that matter in eval mode
     name: tuple(arguments.split())
     for name, arguments in {
         "AdaptiveAvgPool2d": "output_size", "AdaptiveMaxPool2d": "output_size",
-        "AvgPool2d": f"{_POOL} ceil_mode count_include_pad divisor_override", "MaxPool2d": f"{_POOL} dilation ceil_mode",
+        "AvgPool2d": f"{_POOL} ceil_mode count_include_pad divisor_override",
+        "MaxPool2d": f"{_POOL} dilation ceil_mode",
         "BatchNorm1d": "num_features eps affine track_running_stats",
         "BatchNorm2d": "num_features eps affine track_running_stats",
         "Conv1d": f"in_channels out_channels {_POOL} dilation groups bias padding_mode",
@@ -97,11 +99,10 @@ def describe(gm: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
             modules[target] = _describe_module(target, module := gm.get_submodule(target))
             tensors |= {f"{target}.{name}": tensor for name, tensor in module.state_dict().items()}
         elif node.op == "get_attr":
-            tensors[target] = functools.reduce(getattr, target.split("."), gm)
+            tensors[target] = functools.reduce(getattr, target.split("."), gm)  # type: ignore[assignment]
         kwargs = {key: _encode(value) for key, value in node.kwargs.items()}
-        nodes.append({
-            "name": node.name, "op": node.op, "target": target, "args": [_encode(a) for a in node.args], "kwargs": kwargs,
-        })  # fmt: skip
+        args = [_encode(value) for value in node.args]
+        nodes.append({"name": node.name, "op": node.op, "target": target, "args": args, "kwargs": kwargs})
     return {"nodes": nodes, "modules": modules}, tensors
 
 
@@ -166,7 +167,7 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphM
         known[node["name"]] = _add(graph, node, known, parts)
     gm = fx.GraphModule(parts, graph)
     for path, part in parts.items():
-        if functools.reduce(getattr, path.split("."), gm) is not part:  # type: ignore[arg-type]
+        if functools.reduce(getattr, path.split("."), gm) is not part:
             _refuse(f"with two things at {path!r}", "one")
     return gm.eval().requires_grad_(False)
 
@@ -178,7 +179,8 @@ def _add(graph: fx.Graph, node: Mapping[str, Any], known: Mapping[str, fx.Node],
     if op == "placeholder":
         return graph.placeholder(_identifier(target))
     if op == "output":
-        return graph.output(args[0])
+        output: fx.Node = graph.output(args[0])
+        return output
     if op == "call_function":
         target = FUNCTIONS.get(target) or _refuse(f"that calls the function {target!r}", "one of its table")
     elif op == "call_method":
@@ -237,7 +239,9 @@ def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Te
     latent, latent_step, steps, ratios = (tensors[f"{path}.{n}"] for n in ("latent", "latent_step", "steps", "ratios"))
     widths = tuple(spec["widths"])
     if steps.shape != (len(widths), len(latent)) or ratios.shape != steps.shape or latent_step.shape != steps.shape[1:]:
-        _refuse(f"whose weight {path!r} of {len(latent)} channels has steps of shape {tuple(steps.shape)}", "them to fit")
+        _refuse(
+            f"whose weight {path!r} of {len(latent)} channels has steps of shape {tuple(steps.shape)}", "them to fit"
+        )
     weight = MultiBitWeight(latent, latent_step, widths, steps, ratios)
     if spec["kind"] != "nearest":
         weight.set_rounding(
@@ -248,5 +252,6 @@ def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Te
 
 def _refuse(what: str, expected: str) -> Any:
     raise ArtifactError(
-        f"a graph {what} is refused; expected {expected}. Use an artifact that this version wrote, from a source you trust."
+        f"a graph {what} is refused; expected {expected}. Use an artifact that this version wrote, from a source "
+        f"you trust."
     )

@@ -1,0 +1,40 @@
+"""The README is true: its tables are those of benchmarks/results, its example runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text()
+TABLES = re.findall(r"<!-- begin (\S+) -->\n(.*?)<!-- end \1 -->", README, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(("file", "text"), TABLES, ids=[file for file, _ in TABLES])
+def test_a_table_is_the_one_that_was_measured(file: str, text: str) -> None:
+    assert text.strip() == (ROOT / file).read_text().strip()
+
+
+def test_there_are_tables_to_compare() -> None:
+    assert len(TABLES) >= 2
+
+
+def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(example, "README.md", "exec"), names)
+    assert names["logits"].shape == (64, 10)  # type: ignore[attr-defined]
+    assert (tmp_path / "outputs" / "my_model" / "manifest.json").exists()
+
+
+def test_every_group_and_option_named_in_the_commands_exists() -> None:
+    commands = re.findall(r"^ {4}python train\.py (.*)$", README, flags=re.MULTILINE)
+    assert commands
+    for word in " ".join(commands).split():
+        group, _, options = word.partition("=")
+        if (ROOT / "conf" / group).is_dir():
+            for option in options.split(","):
+                assert (ROOT / "conf" / group / f"{option}.yaml").exists(), word
