@@ -2,7 +2,8 @@
 
 A node is {"name", "op", "target", "args", "kwargs"}. In arguments JSON stands for itself, and what JSON cannot tell is
 tagged: {"node": name}, {"tuple": [...]}, {"slice": [start, stop, step]}, {"const": "torch.float32"} (dtypes, Ellipsis,
-infinities). A called module is {"type", "spec"} (and for a weight layer {"bias", "weight"}); all tensors travel apart, by path.
+infinities). A called module is {"type", "spec"} (and for a weight layer {"bias", "weight"}); all tensors travel
+apart, by path.
 fx turns a graph into Python source, so every name that comes from a file is checked before it gets there.
 """
 
