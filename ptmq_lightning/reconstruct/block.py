@@ -142,8 +142,9 @@ class BlockReconstruction(L.LightningModule):
         self.latest = {f"loss/{width}": float(loss) for width, loss in zip(drawn, own, strict=True)}
         self.latest |= {"loss/rounding": float(rounding), "beta": self.beta(index), "settled": settled}
         step = self.place.offset + index
+        where = {"recon/step": step, "block": self.place.index, "block_name": self.place.name}
         for logger in self.loggers:
-            logger.log_metrics({**self.latest, "recon/step": step, "block": self.place.index}, step=step)
+            logger.log_metrics({**self.latest, **where}, step=step)  # type: ignore[dict-item]
 
 
 def _constant(_step: int) -> float:

@@ -1,0 +1,193 @@
+"""What is saved is what is loaded, and nothing that was damaged or altered gets through."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptmq_lightning.quant.layers import TrainableWeight
+from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.reconstruct.commit import make_trainable
+from ptmq_lightning.runtime import artifact
+from ptmq_lightning.runtime.errors import ArtifactError, ModelError, PTMQError
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
+from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from tests.networks import images, small_model
+
+KINDS = {
+    "nearest": None,
+    "shared": Rounding("shared"),
+    "offset": Rounding("offset"),
+    "per_group": Rounding("per_group", ((3,), (4, 5, 6, 8))),
+    "per_width": Rounding("per_width"),
+}
+
+
+def committed(kind: str) -> MultiBitModel:
+    """A model whose rounding is random."""
+    model, how = small_model(), KINDS[kind]
+    torch.manual_seed(4)
+    for block in model.blocks:
+        for name, weight in list(weights_of(block)):
+            if how is not None:
+                trainable = TrainableWeight(weight, how, learn_steps=True)
+                for parameter in trainable.parameters():
+                    torch.nn.init.normal_(parameter)
+                block.get_submodule(name).weight = trainable.committed()
+    model.assignments["mine"] = BitAssignment(
+        tuple((n, BitWidth(8, 8) if n.endswith("conv2") else w) for n, w in model.resolve(4).items())
+    )
+    model.info = {"name": "small", "preprocessing": {"mean": [0.5, 0.5, 0.5]}}
+    return model
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return artifact.save(committed("per_group"), tmp_path / "model")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_logits_are_bitwise_the_same_after_loading(kind: str, tmp_path: Path) -> None:
+    model, x = committed(kind), images()
+    loaded = artifact.load(artifact.save(model, tmp_path / "model"))
+    for which in (3, 4, "w5a5", "w6a6", 8, "mine", None):
+        with at_bits(model, which), at_bits(loaded, which), torch.no_grad():
+            assert torch.equal(loaded(x), model(x)), which
+
+
+def test_tables_and_info_travel_with_the_model(saved: Path) -> None:
+    model, loaded = committed("per_group"), artifact.load(saved)
+    assert loaded.layers == model.layers and loaded.pairs == model.pairs
+    assert loaded.assignments == model.assignments and loaded.info == model.info
+    assert loaded.block_names == model.block_names
+
+
+def test_rounding_planes_take_a_bit_each(saved: Path) -> None:
+    labels = json.loads((saved / artifact.MANIFEST).read_text())["tensors"]
+    weights = labels["blocks.1.layer1.0.conv1.weight.latent"]["shape"]
+    count = weights[0] * weights[1] * weights[2] * weights[3]
+    assert labels["blocks.1.layer1.0.conv1.weight.rounding"]["shape"] == [2 * count // 8]
+
+
+def test_another_process_with_other_threads_gives_the_same_logits(saved: Path, tmp_path: Path) -> None:
+    program = (
+        "import sys, torch; torch.set_num_threads(2)\n"
+        "from ptmq_lightning.runtime import artifact\n"
+        f"model = artifact.load({str(saved)!r}); model.switch(4)\n"
+        f"x = torch.load({str(tmp_path / 'x.pt')!r}, weights_only=True)\n"
+        f"torch.save(model(x), {str(tmp_path / 'y.pt')!r})\n"
+        "assert not {'timm', 'lightning', 'hydra', 'torchvision'} & set(sys.modules), sys.modules\n"
+    )
+    x = images()
+    torch.save(x, tmp_path / "x.pt")
+    subprocess.run([sys.executable, "-c", program], check=True)
+    model = artifact.load(saved)
+    model.switch(4)
+    with torch.no_grad():
+        assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), model(x))
+
+
+def test_a_model_that_is_still_learning_is_refused(tmp_path: Path) -> None:
+    model = small_model()
+    make_trainable(model.blocks[1], Rounding("shared"), learn_steps=False, masks=None)
+    with pytest.raises(ModelError) as error:
+        artifact.save(model, tmp_path / "model")
+    assert str(error.value) == (
+        "block 1 (layer1.0) holds a TrainableWeight at 'layer1.0.conv1'; expected a committed MultiBitWeight. Finish "
+        "or commit the block's reconstruction before saving."
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_model_without_calibration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as error:
+        artifact.save(small_model(calibrated=False), tmp_path / "model")
+    assert str(error.value) == (
+        "the activation quantiser 'quantizers.layer1_0_conv1' of block 1 (layer1.0) has no steps; expected a "
+        "calibrated model. Calibrate it before saving."
+    )
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("keep me")
+    with pytest.raises(ArtifactError) as error:
+        artifact.save(small_model(), tmp_path)
+    assert str(error.value) == (
+        f"cannot save to '{tmp_path}': found 'notes.txt' there; expected a new folder, an empty one or one that holds an "
+        "artifact and nothing else. Choose another folder."
+    )
+    assert (tmp_path / "notes.txt").read_text() == "keep me"
+
+
+def test_saving_again_replaces_the_artifact(saved: Path) -> None:
+    other = committed("shared")
+    artifact.save(other, saved)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["model"]
+    assert dict(weights_of(artifact.load(saved).blocks[1]))["layer1.0.conv1"].rounding.shape[0] == 1
+
+
+def _drop_file(folder: Path) -> None:
+    (folder / artifact.TENSORS).unlink()
+
+
+def _truncate(folder: Path) -> None:
+    data = (folder / artifact.TENSORS).read_bytes()
+    (folder / artifact.TENSORS).write_bytes(data[: len(data) // 2])
+
+
+def _flip_last_byte(folder: Path) -> None:
+    data = bytearray((folder / artifact.TENSORS).read_bytes())
+    data[-1] ^= 1
+    (folder / artifact.TENSORS).write_bytes(bytes(data))
+
+
+def _edit_manifest(folder: Path) -> None:
+    manifest = json.loads((folder / artifact.MANIFEST).read_text())
+    manifest["layers"][0]["pin_w"] = 4
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest))
+
+
+def _other_version(folder: Path) -> None:
+    manifest = json.loads((folder / artifact.MANIFEST).read_text())
+    (folder / artifact.MANIFEST).write_text(json.dumps(manifest | {"version": 99}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (_drop_file, "found no model.safetensors; expected manifest.json and model.safetensors. "),
+        (_truncate, "model.safetensors is truncated or no safetensors file ("),
+        (_flip_last_byte, "the sha256 of tensor '"),
+        (_edit_manifest, "manifest.json was altered, its SHA-256 is "),
+        (_other_version, "manifest.json has format 'ptmq artifact' version 99; expected 'ptmq artifact' version 1. "),
+    ],
+)
+def test_damage_is_named_in_one_message(saved: Path, damage: Callable[[Path], None], says: str) -> None:
+    damage(saved)
+    with pytest.raises(ArtifactError) as error:
+        artifact.load(saved)
+    assert str(error.value).startswith(f"cannot load '{saved}': {says}")
+
+
+def test_any_flipped_bit_is_refused_or_harmless(saved: Path) -> None:
+    expected = artifact.load(saved)
+    draw = torch.Generator().manual_seed(0)
+    for name in (artifact.MANIFEST, artifact.TENSORS):
+        intact = (saved / name).read_bytes()
+        for _ in range(40):
+            data = bytearray(intact)
+            data[int(torch.randint(len(data), (), generator=draw))] ^= 1 << int(torch.randint(8, (), generator=draw))
+            (saved / name).write_bytes(bytes(data))
+            try:
+                loaded = artifact.load(saved)
+            except PTMQError:
+                continue
+            for (_, weight), (_, other) in zip(weights_of(loaded), weights_of(expected), strict=True):
+                assert torch.equal(weight.at(3), other.at(3))
+        (saved / name).write_bytes(intact)
