@@ -119,8 +119,8 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         artifact.save(small_model(), tmp_path)
     assert str(error.value) == (
-        f"cannot save to '{tmp_path}': found 'notes.txt' there; expected a new folder, an empty one or one that holds an "
-        "artifact and nothing else. Choose another folder."
+        f"cannot save to '{tmp_path}': found 'notes.txt' there; expected a new folder, an empty one or one that holds "
+        "an artifact and nothing else. Choose another folder."
     )
     assert (tmp_path / "notes.txt").read_text() == "keep me"
 
