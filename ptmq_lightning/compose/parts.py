@@ -67,11 +67,12 @@ def mixer(config: MixerConfig) -> Mixer:
 
 
 def objective(config: LossConfig, mix: MixerConfig, model: MultiBitModel) -> Objective:
-    """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention."""
+    """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention, unless a
+    weight tells what matters."""
     attention = any(layer.kind == "matmul" for layer in model.layers.values())
-    norm = {"auto": "token" if attention else "none"}.get(config.norm, config.norm)
+    norm = {"auto": "token" if attention and config.weight == "none" else "none"}.get(config.norm, config.norm)
     gammas, mixture = tuple(config.gammas), tuple(mix.weights)
-    return Objective(config.name, norm, gammas, config.chain_k, config.stop_gradient, mixture)
+    return Objective(config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight)
 
 
 def rounding(config: RoundingConfig) -> Rounding:

@@ -76,7 +76,9 @@ class MixerConfig:
 @dataclass
 class LossConfig:
     name: str = MISSING
-    norm: str = "auto"  # none, token, auto: token where there is attention
+    form: str = "${loss.name}"  # gd_figure, gd_direct, gd_chain, mse
+    weight: str = "none"  # of every squared error: none, fim, aph
+    norm: str = "auto"  # none, token, auto: token where there is attention and no weight
     gammas: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])  # gd_figure
     chain_k: float = 0.5  # gd_chain
     stop_gradient: bool = False  # gd_figure: on the widest width's output
@@ -169,6 +171,8 @@ class Config:
 
 CHOICES = {
     "bits.edge": ("qdrop", "brecq", "8bit", "none"),
+    "loss.form": ("gd_figure", "gd_direct", "gd_chain", "mse"),
+    "loss.weight": ("none", "fim", "aph"),
     "loss.norm": ("none", "token", "auto"),
     "logger.mode": ("online", "offline", "disabled"),
 }
