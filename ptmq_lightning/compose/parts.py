@@ -17,6 +17,7 @@ from ptmq_lightning.compose.schema import (
     LoggerConfig,
     LossConfig,
     MixerConfig,
+    QuantConfig,
     ReconConfig,
     RoundingConfig,
     StepSizeConfig,
@@ -35,10 +36,10 @@ from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 
-def placement(config: BitsConfig) -> Placement:
+def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
     """Which widths the layers may take."""
     overrides = tuple(Override(item.pattern, item.w, item.a) for item in config.overrides)
-    return Placement(pairs(config), config.edge, config.softmax, overrides)
+    return Placement(pairs(config), config.edge, config.softmax, overrides, quant.gelu)
 
 
 def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:

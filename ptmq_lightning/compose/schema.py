@@ -152,6 +152,11 @@ class FoldConfig:
 
 
 @dataclass
+class QuantConfig:
+    gelu: str = "uniform"  # levels of what leaves a GELU, SiLU or the like: uniform, table
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -165,6 +170,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     fold: FoldConfig = field(default_factory=FoldConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
     seed: int = 0
     resume: bool = False
 
@@ -174,6 +180,7 @@ CHOICES = {
     "loss.form": ("gd_figure", "gd_direct", "gd_chain", "mse"),
     "loss.weight": ("none", "fim", "aph"),
     "loss.norm": ("none", "token", "auto"),
+    "quant.gelu": ("uniform", "table"),
     "logger.mode": ("online", "offline", "disabled"),
 }
 

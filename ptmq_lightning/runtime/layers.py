@@ -99,19 +99,23 @@ class ActivationQuantizer(nn.Module):
     """Per-tensor activation quantiser with a step s_a and an integer zero point per width; identity at bits None.
 
     steps, zero_points: float32 (K,), NaN before calibration. owner: the layer whose width it follows. pin: a fixed
-    width.
+    width. table: the 2^a levels are chosen ones of the uniform 8-bit grid of that step and zero point; tables then
+    holds code -> level, uint8 (K, 256), else None.
     """
 
-    def __init__(self, widths: tuple[int, ...], owner: str, pin: int | None = None) -> None:
+    def __init__(self, widths: tuple[int, ...], owner: str, pin: int | None = None, table: bool = False) -> None:
         super().__init__()
         self.widths = tuple(widths)
         self.owner, self.pin = owner, pin
         self.register_buffer("steps", torch.full((len(widths),), torch.nan))
         self.register_buffer("zero_points", torch.zeros(len(widths)))
+        empty = torch.zeros((len(widths), 2**grid.TABLE_BITS), dtype=torch.uint8) if table else None
+        self.register_buffer("tables", empty)
         self.bits: int | None = None
 
     steps: Tensor
     zero_points: Tensor
+    tables: Tensor | None
 
     @property
     def calibrated(self) -> bool:
@@ -127,10 +131,12 @@ class ActivationQuantizer(nn.Module):
         if self.bits is None:
             return x
         row = self.widths.index(self.bits)
+        if self.tables is not None:
+            return grid.look_up_activation(x, self.steps[row], self.zero_points[row], self.tables[row])
         return grid.quantize_activation(x, self.steps[row], self.zero_points[row], self.bits)
 
     def spec(self) -> dict[str, Any]:
-        return {"widths": list(self.widths), "owner": self.owner, "pin": self.pin}
+        return {"widths": list(self.widths), "owner": self.owner, "pin": self.pin, "table": self.tables is not None}
 
 
 class QuantConv2d(nn.Module):
