@@ -60,6 +60,7 @@ def recipe(config: Config, model: MultiBitModel) -> Recipe:
         rounding=rounding(config.rounding),
         settings=settings(config.recon, config.seed),
         learn_steps=config.step_size.learn,
+        bias_correction=config.recon.bias_correction,
     )
 
 

@@ -113,6 +113,7 @@ class ReconConfig:
     beta_start: float = 20.0
     beta_end: float = 2.0
     drop: float = 0.5  # share of activations that pass unquantised inside the block
+    bias_correction: bool = False  # the mean error of a layer's rounding off its bias, a bias per weight width
     log_every: int = 50
     calibration_images: int | None = None  # at most so many of data.calibration_images
 

@@ -89,8 +89,8 @@ def size_bytes(model: MultiBitModel, assignment: BitAssignment) -> int:
     for name, pair in assignment.items():
         layer = model.layers[name]
         if layer.weight_shape:
-            bias = getattr(modules[name], "bias", None)
-            floats = layer.weight_shape[0] + (bias.numel() if isinstance(bias, Tensor) else 0)
+            biased = any(getattr(modules[name], held, None) is not None for held in ("bias", "biases"))
+            floats = layer.weight_shape[0] * (2 if biased else 1)
             total += math.ceil(layer.weights * layer.width(pair).w / 8) + FLOAT_BYTES * floats
     return total
 

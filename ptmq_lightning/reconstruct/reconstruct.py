@@ -15,6 +15,7 @@ from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.reconstruct.block import BlockReconstruction, Place, Settings, channel_dim, tokens_read
 from ptmq_lightning.reconstruct.commit import commit, make_trainable
+from ptmq_lightning.reconstruct.correction import correct_biases
 from ptmq_lightning.reconstruct.features import Features, advance, loader, map_batches, run_float
 from ptmq_lightning.reconstruct.importance import fisher, perturbation, scaled
 from ptmq_lightning.reconstruct.mixer import Mixer
@@ -26,7 +27,7 @@ from ptmq_lightning.runtime.spec import BitGroups
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a reconstruction is made of."""
+    """Everything a reconstruction is made of. bias_correction: of every block, once it is committed."""
 
     groups: BitGroups
     mixer: Mixer
@@ -34,6 +35,7 @@ class Recipe:
     rounding: Rounding
     settings: Settings
     learn_steps: bool = False
+    bias_correction: bool = False
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,12 @@ def reconstruct(
             read = tokens_read(rest, target)
             weight = _importance(block, layers, rest, features, target, read, recipe)
             losses = _fit(block, layers, features, target, read, weight, recipe, place, new_trainer())
+            if recipe.bias_correction:
+                correct_biases(block, features.fp, recipe.settings.batch)
             results.append(BlockResult(place.name, time.perf_counter() - started, losses))
             after_block(index, results[-1])
+        elif index >= from_block and recipe.bias_correction:
+            correct_biases(block, features.fp, recipe.settings.batch)
         if index + 1 < len(model.blocks):
             features = advance(
                 block, layers, features, target, mixer=recipe.mixer, groups=recipe.groups, batch=recipe.settings.batch,

@@ -139,19 +139,50 @@ class ActivationQuantizer(nn.Module):
         return {"widths": list(self.widths), "owner": self.owner, "pin": self.pin, "table": self.tables is not None}
 
 
-class QuantConv2d(nn.Module):
-    """A convolution on a multi-bit weight; (B, C, H, W) -> (B, O, H', W')."""
+class WeightLayer(nn.Module):
+    """A layer on a multi-bit weight. bias (O,): the float network's, and of every width where biases is None;
+    biases (K, O): of the weight's widths."""
 
-    def __init__(
-        self, weight: nn.Module, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> None:
+    channel = -1  # the output's dimension of length O
+
+    def __init__(self, weight: nn.Module, bias: Tensor | None, biases: Tensor | None = None) -> None:
         super().__init__()
         self.weight = weight
         self.register_buffer("bias", bias)
-        self.stride, self.dilation, self.groups = tuple(stride), tuple(dilation), groups
-        self.padding = padding if isinstance(padding, str) else tuple(padding)
+        self.register_buffer("biases", biases)
 
     bias: Tensor | None
+    biases: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Any = self.weight
+        if self.biases is None or weight.bits is None:
+            return self.compute(x, weight(), self.bias)
+        return self.compute(x, weight(), self.biases[weight.widths.index(weight.bits)])
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's function of an input, a weight (O, ...) and a bias (O,)."""
+        raise NotImplementedError
+
+
+class QuantConv2d(WeightLayer):
+    """A convolution on a multi-bit weight; (B, C, H, W) -> (B, O, H', W')."""
+
+    channel = 1
+
+    def __init__(
+        self,
+        weight: nn.Module,
+        bias: Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        biases: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, bias, biases)
+        self.stride, self.dilation, self.groups = tuple(stride), tuple(dilation), groups
+        self.padding = padding if isinstance(padding, str) else tuple(padding)
 
     @classmethod
     def of(cls, conv: nn.Conv2d, weight: nn.Module) -> QuantConv2d:
@@ -162,30 +193,23 @@ class QuantConv2d(nn.Module):
         bias = None if conv.bias is None else conv.bias.detach().clone()
         return cls(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def spec(self) -> dict[str, Any]:
         names = ("stride", "padding", "dilation", "groups")
         return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
 
 
-class QuantLinear(nn.Module):
+class QuantLinear(WeightLayer):
     """A linear layer on a multi-bit weight; (..., C) -> (..., O)."""
-
-    def __init__(self, weight: nn.Module, bias: Tensor | None) -> None:
-        super().__init__()
-        self.weight = weight
-        self.register_buffer("bias", bias)
-
-    bias: Tensor | None
 
     @classmethod
     def of(cls, linear: nn.Linear, weight: nn.Module) -> QuantLinear:
         return cls(weight, None if linear.bias is None else linear.bias.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight(), self.bias)
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def spec(self) -> dict[str, Any]:
         return {}
