@@ -18,6 +18,7 @@ from ptmq_lightning.compose.schema import (
     LoggerConfig,
     LossConfig,
     MixerConfig,
+    QuantConfig,
     ReconConfig,
     RoundingConfig,
     StepSizeConfig,
@@ -36,10 +37,10 @@ from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 
-def placement(config: BitsConfig) -> Placement:
+def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
     """Which widths the layers may take."""
     overrides = tuple(Override(item.pattern, item.w, item.a) for item in config.overrides)
-    return Placement(pairs(config), config.edge, config.softmax, overrides)
+    return Placement(pairs(config), config.edge, config.softmax, overrides, quant.gelu)
 
 
 def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
@@ -60,6 +61,7 @@ def recipe(config: Config, model: MultiBitModel) -> Recipe:
         rounding=rounding(config.rounding),
         settings=settings(config.recon, config.seed),
         learn_steps=config.step_size.learn,
+        bias_correction=config.recon.bias_correction,
     )
 
 
@@ -68,11 +70,12 @@ def mixer(config: MixerConfig) -> Mixer:
 
 
 def objective(config: LossConfig, mix: MixerConfig, model: MultiBitModel) -> Objective:
-    """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention."""
+    """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention, unless a
+    weight tells what matters."""
     attention = any(layer.kind == "matmul" for layer in model.layers.values())
-    norm = {"auto": "token" if attention else "none"}.get(config.norm, config.norm)
+    norm = {"auto": "token" if attention and config.weight == "none" else "none"}.get(config.norm, config.norm)
     gammas, mixture = tuple(config.gammas), tuple(mix.weights)
-    return Objective(config.name, norm, gammas, config.chain_k, config.stop_gradient, mixture)
+    return Objective(config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight)
 
 
 def rounding(config: RoundingConfig) -> Rounding:

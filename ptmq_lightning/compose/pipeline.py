@@ -170,7 +170,7 @@ def prepare(network: Network, images: Tensor, config: FoldConfig) -> list[Block]
 
 def quantise(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
     """Quantisers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
-    model = insert(blocks, parts.placement(config.bits), parts.step_size(config.step_size))
+    model = insert(blocks, parts.placement(config.bits, config.quant), parts.step_size(config.step_size))
     model.info = {
         "name": network.name,
         "source": network.source,

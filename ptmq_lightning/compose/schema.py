@@ -76,7 +76,9 @@ class MixerConfig:
 @dataclass
 class LossConfig:
     name: str = MISSING
-    norm: str = "auto"  # none, token, auto: token where there is attention
+    form: str = "${loss.name}"  # gd_figure, gd_direct, gd_chain, mse
+    weight: str = "none"  # of every squared error: none, fim, aph
+    norm: str = "auto"  # none, token, auto: token where there is attention and no weight
     gammas: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])  # gd_figure
     chain_k: float = 0.5  # gd_chain
     stop_gradient: bool = False  # gd_figure: on the widest width's output
@@ -111,6 +113,7 @@ class ReconConfig:
     beta_start: float = 20.0
     beta_end: float = 2.0
     drop: float = 0.5  # share of activations that pass unquantised inside the block
+    bias_correction: bool = False  # the mean error of a layer's rounding off its bias, a bias per weight width
     log_every: int = 50
     calibration_images: int | None = None  # at most so many of data.calibration_images
 
@@ -150,6 +153,11 @@ class FoldConfig:
 
 
 @dataclass
+class QuantConfig:
+    gelu: str = "uniform"  # levels of what leaves a GELU, SiLU or the like: uniform, table
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -163,13 +171,17 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     fold: FoldConfig = field(default_factory=FoldConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
     seed: int = 0
     resume: bool = False
 
 
 CHOICES = {
     "bits.edge": ("qdrop", "brecq", "8bit", "none"),
+    "loss.form": ("gd_figure", "gd_direct", "gd_chain", "mse"),
+    "loss.weight": ("none", "fim", "aph"),
     "loss.norm": ("none", "token", "auto"),
+    "quant.gelu": ("uniform", "table"),
     "logger.mode": ("online", "offline", "disabled"),
 }
 

@@ -41,18 +41,23 @@ class _SoftWeight(torch.autograd.Function):
 
 
 class _QuantDrop(torch.autograd.Function):
-    """LSQ fake quantisation with step exp(log s); where `keep` is 1 the input passes as it is (QDrop).
+    """LSQ fake quantisation with step exp(log s); where `keep` is 1 the input passes as it is (QDrop). With a table
+    (256,) the codes 0..top become its levels.
 
     Masks are floats: multiplying is several times faster than selecting.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None, table: Tensor | None = None
+    ) -> Tensor:
         step = log_step.exp()
         scaled = x / step
         raw = torch.round(scaled).add_(zero)
         q = raw.clamp(0, top)
         inside = torch.eq(raw, q, out=raw)
+        if table is not None:
+            q = table[q.int()].to(x.dtype)
         q.sub_(zero)
         y = q * step
         slope = q.addcmul_(scaled, inside, value=-1)  # d(x^)/ds: q - x/s inside the range, q at its ends
@@ -68,7 +73,7 @@ class _QuantDrop(torch.autograd.Function):
         inside, slope, step = ctx.saved_tensors
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         grad_log = torch.dot(grad.flatten(), slope.flatten()) * step if ctx.needs_input_grad[1] else None
-        return grad_x, grad_log, None, None, None
+        return grad_x, grad_log, None, None, None, None
 
 
 class MaskBank:
@@ -192,16 +197,20 @@ class TrainableActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:
             return x
-        zero = self.frozen.zero_points[self.widths.index(self.bits)]
+        row = self.widths.index(self.bits)
+        zero = self.frozen.zero_points[row]
+        table = None if self.frozen.tables is None else self.frozen.tables[row]
         mask = self.masks(x.shape) if self.masks is not None and self.training else None
-        log_step, top = self.log_step[str(self.bits)], 2**self.bits - 1
-        result: Tensor = _QuantDrop.apply(x, log_step, zero, top, mask)  # type: ignore[no-untyped-call]
+        log_step, top = self.log_step[str(self.bits)], 2 ** (self.bits if table is None else grid.TABLE_BITS) - 1
+        result: Tensor = _QuantDrop.apply(x, log_step, zero, top, mask, table)  # type: ignore[no-untyped-call]
         return result
 
     @torch.no_grad()
     def committed(self) -> ActivationQuantizer:
-        quantizer = ActivationQuantizer(self.widths, self.owner, self.pin)
+        tables = self.frozen.tables
+        quantizer = ActivationQuantizer(self.widths, self.owner, self.pin, table=tables is not None)
         quantizer.steps = torch.stack([self.log_step[str(bits)].exp() for bits in self.widths])
         quantizer.zero_points = self.frozen.zero_points.clone()
+        quantizer.tables = None if tables is None else tables.clone()
         quantizer.select(self.bits)
         return quantizer

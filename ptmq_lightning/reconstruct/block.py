@@ -89,10 +89,11 @@ class BlockReconstruction(L.LightningModule):
             pick = int(torch.randint(len(drawn), (), generator=self.draws))
             drawn, inputs = [drawn[pick]], [inputs[pick]]
         outputs = [self.at(width, x) for width, x in zip(drawn, inputs, strict=True)]
-        target = batch.target
+        target, weight = batch.target, batch.weight
         if self.read_tokens is not None:  # (B, T, C) -> (B, T', C): the tokens that the rest of the network reads
             outputs, target = [o[:, self.read_tokens] for o in outputs], target[:, self.read_tokens]
-        reconstruction, own = self.objective(outputs, target, self.channel)
+            weight = None if weight is None else weight[:, self.read_tokens]
+        reconstruction, own = self.objective(outputs, target, self.channel, weight)
         rounding = target.new_zeros(())
         if self.beta.active(index):
             rounding = self.regulariser({width.w for width in drawn}, self.beta(index))

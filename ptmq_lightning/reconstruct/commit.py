@@ -4,6 +4,7 @@ overwritten)."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -20,7 +21,8 @@ from ptmq_lightning.runtime.model import quantizers_of, weights_of
 def make_trainable(block: nn.Module, rounding: Rounding, *, learn_steps: bool, masks: MaskBank | None) -> None:
     """Put a trainable weight and activation quantiser in the place of every one of the block's."""
     for name, weight in list(weights_of(block)):
-        block.get_submodule(name).weight = TrainableWeight(weight, rounding, learn_steps=learn_steps)
+        layer: Any = block.get_submodule(name)
+        layer.weight, layer.biases = TrainableWeight(weight, rounding, learn_steps=learn_steps), None
     for path, quantizer in list(quantizers_of(block)):
         block.set_submodule(path, TrainableActivation(quantizer, masks))
 
@@ -41,6 +43,9 @@ def save_block(block: nn.Module, file: Path) -> None:
     kinds: dict[str, str] = {}
     for name, weight in weights_of(block):
         tensors |= {f"{name}.steps": weight.steps, f"{name}.rounding": weight.rounding}
+        layer: Any = block.get_submodule(name)
+        if layer.biases is not None:
+            tensors[f"{name}.biases"] = layer.biases
         kinds[name] = weight.kind + "".join(f" {bits}:{row}" for bits, row in weight.plane_of.items())
     for path, quantizer in quantizers_of(block):
         tensors |= {f"{path}.steps": quantizer.steps, f"{path}.zero_points": quantizer.zero_points}
@@ -56,6 +61,7 @@ def load_block(block: nn.Module, file: Path) -> None:
     with safe_open(file, framework="pt") as saved:
         names = set(saved.keys())
         wanted = {f"{n}.{part}" for n, _ in weights_of(block) for part in ("steps", "rounding")}
+        wanted |= {f"{n}.biases" for n, _ in weights_of(block)} & names
         wanted |= {f"{p}.{part}" for p, _ in quantizers_of(block) for part in ("steps", "zero_points")}
         if names != wanted:
             odd = sorted(names ^ wanted)
@@ -69,6 +75,8 @@ def load_block(block: nn.Module, file: Path) -> None:
         assert isinstance(weight, MultiBitWeight)
         kind, *planes = kinds[name].split()
         weight.steps = tensors[f"{name}.steps"]
+        layer: Any = block.get_submodule(name)
+        layer.biases = tensors.get(f"{name}.biases")
         plane_of = {int(bits): int(row) for bits, row in (plane.split(":") for plane in planes)}
         weight.set_rounding(kind, tensors[f"{name}.rounding"], plane_of)
     for path, quantizer in quantizers_of(block):

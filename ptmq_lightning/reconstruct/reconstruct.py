@@ -15,17 +15,19 @@ from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.reconstruct.block import BlockReconstruction, Place, Settings, channel_dim, tokens_read
 from ptmq_lightning.reconstruct.commit import commit, make_trainable
-from ptmq_lightning.reconstruct.features import Features, advance, loader, run_float
+from ptmq_lightning.reconstruct.correction import correct_biases
+from ptmq_lightning.reconstruct.features import Features, advance, loader, map_batches, run_float
+from ptmq_lightning.reconstruct.importance import fisher, perturbation, scaled
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
 from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of
+from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of, select
 from ptmq_lightning.runtime.spec import BitGroups
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a reconstruction is made of."""
+    """Everything a reconstruction is made of. bias_correction: of every block, once it is committed."""
 
     groups: BitGroups
     mixer: Mixer
@@ -33,6 +35,7 @@ class Recipe:
     rounding: Rounding
     settings: Settings
     learn_steps: bool = False
+    bias_correction: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,9 +72,15 @@ def reconstruct(
             started = time.perf_counter()
             place = Place(index, len(model.blocks), model.block_names[index], index * recipe.settings.steps)
             rest = nn.Sequential(*list(model.blocks)[index + 1 :])
-            losses = _fit(block, layers, features, target, tokens_read(rest, target), recipe, place, new_trainer())
+            read = tokens_read(rest, target)
+            weight = _importance(block, layers, rest, features, target, read, recipe)
+            losses = _fit(block, layers, features, target, read, weight, recipe, place, new_trainer())
+            if recipe.bias_correction:
+                correct_biases(block, features.fp, recipe.settings.batch)
             results.append(BlockResult(place.name, time.perf_counter() - started, losses))
             after_block(index, results[-1])
+        elif index >= from_block and recipe.bias_correction:
+            correct_biases(block, features.fp, recipe.settings.batch)
         if index + 1 < len(model.blocks):
             features = advance(
                 block, layers, features, target, mixer=recipe.mixer, groups=recipe.groups, batch=recipe.settings.batch,
@@ -80,12 +89,35 @@ def reconstruct(
     return results
 
 
+def _importance(
+    block: nn.Module,
+    layers: dict[str, LayerInfo],
+    rest: nn.Module,
+    features: Features,
+    target: Tensor,
+    read: Tensor | None,
+    recipe: Recipe,
+) -> Tensor | None:
+    """Weights of the squared error (N or 1, ...), held while the block is fitted; None where they are all one."""
+    kind, batch = recipe.objective.weight, recipe.settings.batch
+    if kind == "none":
+        return None
+    if kind == "aph":
+        return scaled(perturbation(rest, target, batch), target, read)
+    narrowest = recipe.groups.pairs[0]
+    select(block, {name: layer.width(narrowest) for name, layer in layers.items()})
+    quantised = map_batches(block, next(iter(features.streams.values())), batch)
+    select(block, None)
+    return scaled(fisher(rest, target, quantised, batch), target, read)
+
+
 def _fit(
     block: nn.Module,
     layers: dict[str, LayerInfo],
     features: Features,
     target: Tensor,
     read: Tensor | None,
+    weight: Tensor | None,
     recipe: Recipe,
     place: Place,
     trainer: L.Trainer,
@@ -108,7 +140,7 @@ def _fit(
         place=place,
     )
     module.train()
-    trainer.fit(module, loader(features, target, batch=s.batch, steps=s.steps, seed=seed))
+    trainer.fit(module, loader(features, target, batch=s.batch, steps=s.steps, seed=seed, weight=weight))
     block.eval()
     commit(block)
     losses = module.latest
