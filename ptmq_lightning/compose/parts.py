@@ -75,7 +75,9 @@ def objective(config: LossConfig, mix: MixerConfig, model: MultiBitModel) -> Obj
     attention = any(layer.kind == "matmul" for layer in model.layers.values())
     norm = {"auto": "token" if attention and config.weight == "none" else "none"}.get(config.norm, config.norm)
     gammas, mixture = tuple(config.gammas), tuple(mix.weights)
-    return Objective(config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight)
+    return Objective(
+        config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight, config.tokens
+    )
 
 
 def rounding(config: RoundingConfig) -> Rounding:

@@ -79,6 +79,7 @@ class LossConfig:
     form: str = "${loss.name}"  # gd_figure, gd_direct, gd_chain, mse
     weight: str = "none"  # of every squared error: none, fim, aph
     norm: str = "auto"  # none, token, auto: token where there is attention and no weight
+    tokens: str = "fisher"  # under the norm token: fisher (a token counts by what the logits mind), even
     gammas: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])  # gd_figure
     chain_k: float = 0.5  # gd_chain
     stop_gradient: bool = False  # gd_figure: on the widest width's output
@@ -181,6 +182,7 @@ CHOICES = {
     "loss.form": ("gd_figure", "gd_direct", "gd_chain", "mse"),
     "loss.weight": ("none", "fim", "aph"),
     "loss.norm": ("none", "token", "auto"),
+    "loss.tokens": ("fisher", "even"),
     "quant.gelu": ("uniform", "table"),
     "logger.mode": ("online", "offline", "disabled"),
 }

@@ -127,6 +127,10 @@ class TrainableWeight(nn.Module):
         widths = [bits for bits, row in self.plane_of.items() if row == plane]
         return min(widths, key=lambda bits: (bits != self.how.init_width, bits))
 
+    def planes_of(self, widths: set[int]) -> list[int]:
+        """The planes that these widths read; all of a weight whose width is pinned elsewhere."""
+        return sorted({row for bits, row in self.plane_of.items() if bits in widths} or set(self.plane_of.values()))
+
     @property
     def frozen(self) -> MultiBitWeight:
         return self._frozen[0]

@@ -138,7 +138,8 @@ class BlockReconstruction(L.LightningModule):
     @torch.no_grad()
     def report(self, index: int, drawn: list[BitWidth], own: list[Tensor], rounding: Tensor) -> None:
         """Losses of this step to the loggers, against the step that only grows (`recon/step`)."""
-        h = [soft.rectified_sigmoid(v) for weight in self.weights for v in weight.v]
+        learned = {pair.w for pair in self.groups.pairs}
+        h = [soft.rectified_sigmoid(weight.v[row]) for weight in self.weights for row in weight.planes_of(learned)]
         settled = sum(int(soft.settled(x)) for x in h) / max(sum(x.numel() for x in h), 1)
         self.latest = {f"loss/{width}": float(loss) for width, loss in zip(drawn, own, strict=True)}
         self.latest |= {"loss/rounding": float(rounding), "beta": self.beta(index), "settled": settled}

@@ -20,6 +20,7 @@ from ptmq_lightning.runtime.errors import ConfigError
 
 FORMS = ("gd_figure", "gd_direct", "gd_chain", "mse")
 NORMS = ("none", "token")
+TOKENS = ("fisher", "even")
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 
@@ -30,6 +31,7 @@ class Objective:
     gd_direct: every width against the target. gd_chain: lower widths also against the next higher one, share k.
     mse: mean of gd_direct's terms. mixture: lambda of gd_figure's mixture, low to high; empty: 0.4 on the lowest.
     weight: of every squared error, "none", "fim" or "aph"; it counts features as they are, hence without a norm.
+    tokens: under the norm "token", "fisher" weighs tokens by what the logits mind, "even" counts each alike.
     """
 
     form: str = "gd_figure"
@@ -39,6 +41,7 @@ class Objective:
     stop_gradient: bool = False
     mixture: tuple[float, ...] = (0.4, 0.3, 0.3)
     weight: str = "none"
+    tokens: str = "fisher"
 
     def __post_init__(self) -> None:
         if self.form not in FORMS or self.norm not in NORMS:
@@ -48,6 +51,8 @@ class Objective:
             )
         if self.weight not in WEIGHTS:
             raise ConfigError(f"found loss weight {self.weight!r}; expected one of {', '.join(WEIGHTS)}.")
+        if self.tokens not in TOKENS:
+            raise ConfigError(f"found loss tokens {self.tokens!r}; expected one of {', '.join(TOKENS)}.")
         if self.weight != "none" and self.norm != "none":
             raise ConfigError(
                 f"found loss weight {self.weight!r} with norm {self.norm!r}; expected norm 'none': the weight is "

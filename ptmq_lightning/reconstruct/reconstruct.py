@@ -17,12 +17,14 @@ from ptmq_lightning.reconstruct.block import BlockReconstruction, Place, Setting
 from ptmq_lightning.reconstruct.commit import commit, make_trainable
 from ptmq_lightning.reconstruct.correction import correct_biases
 from ptmq_lightning.reconstruct.features import Features, advance, loader, map_batches, run_float
-from ptmq_lightning.reconstruct.importance import fisher, perturbation, scaled
+from ptmq_lightning.reconstruct.importance import fisher, perturbation, scaled, token_weight
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of, select
 from ptmq_lightning.runtime.spec import BitGroups
+
+TOKEN_IMAGES = 32  # calibration images that tell how much each token matters
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def reconstruct(
             place = Place(index, len(model.blocks), model.block_names[index], index * recipe.settings.steps)
             rest = nn.Sequential(*list(model.blocks)[index + 1 :])
             read = tokens_read(rest, target)
-            weight = _importance(block, layers, rest, features, target, read, recipe)
+            weight = _importance(block, layers, rest, features, target, read, recipe, index)
             losses = _fit(block, layers, features, target, read, weight, recipe, place, new_trainer())
             if recipe.bias_correction:
                 correct_biases(block, features.fp, recipe.settings.batch)
@@ -97,11 +99,15 @@ def _importance(
     target: Tensor,
     read: Tensor | None,
     recipe: Recipe,
+    index: int,
 ) -> Tensor | None:
     """Weights of the squared error (N or 1, ...), held while the block is fitted; None where they are all one."""
     kind, batch = recipe.objective.weight, recipe.settings.batch
     if kind == "none":
-        return None
+        if recipe.objective.norm == "none" or recipe.objective.tokens == "even":
+            return None
+        generator = torch.Generator().manual_seed(recipe.settings.seed * 1_000_003 + index)
+        return token_weight(rest, target[:TOKEN_IMAGES], generator)
     if kind == "aph":
         return scaled(perturbation(rest, target, batch), target, read)
     narrowest = recipe.groups.pairs[0]
