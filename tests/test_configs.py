@@ -97,6 +97,14 @@ def test_an_explicit_recon_wins_in_an_experiment(experiment: str) -> None:
     assert configuration([f"experiment={experiment}", "recon=smoke"]).recon == smoke
 
 
+def test_a_loss_is_a_form_with_or_without_a_weight() -> None:
+    asked = (["loss=mse"], ["loss=fim"], ["loss=gd_figure", "loss.weight=aph"], ["loss=aph", "loss.form=gd_chain"])
+    losses = [configuration(overrides).loss for overrides in asked]
+    assert [(loss.form, loss.weight) for loss in losses] == [
+        ("mse", "none"), ("gd_direct", "fim"), ("gd_figure", "aph"), ("gd_chain", "aph"),
+    ]  # fmt: skip
+
+
 def test_an_explicit_key_wins_over_the_method() -> None:
     assert configuration(["step_size.learn=false"]).step_size.learn is False
 
