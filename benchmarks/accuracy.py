@@ -69,7 +69,7 @@ class Cell:
         command = ["train.py", *self.overrides()]
         with (folder / "process.log").open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, *command, "resume=true", f"hydra.run.dir={folder}"], cwd=ROOT, stdout=output,
+                [sys.executable, *command, "resume=true", f"hydra.run.dir='{folder}'"], cwd=ROOT, stdout=output,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
             _, status, usage = os.wait4(process.pid, 0)
@@ -183,7 +183,7 @@ def write(options: argparse.Namespace) -> None:
     record = {
         "commands": commands(done, widths),
         "settings": list(options.set),
-        "machine": {"processor": _processor(), "threads": os.environ.get("OMP_NUM_THREADS"), "system": platform.platform()},
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
         "versions": done[0]["results"]["versions"],
         "data": done[0]["results"]["data"],
         "evaluation_images": done[0]["results"]["evaluation_images"],
