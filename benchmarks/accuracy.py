@@ -36,7 +36,7 @@ from ptmq_lightning.report.tables import DIGITS, Line, collect, summarise  # noq
 
 RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
-CELL, RESULTS = "cell.json", "results.json"
+CELL, RESULTS, TRAINED = "cell.json", "results.json", "finetune.json"  # the last: of methods that train with labels
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,9 @@ def finished(place: Path) -> list[dict[str, Any]]:
     for file in sorted(place.rglob(CELL)):
         note, results = json.loads(file.read_text()), read_results(file.with_name(RESULTS))
         rows = [record | {"label": note["method"]} for record in collect([file.parent])]
-        found.append({**note, "results": results, "rows": rows})
+        trained = file.with_name(TRAINED)
+        labels = json.loads(trained.read_text())["labels"] if trained.exists() else 0
+        found.append({**note, "results": results, "rows": rows, "labels": labels})
     return found
 
 
@@ -138,7 +140,7 @@ def costs(done: Sequence[dict[str, Any]], widths: Sequence[str]) -> list[dict[st
                 "cpu_seconds_total": totals["cpu_seconds"],
                 "peak_memory_bytes": max(cell["results"]["peak_memory_bytes"] for cell in mine),
                 "images": max(cell["results"]["calibration_images"] for cell in mine),
-                "labels": max(cell["results"].get("labels", 0) for cell in mine),
+                "labels": max(cell["labels"] for cell in mine),
             }
         )
     return rows
