@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ptmq_lightning.compose.memory import keep_freed_memory
 from ptmq_lightning.compose.schema import (
     BitsConfig,
     Config,
@@ -130,7 +131,7 @@ def trackers(config: LoggerConfig) -> TrackerSettings:
 
 
 def prepare(config: TrainerConfig, seed: int) -> None:
-    """Seeds and threads of this process; Lightning says nothing about its defaults."""
+    """Seeds, threads and memory of this process; Lightning says nothing about its defaults."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if getattr(rank_zero_only, "rank", 0):
@@ -138,6 +139,9 @@ def prepare(config: TrainerConfig, seed: int) -> None:
     warnings.filterwarnings("ignore", message=".*(does not have many workers|treespec, LeafSpec).*")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    # deterministic algorithms would also fill all new memory, which no result here is read from
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     L.seed_everything(seed, workers=True, verbose=False)
 
 
