@@ -175,7 +175,7 @@ def write(options: argparse.Namespace) -> None:
     done = finished(home(options.work, options.experiment, options.set))
     if not done:
         return
-    known = {label: number for number, label in enumerate([*options.methods, *RIVALS])}
+    known = {label: number for number, label in enumerate(dict.fromkeys([*options.methods, *RIVALS]))}
     done.sort(key=lambda cell: (known.get(cell["method"], len(known)), cell["method"]))
     widths = sorted({cell["bits"] for cell in done if cell["bits"]} or {*options.bits}, key=order)
     lines = summarise([row for cell in done for row in cell["rows"]], by=("label",), values=VALUES, rows=widths)
