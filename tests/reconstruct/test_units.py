@@ -27,7 +27,7 @@ RECIPE = Recipe(
     Mixer("matched"),
     Objective("mse"),
     Rounding("shared"),
-    Settings(steps=4, batch=8, log_every=2),
+    Settings(steps=4, batch=4, log_every=2),
     unit="layer",
 )
 RESIDUAL, ATTENTION = 1, 3  # blocks of the small network
@@ -99,6 +99,7 @@ def test_layers_learn_in_turn_and_the_block_gets_their_steps() -> None:
         assert torch.equal(quantizer.steps, before[path]) == ("matmul" in path), path
 
 
+@pytest.mark.slow
 def test_layer_by_layer_beats_nearest_rounding_at_the_narrowest_width() -> None:
     nearest, learned, x = small_model(), small_model(), images(64)
     recipe = replace(RECIPE, settings=Settings(steps=120, batch=16, lambda_rounding=1e-3))
