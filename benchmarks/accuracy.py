@@ -7,7 +7,8 @@
 A cell is one run of train.py in a process and a folder of its own: for a method that learns one pair of widths at a
 time (method.single_pair) one per width and seed, for every other method one per seed, which gives all widths. What is
 done is skipped, what was killed continues. A method's name may carry overrides behind plus signs. The results hold
-every finished cell of the experiment with the same --set, in benchmarks/results/accuracy_EXPERIMENT.{json,csv,md,png}.
+every finished cell of the experiment with the same --set, in benchmarks/results/accuracy_EXPERIMENT.{json,csv,md,png};
+the figure needs matplotlib (pip install ".[figures]").
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from ptmq_lightning.report.tables import DIGITS, Line, collect, summarise  # noq
 
 RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
+FITTED = ("calibrate", "reconstruct")  # the stages of results.json that are the method's own cost
 CELL, RESULTS, TRAINED = "cell.json", "results.json", "finetune.json"  # the last: of methods that train with labels
 
 
@@ -116,39 +118,33 @@ def order(config: str) -> tuple[int, ...]:
     return tuple(int(part) for part in config[1:].split("a"))
 
 
-def costs(done: Sequence[dict[str, Any]], widths: Sequence[str]) -> list[dict[str, Any]]:
-    """Per method: seconds of calibration and reconstruction per width and for all ``widths``, means over seeds."""
+def costs(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per method, means over seeds: seconds of calibration and fits, CPU seconds of whole processes.
+
+    widths: how many its runs cover, one per run of a method that learns one pair at a time.
+    """
     rows = []
     for label in dict.fromkeys(cell["method"] for cell in done):
         mine = [cell for cell in done if cell["method"] == label]
-        per_run: dict[str, dict[str | None, float | None]] = {"seconds": {}, "cpu_seconds": {}}
-        for bits in dict.fromkeys(cell["bits"] for cell in mine):
-            runs = [cell for cell in mine if cell["bits"] == bits]
-            walls = [sum(run["results"]["seconds"][k] for k in ("calibrate", "reconstruct")) for run in runs]
-            cpus = [run["cpu_seconds"] for run in runs if run["cpu_seconds"] is not None]
-            per_run["seconds"][bits] = statistics.fmean(walls)
-            per_run["cpu_seconds"][bits] = statistics.fmean(cpus) if cpus else None
-        covered = len(widths) if None in per_run["seconds"] else len(per_run["seconds"])
-        totals = {key: _sum(values.values()) for key, values in per_run.items()}
+        runs = [[cell for cell in mine if cell["bits"] == bits] for bits in dict.fromkeys(c["bits"] for c in mine)]
+        walls = [[sum(cell["results"]["seconds"][k] for k in FITTED) for cell in seeds] for seeds in runs]
+        cpus = [[s for cell in seeds if (s := cell["cpu_seconds"]) is not None] for seeds in runs]
+        total = sum(map(statistics.fmean, walls))
+        widths = len({row["config"] for cell in mine for row in cell["results"]["rows"]})
         rows.append(
             {
                 "method": label,
-                "runs_for_all_widths": len(per_run["seconds"]),
-                "widths": covered,
-                "seconds_total": totals["seconds"],
-                "seconds_per_width": totals["seconds"] / covered if totals["seconds"] is not None else None,
-                "cpu_seconds_total": totals["cpu_seconds"],
+                "runs_for_all_widths": len(runs),
+                "widths": widths,
+                "seconds_total": total,
+                "seconds_per_width": total / widths,
+                "cpu_seconds_total": sum(map(statistics.fmean, cpus)) if all(cpus) else None,
                 "peak_memory_bytes": max(cell["results"]["peak_memory_bytes"] for cell in mine),
                 "images": max(cell["results"]["calibration_images"] for cell in mine),
                 "labels": max(cell["labels"] for cell in mine),
             }
         )
     return rows
-
-
-def _sum(values: Iterable[float | None]) -> float | None:
-    numbers = list(values)
-    return None if None in numbers else sum(number for number in numbers if number is not None)
 
 
 def commands(done: Sequence[dict[str, Any]], widths: Sequence[str]) -> list[str]:
@@ -179,7 +175,7 @@ def write(options: argparse.Namespace) -> None:
     done.sort(key=lambda cell: (known.get(cell["method"], len(known)), cell["method"]))
     widths = sorted({cell["bits"] for cell in done if cell["bits"]} or {*options.bits}, key=order)
     lines = summarise([row for cell in done for row in cell["rows"]], by=("label",), values=VALUES, rows=widths)
-    spent = costs(done, widths)
+    spent = costs(done)
     stem = options.results / f"accuracy_{options.experiment}"
     fp = done[0]["results"]["fp"]
     record = {
@@ -243,7 +239,8 @@ def _markdown(record: dict[str, Any], lines: Sequence[Line], widths: Sequence[st
             texts = [_text(cells.get((method, width), {}).get(value), value) for width in widths]
             parts.append(f"| {method} | {' | '.join(texts)} |\n")
     names = ("method", "runs", "widths", "s in all", "s per width", "CPU s in all", "peak MiB", "images", "labels")
-    parts.append(f"\nCost\n\n| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}\n")
+    parts.append("\nCost: seconds of calibration and fits; CPU seconds of whole processes, evaluation included.\n\n")
+    parts.append(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}\n")
     for row in record["costs"]:
         numbers = [
             row["seconds_total"],
