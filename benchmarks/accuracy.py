@@ -152,9 +152,7 @@ def commands(done: Sequence[dict[str, Any]], widths: Sequence[str]) -> list[str]
     asked: dict[tuple[str, str], list[str]] = {}
     for seed in sorted({cell["seed"] for cell in done}):
         mine = [cell for cell in done if cell["seed"] == seed]
-        bits = [width for width in widths if any(cell["bits"] in (width, None) for cell in mine)]
-        if any(cell["bits"] for cell in mine):
-            bits = [width for width in widths if any(cell["bits"] == width for cell in mine)]
+        bits = [width for width in widths if any(cell["bits"] == width for cell in mine)] or widths
         methods = dict.fromkeys(cell["method"] for cell in mine)
         asked.setdefault((" ".join(methods), " ".join(bits)), []).append(str(seed))
     first, settings = done[0], done[0]["settings"]
