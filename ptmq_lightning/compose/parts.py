@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import lightning as L
 import torch
@@ -52,17 +53,38 @@ def step_size(config: StepSizeConfig) -> StepSize:
     return StepSize(config.name, config.anchor, tuple(config.free_widths), config.learn, config.p)
 
 
-def recipe(config: Config, model: MultiBitModel) -> Recipe:
-    """Everything the reconstruction is made of; ``model`` tells whether there is attention."""
-    return Recipe(
+def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
+    """The passes over the network, none where nothing is learned; ``model`` tells whether there is attention.
+
+    The second phase learns activation steps alone, on the committed weights, from float features (as BRECQ's code).
+    """
+    recon = config.recon
+    if config.rounding.name == "nearest":
+        return ()
+    first = Recipe(
         groups=BitGroups.of(config.bits.groups),
         mixer=mixer(config.mixer),
         objective=objective(config.loss, config.mixer, model),
         rounding=rounding(config.rounding),
-        settings=settings(config.recon, config.seed),
+        settings=settings(recon, config.seed),
         learn_steps=config.step_size.learn,
-        bias_correction=config.recon.bias_correction,
+        unit=recon.unit,
+        quantise_inputs=recon.quantise == "all",
+        learn_inputs=recon.activation == "joint",
+        bias_correction=recon.bias_correction,
     )
+    if recon.activation != "second_phase":
+        return (first,)
+    steps = recon.activation_steps or max(recon.steps // 4, 1)
+    second = replace(
+        first,
+        mixer=Mixer("float"),
+        rounding=Rounding("nearest"),
+        settings=replace(first.settings, steps=steps),
+        quantise_inputs=True,
+        learn_inputs=True,
+    )
+    return replace(first, bias_correction=False), second
 
 
 def mixer(config: MixerConfig) -> Mixer:
@@ -81,7 +103,7 @@ def objective(config: LossConfig, mix: MixerConfig, model: MultiBitModel) -> Obj
 
 
 def rounding(config: RoundingConfig) -> Rounding:
-    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width)
+    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width, config.rate)
 
 
 def settings(config: ReconConfig, seed: int) -> Settings:

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
@@ -67,7 +68,7 @@ def run(config: Config, path: Path) -> float:
         parts.trackers(config.logger),
         widths=[str(pair) for pair in BitGroups.of(config.bits.groups).pairs],
         hyperparameters=asdict(config),
-        resume_step=folder.finished_blocks() * config.recon.steps,
+        resume_step=folder.finished_steps(),
     ) as loggers:
         rows = walk(config, folder, loggers)
     folder.close()
@@ -187,25 +188,31 @@ def learn(
     loggers: Sequence[Logger] = (),
     folder: RunFolder | None = None,
 ) -> list[BlockResult]:
-    """Reconstruct every block that an earlier, killed run of ``folder`` did not finish; images (N, C, H, W)."""
-    recipe = parts.recipe(config, model)
-    size = predict_bytes(model, images, recipe.mixer, recipe.groups)
+    """Every pass over the network, from the first block that an earlier, killed run of ``folder`` did not finish;
+    images (N, C, H, W)."""
+    passes = parts.recipes(config, model)
+    size = max((predict_bytes(model, images, recipe.mixer, recipe.groups) for recipe in passes), default=0)
     log.info("feature cache: %.0f MiB at its largest", size / 2**20)
-    done = folder.restore(model) if folder else []
-    progress = Progress(recipe.settings.steps, first_block=len(done))
+    results = folder.restore(model) if folder else []
+    done, blocks, before = len(results), len(model.blocks), (0, 0)
+    for number, recipe in enumerate(passes):
+        first = min(max(done - number * blocks, 0), blocks)
+        units = [recipe.count(layer for layer in model.layers.values() if layer.block < end) for end in (first, blocks)]
+        progress = Progress(recipe.settings.steps, first_block=before[0] + units[0])
 
-    def keep(index: int, result: BlockResult) -> None:
-        if folder:
-            folder.keep(model, index, result)
+        def keep(index: int, result: BlockResult, number: int = number) -> None:
+            if folder:
+                folder.keep(model, number * blocks + index, result)
 
-    return done + reconstruct(
-        model,
-        images,
-        recipe,
-        lambda: parts.trainer(config.trainer, loggers=loggers, callbacks=[progress]),
-        from_block=len(done),
-        after_block=keep,
-    )
+        def new_trainer(progress: Progress = progress) -> L.Trainer:
+            return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
+
+        if first < blocks:
+            results += reconstruct(
+                model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
+            )
+        before = (before[0] + units[1], before[1] + units[1] * recipe.settings.steps)
+    return results
 
 
 def allocate(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:

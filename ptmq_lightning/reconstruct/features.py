@@ -104,11 +104,15 @@ def advance(
     groups: BitGroups,
     batch: int,
     generator: torch.Generator,
+    activations: bool = True,
 ) -> Features:
-    """Features behind a finished block; target: its float output (N, ...), the next float feature."""
+    """Features behind a finished block (or a part of one); target: its float output (N, ...), the next float feature.
+
+    activations=False: the streams are those of quantised weights alone.
+    """
 
     def run(x: Tensor, width: BitWidth) -> Tensor:
-        select(block, {name: layer.width(width) for name, layer in layers.items()})
+        select(block, {name: layer.width(width) for name, layer in layers.items()}, activations=activations)
         output: Tensor = block(x)
         return output
 

@@ -76,9 +76,9 @@ def scaled(weight: Tensor, target: Tensor, read: Tensor | None = None) -> Tensor
 def token_weight(rest: nn.Module, target: Tensor, generator: torch.Generator, *, evenly: float = 0.5) -> Tensor | None:
     """Weights (1, T, 1) with mean 1 of the squared errors of normalised tokens, for an output (B, T, C); else None.
 
-    A token's share of the Fisher information: the squared gradient of log softmax(rest(x))[y], y drawn from the softmax,
-    in units of the token's standard deviation. A share `evenly` of all weight is spread over the tokens that are read
-    at all; a token that nothing reads has no weight.
+    A token's share of the Fisher information: the squared gradient of log softmax(rest(x))[y], y drawn from the
+    softmax, in units of the token's standard deviation. A share `evenly` of all weight is spread over the tokens that
+    are read at all; a token that nothing reads has no weight.
     """
     if target.dim() != 3:
         return None

@@ -2,9 +2,9 @@
 
 Format 1. Tensors are named blocks.<index>.<path>: latent int16 (O, ...), latent_step (O,), steps and ratios
 (K, O), rounding: "planes" as bits, most significant first, over all planes in a row (`numpy.packbits`), "offset" as
-uint8 tau in 31sts, "nearest" not at all; biases, norms and activation steps as they are. The manifest holds the graphs
-(`runtime.graph`), the layer table, widths, assignments and info, the dtype, shape and SHA-256 of every tensor, and a
-SHA-256 of itself.
+uint8 tau in 31sts, "latent" as int16, "nearest" not at all; biases, norms and activation steps as they are. The
+manifest holds the graphs (`runtime.graph`), the layer table, widths, assignments and info, the dtype, shape and SHA-256
+of every tensor, and a SHA-256 of itself.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ class MultiBitWeight(nn.Module):
     """One weight at every width. O output channels, K widths, P rounding planes.
 
     latent n int16 (O, ...), latent_step s_L (O,), ratios rho (K, O), steps s (K, O), rounding uint8 (P, O, ...):
-    kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of), "offset" (tau in 31sts, P = 1).
+    kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of), "offset" (tau in 31sts, P = 1),
+    "latent" (int16, P = 1: learned integers n' that are rounded to nearest in the place of n).
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class MultiBitWeight(nn.Module):
     rounding: Tensor
 
     def set_rounding(self, kind: str, rounding: Tensor, plane_of: dict[int, int]) -> None:
-        """Commit a rounding: uint8 (P, O, ...)."""
+        """Commit a rounding: uint8 (P, O, ...), of kind "latent" int16."""
         self.kind, self.rounding, self.plane_of, self._active = kind, rounding, dict(plane_of), None
 
     def code(self, bits: int) -> Tensor:
@@ -67,7 +68,7 @@ class MultiBitWeight(nn.Module):
             return grid.code(self.latent, rho, bits, self.rounding[self.plane_of[bits]])
         if self.kind == "offset":
             return grid.code_offset(self.latent, rho, bits, self.rounding[0].double() / (2**grid.OFFSET_BITS - 1))
-        return grid.code(self.latent, rho, bits)
+        return grid.code(self.rounding[0] if self.kind == "latent" else self.latent, rho, bits)
 
     def at(self, bits: int | None) -> Tensor:
         """Weight float32 (O, ...) of a width; None: the float network's, n * s_L."""

@@ -122,10 +122,10 @@ class MultiBitModel(nn.Module):
         return dict(self.info.get("preprocessing", {}))
 
 
-def select(block: nn.Module, widths: Mapping[str, BitWidth] | None) -> None:
-    """Set the widths of a block's layers by name; None sets every layer to float."""
+def select(block: nn.Module, widths: Mapping[str, BitWidth] | None, *, activations: bool = True) -> None:
+    """Set the widths of a block's layers by name; None sets every layer to float, activations=False its inputs."""
     for _, quantizer in quantizers_of(block):
-        quantizer.select(None if widths is None else widths[quantizer.owner].a)
+        quantizer.select(widths[quantizer.owner].a if activations and widths is not None else None)
     for name, weight in weights_of(block):
         weight.select(None if widths is None else widths[name].w)
 
