@@ -150,6 +150,21 @@ class FoldConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    name: str = "none"  # training with labels: none, any_precision, multiquant, robustquant
+    epochs: int = 10
+    batch: int = 32
+    lr: float = 1e-3  # of weights, biases and norms
+    lr_step: float = 1e-3  # of the logarithm of the steps: multiquant; of first and last layer: any_precision
+    weight_decay: float = 1e-4
+    crop: int = 0  # random shifts of up to so many pixels
+    flip: bool = False  # random mirror images
+    kurtosis_weight: float = 1.0  # robustquant
+    statistics_images: int = 512  # of the calibration images, for norms after a switch: multiquant
+    log_every: int = 20
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -163,6 +178,7 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     fold: FoldConfig = field(default_factory=FoldConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     seed: int = 0
     resume: bool = False
 
@@ -170,6 +186,7 @@ class Config:
 CHOICES = {
     "bits.edge": ("qdrop", "brecq", "8bit", "none"),
     "loss.norm": ("none", "token", "auto"),
+    "finetune.name": ("none", "any_precision", "multiquant", "robustquant"),
     "logger.mode": ("online", "offline", "disabled"),
 }
 
@@ -217,6 +234,11 @@ def check(config: Config) -> None:
     for key in _fields(ModelConfig).keys() & config.model.kwargs.keys():
         value = config.model.kwargs[key]
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
+    if config.finetune.name != "none" and config.trainer.name == "ddp":
+        raise ConfigError(
+            f"method={config.finetune.name} trains in one process, but trainer=ddp starts several; set trainer=gpu or "
+            "trainer=cpu"
+        )
     extra = [BitWidth.parse(pair) for pair in config.bits.extra]
     known = [*BitGroups.of(config.bits.groups).pairs, *extra]
     if doubled := sorted({str(pair) for pair in extra if known.count(pair) > 1}):

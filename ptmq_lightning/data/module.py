@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
+from ptmq_lightning.data.images import UNLABELLED
 from ptmq_lightning.data.sources import permutation
 from ptmq_lightning.runtime.errors import DataError
 
@@ -63,6 +64,18 @@ class _Twins:
 def calibration_images(dataset: Any, indices: list[int]) -> Tensor:
     """The images at ``indices`` as one float tensor (N, 3, H, W), in that order."""
     return torch.stack([dataset[index][0] for index in indices])
+
+
+def calibration_labels(dataset: Any, indices: list[int]) -> Tensor:
+    """The labels at ``indices`` as int64 (N,), for methods that train. Raises DataError where one has none."""
+    labels = torch.tensor([int(dataset[index][1]) for index in indices])
+    if bool((labels == UNLABELLED).any()):
+        first = dataset.filename(indices[int((labels == UNLABELLED).nonzero()[0])])
+        raise DataError(
+            f"{int((labels == UNLABELLED).sum())} of {len(indices)} calibration images have no label, first {first}; this "
+            "method trains with labels: give data.train as folders named by the classes that data.val has"
+        )
+    return labels
 
 
 def eval_loader(dataset: Any, batch: int, *, workers: int = 0) -> DataLoader[Any]:

@@ -1,0 +1,32 @@
+"""What a switch of width costs in time, measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+
+from ptmq_lightning.runtime.model import MultiBitModel, weights_of
+from ptmq_lightning.runtime.spec import BitWidth
+
+ROUNDS = 5
+
+
+@torch.no_grad()
+def switch_milliseconds(model: MultiBitModel, pairs: Sequence[BitWidth]) -> float:
+    """Median over rounds and pairs: choose the pair and derive every weight of it, as the next image would need it."""
+    taken = []
+    before = model.active
+    for pair in [*pairs] * ROUNDS:
+        started = time.perf_counter()
+        model.switch(pair)
+        for block in model.blocks:
+            for _, weight in weights_of(block):
+                weight()
+        if next(model.buffers()).is_cuda:
+            torch.cuda.synchronize()
+        taken.append(1000 * (time.perf_counter() - started))
+    model.switch(before)
+    return statistics.median(taken)
