@@ -197,6 +197,8 @@ def learn(
     folder: RunFolder | None = None,
 ) -> list[BlockResult]:
     """Reconstruct every block that an earlier, killed run of ``folder`` did not finish; images (N, C, H, W)."""
+    if config.rounding.name == "nearest":
+        return []  # nothing to learn
     recipe = parts.recipe(config, model)
     size = predict_bytes(model, images, recipe.mixer, recipe.groups)
     log.info("feature cache: %.0f MiB at its largest", size / 2**20)

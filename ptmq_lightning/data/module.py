@@ -68,14 +68,13 @@ def calibration_images(dataset: Any, indices: list[int]) -> Tensor:
 
 def calibration_labels(dataset: Any, indices: list[int]) -> Tensor:
     """The labels at ``indices`` as int64 (N,), for methods that train. Raises DataError where one has none."""
-    labels = torch.tensor([int(dataset[index][1]) for index in indices])
-    if bool((labels == UNLABELLED).any()):
-        first = dataset.filename(indices[int((labels == UNLABELLED).nonzero()[0])])
+    labels = [int(dataset[index][1]) for index in indices]
+    if missing := [index for index, label in zip(indices, labels, strict=True) if label == UNLABELLED]:
         raise DataError(
-            f"{int((labels == UNLABELLED).sum())} of {len(indices)} calibration images have no label, first {first}; this "
-            "method trains with labels: give data.train as folders named by the classes that data.val has"
+            f"{len(missing)} of {len(indices)} calibration images have no label, first {dataset.filename(missing[0])}; "
+            "this method trains with labels: give data.train as folders named by the classes that data.val has"
         )
-    return labels
+    return torch.tensor(labels)
 
 
 def eval_loader(dataset: Any, batch: int, *, workers: int = 0) -> DataLoader[Any]:

@@ -1,11 +1,11 @@
 """Any-Precision deep neural networks (Yu et al., AAAI 2021; formulas of SHI-Labs/Any-Precision-DNNs).
 
-One weight for all widths, quantised as in DoReFa; a BatchNorm set per width; knowledge flows from the wide to the narrow
-width. Stored once at 8 bits. What we do otherwise [our choice]:
+One weight for all widths, quantised as in DoReFa; a BatchNorm set per width; knowledge flows from the wide to the
+narrow width. Stored once at 8 bits. What we do otherwise [our choice]:
 - It starts from the float network. DoReFa clips activations to [0, 1], which a network trained without it does not
   survive: here the clip of every tensor and width is the calibrated one, fixed; 2^a - 1 levels as there.
-- A narrow code is rounded from the stored 8-bit code, round(c (2^b - 1) / 255), in training too: what is trained is what
-  is stored. At 2 and 4 bits 255 is a multiple, and the levels are the 8-bit network's own.
+- A narrow code is rounded from the stored 8-bit code, round(c (2^b - 1) / 255), in training too: what is trained is
+  what is stored. At 2 and 4 bits 255 is a multiple, and the levels are some of the 8-bit network's own.
 - First and last layer at 8 bits with learned steps (there: float), shortcuts read the quantised tensor.
 """
 
@@ -77,7 +77,8 @@ class DorefaCode(nn.Module):
 def _level(code: Tensor, bits: int) -> Tensor:
     """The level in [0, 1] that a width gives a stored code 0..255."""
     top = 2**bits - 1
-    return round_through(code / STORED * top) / top
+    level: Tensor = round_through(code / STORED * top) / top
+    return level
 
 
 class AnyPrecision(FineTuning):
@@ -98,7 +99,7 @@ def any_precision(model: MultiBitModel, settings: Settings, steps: int) -> AnyPr
     """The fit of a calibrated model with norms. Raises ModelError where a layer has no norm to undo DoReFa's scale."""
     if missing := unnormed(model):
         raise ModelError(
-            f"method=any_precision needs a BatchNorm behind every layer, because DoReFa changes the scale of the weights; "
+            "method=any_precision needs a BatchNorm behind every layer, because DoReFa changes the weights' scale; "
             f"{len(missing)} layers have none, first {missing[0]}. Choose a network with BatchNorms or another method."
         )
     trained = make_trainable(model, _weight, shared_norms=False, learn_steps=False)

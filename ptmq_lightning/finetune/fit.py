@@ -25,8 +25,8 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """lr: of weights, biases and norms; lr_step: of log steps. crop: random shifts of up to so many pixels, flip: random
-    mirror images. seed: of order, shifts, mirrors and drawn widths."""
+    """lr: of weights, biases and norms; lr_step: of log steps. crop: random shifts of up to so many pixels, flip:
+    random mirror images. seed: of order, shifts, mirrors and drawn widths."""
 
     epochs: int
     batch: int = 32
@@ -112,7 +112,7 @@ class FineTuning(L.LightningModule):
             self.manual_backward(loss)
             own[name] = loss.detach()
         optimizer.step()  # type: ignore[union-attr]
-        schedule.step()  # type: ignore[union-attr, call-arg]
+        schedule.step()  # type: ignore[union-attr]
         if index % self.settings.log_every == 0 or index == self.steps - 1:
             self.report(index, own)
 
@@ -128,7 +128,9 @@ class FineTuning(L.LightningModule):
             {"params": steps, "lr": s.lr_step, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / self.steps)))
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / self.steps))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def report(self, index: int, own: dict[str, Tensor]) -> None:

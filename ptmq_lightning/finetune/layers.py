@@ -130,11 +130,12 @@ class SwitchNorm(nn.Module):
 
 
 class FoldedWeight(nn.Module):
-    """A committed weight with its norm folded in: W^ * scale (K, O); choosing a pair also sets the layer's bias (O,)."""
+    """A committed weight with its norm folded in, W^ * scale (K, O); choosing a pair sets the layer's bias (O,) too."""
 
-    def __init__(self, source: nn.Module, norm: SwitchNorm, layer: nn.Module) -> None:
+    def __init__(self, source: Any, norm: SwitchNorm, layer: Any) -> None:
         super().__init__()
-        self.source, self.layer, self.pairs = source, norm.layer, norm.pairs
+        self.source: Any = source
+        self.layer, self.pairs = norm.layer, norm.pairs
         self._layer = [layer]
         scales, shifts = norm.affine()
         bias = layer.bias
@@ -147,7 +148,7 @@ class FoldedWeight(nn.Module):
     biases: Tensor
 
     def select(self, bits: int | None) -> None:
-        self.source.select(bits)  # type: ignore[operator]
+        self.source.select(bits)
 
     def choose(self, pair: BitWidth | None) -> None:
         self.row = row_of(pair, self.pairs, self.layer)
@@ -157,7 +158,7 @@ class FoldedWeight(nn.Module):
         key = (self.source.bits, self.row, self.scales.device)
         if self._active is None or self._active[0] != key:
             with torch.inference_mode(False), torch.no_grad():  # what is kept must serve later passes of any mode
-                weight = self.source.at(self.source.bits)  # type: ignore[operator]
+                weight = self.source.at(self.source.bits)
                 self._active = (key, weight * grid.per_channel(self.scales[self.row], weight))
         return self._active[1]
 

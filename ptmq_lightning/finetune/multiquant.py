@@ -4,10 +4,10 @@ One weight-sharing network; per step the lowest, one random and the highest widt
 the wider widths soften, because one-hot labels set the widths against each other. From abstract and summaries; the rest
 is [our choice]:
 - Steps as in LSQ, one per width and output channel (weights) or tensor (activations), all learned.
-- The adaptive label of a width: (1 - p) onehot + p q, q the mean softmax of the step's wider widths, p the probability q
-  gives to the true class, image by image: where the wider widths err, the label is the hard one.
-- One scale and shift of each BatchNorm for all widths; its statistics are re-estimated for a width from training images.
-  They are estimated once and kept here; what re-estimating at every switch costs is measured beside it.
+- The adaptive label of a width: (1 - p) onehot + p q, q the mean softmax of the step's wider widths, p the probability
+  that q gives to the true class, image by image: where the wider widths err, the label is the hard one.
+- One scale and shift of each BatchNorm for all widths; its statistics are re-estimated for a width from training
+  images. They are estimated once and kept here; what re-estimating at every switch costs is measured beside it.
 - The paper's search for mixed precision is not part of it: `bits=mixed` allocates widths for every method alike.
 """
 

@@ -8,6 +8,7 @@ and a bias per pair. A pinned layer runs at its own width, its norm follows the 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -71,7 +72,7 @@ def make_trainable(
     for block in trained.blocks:
         assert isinstance(block, fx.GraphModule)
         for name, frozen in list(weights_of(block)):
-            layer = block.get_submodule(name)
+            layer: Any = block.get_submodule(name)
             layer.weight = new_weight(trained.layers[name], frozen)
             if isinstance(layer.bias, Tensor):
                 layer.bias = nn.Parameter(layer.bias)
@@ -137,7 +138,7 @@ def commit(model: SharedModel) -> None:
         norms = list(_norms(block, SwitchNorm))
         behind = {name: norm for name, _, norm in norms}
         for name, weight in list(weights_of(block)):
-            layer = block.get_submodule(name)
+            layer: Any = block.get_submodule(name)
             norm, committed = behind.get(name), weight.committed()
             if isinstance(norm, SwitchNorm):
                 committed = FoldedWeight(committed, norm, layer)

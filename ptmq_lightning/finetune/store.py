@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.runtime.errors import ArtifactError
@@ -41,7 +42,7 @@ def restore(model: SharedModel, folder: Path) -> None:
     model.switch(None)
 
 
-def _own(model: SharedModel) -> dict[str, object]:
+def _own(model: SharedModel) -> dict[str, Tensor]:
     """Every tensor but the biases that the active pair has chosen from a layer's table."""
     state = model.state_dict()
     chosen = {name.replace(".weight.biases", ".bias") for name in state if name.endswith(".weight.biases")}
