@@ -1,4 +1,4 @@
-"""The rivals that train with labels on ResNet-20 / CIFAR-10: one float network, one set of images, one number of epochs.
+"""The rivals that train with labels, ResNet-20 / CIFAR-10: one float network, one set of images, as many epochs.
 
     PTMQ_DATA=DIR python benchmarks/trained_rivals.py --epochs 2 --seeds 0 1 2
 
@@ -11,10 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,29 +46,21 @@ def main() -> None:
         for method in options.methods:
             name = f"{method} seed={seed}"
             training = [] if method == "nearest" else [f"finetune.epochs={options.epochs}"]
-            command = [
-                *COMMON,
-                *METHODS[method],
-                *training,
-                f"data.calibration_images={options.images}",
-                f"seed={seed}",
-            ]
+            images = f"data.calibration_images={options.images}"
+            command = [*COMMON, *METHODS[method], *training, images, f"seed={seed}"]
             if cells.get(name, {}).get("command") != command:
-                cells[name] = {
-                    "command": command,
-                    **run(command, ROOT / "outputs" / "trained_rivals" / f"{method}{seed}"),
-                }
+                folder = ROOT / "outputs" / "trained_rivals" / f"{method}{seed}"
+                arguments = [sys.executable, "train.py", *command, f"hydra.run.dir={folder}"]
+                subprocess.run(arguments, cwd=ROOT, env=ALLOCATOR | os.environ, check=True)
+                cells[name] = {"command": command, **read(folder)}
                 RESULTS.mkdir(exist_ok=True)
                 file.write_text(json.dumps(cells, indent=1) + "\n")
                 (RESULTS / "trained_rivals.md").write_text(page(cells, options.epochs, options.images))
             print(name, {row["config"]: row["top1"] for row in cells[name]["rows"]}, flush=True)
 
 
-def run(command: list[str], folder: Path) -> dict[str, Any]:
-    """One run of train.py; what its two records say."""
-    environment = ALLOCATOR | os.environ
-    arguments = [sys.executable, "train.py", *command, f"hydra.run.dir={folder}"]
-    subprocess.run(arguments, cwd=ROOT, env=environment, check=True)
+def read(folder: Path) -> dict[str, Any]:
+    """What the two records of a run say."""
     results = json.loads((folder / "results.json").read_text())
     costs = folder / "finetune.json"
     kept = ("method", "seed", "fp", "seconds", "peak_memory_bytes", "evaluation_images", "rows")
@@ -86,9 +75,10 @@ def page(cells: dict[str, Any], epochs: int, images: int) -> str:
     lines = [
         "# The rivals that train, ResNet-20 / CIFAR-10",
         "",
-        f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images}`: {images} training images with labels, "
-        f"{epochs} epochs; {first['evaluation_images']} evaluation images, float {first['fp']['top1']:.1f}. Cells: top-1 / "
-        "agreement with the float network / relative logit error, mean over seeds (with half the range of top-1).",
+        f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images}`: {images} training images with "
+        f"labels, {epochs} epochs; {first['evaluation_images']} evaluation images, float {first['fp']['top1']:.1f}. "
+        "Cells: top-1 / agreement with the float network / relative logit error, mean over seeds (with half the range of "
+        "top-1).",
         "",
         "| method | seeds | " + " | ".join(pair.upper() for pair in PAIRS) + " |",
         "|---|---|" + "---|" * len(PAIRS),

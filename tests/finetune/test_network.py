@@ -57,7 +57,7 @@ def test_multiquant_starts_as_the_calibrated_model_with_its_norms_kept() -> None
 
 
 def distance(found: Tensor, expected: Tensor) -> float:
-    """Relative; 0.02 leaves room for the few codes that lie so near a tie that 11 bits or a rounding move them by one."""
+    """Relative; 0.02 leaves room for the few codes so near a tie that 11 bits or a rounding move them by one."""
     return float((found - expected).norm() / expected.norm())
 
 
