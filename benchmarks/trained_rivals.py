@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +80,8 @@ def page(cells: dict[str, Any], epochs: int, images: int) -> str:
         "",
         f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images}`: {images} training images with "
         f"labels, {epochs} epochs; {first['evaluation_images']} evaluation images, float {first['fp']['top1']:.1f}. "
-        "Cells: top-1 / agreement with the float network / relative logit error, mean over seeds (with half the range of "
-        "top-1).",
+        "Cells: top-1 / agreement with the float network / relative logit error, mean over seeds (with half the range "
+        "of top-1).",
         "",
         "| method | seeds | " + " | ".join(pair.upper() for pair in PAIRS) + " |",
         "|---|---|" + "---|" * len(PAIRS),
