@@ -151,6 +151,7 @@ def fit(module: FineTuning, batches: Batches, trainer: L.Trainer) -> float:
     started = time.perf_counter()
     module.train()
     trainer.fit(module, DataLoader(batches, batch_size=None))
+    module.to(batches.images.device)  # the Trainer leaves a network on the CPU
     module.eval()
     return time.perf_counter() - started
 

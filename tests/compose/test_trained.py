@@ -60,6 +60,12 @@ def test_the_same_seed_trains_the_same_tensors(tmp_path: Path) -> None:
     assert one == other
 
 
+def test_a_network_trained_as_a_whole_takes_widths_per_layer(tmp_path: Path) -> None:
+    mixed = ["bits.mixed_averages=[5]", "bits.sensitivity_images=16"]
+    run(configuration([*TINY, *mixed, "method=any_precision"]), tmp_path)
+    assert 2 < rows(tmp_path)["mixed_5.0"]["w_bits"] <= 5
+
+
 def test_training_needs_one_process() -> None:
     with pytest.raises(ConfigError) as caught:
         configuration(["method=multiquant", "trainer=ddp"])
