@@ -58,8 +58,8 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
 
     The second phase learns activation steps alone, on the committed weights, from float features (as BRECQ's code).
     """
-    recon = config.recon
-    if config.rounding.name == "nearest":
+    recon, nearest = config.recon, config.rounding.name == "nearest"
+    if nearest and not recon.bias_correction:
         return ()
     first = Recipe(
         groups=BitGroups.of(config.bits.groups),
@@ -70,10 +70,10 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
         learn_steps=config.step_size.learn,
         unit=recon.unit,
         quantise_inputs=recon.quantise == "all",
-        learn_inputs=recon.activation == "joint",
+        learn_inputs=recon.activation == "joint" and not nearest,
         bias_correction=recon.bias_correction,
     )
-    if recon.activation != "second_phase":
+    if nearest or recon.activation != "second_phase":
         return (first,)
     steps = recon.activation_steps or max(recon.steps // 4, 1)
     second = replace(

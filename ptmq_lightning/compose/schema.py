@@ -167,6 +167,21 @@ class QuantConfig:
 
 
 @dataclass
+class FinetuneConfig:
+    name: str = "none"  # training with labels: none, any_precision, multiquant, robustquant
+    epochs: int = 10
+    batch: int = 32
+    lr: float = 1e-3  # of weights, biases and norms
+    lr_step: float = 1e-3  # of the logarithm of the steps: multiquant; of first and last layer: any_precision
+    weight_decay: float = 1e-4
+    crop: int = 0  # random shifts of up to so many pixels
+    flip: bool = False  # random mirror images
+    kurtosis_weight: float = 1.0  # robustquant
+    statistics_images: int = 512  # of the calibration images, for norms after a switch: multiquant
+    log_every: int = 20
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -181,6 +196,7 @@ class Config:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     fold: FoldConfig = field(default_factory=FoldConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     seed: int = 0
     resume: bool = False
 
@@ -195,6 +211,7 @@ CHOICES = {
     "recon.unit": ("block", "layer"),
     "recon.quantise": ("all", "weights"),
     "recon.activation": ("joint", "fixed", "second_phase"),
+    "finetune.name": ("none", "any_precision", "multiquant", "robustquant"),
     "logger.mode": ("online", "offline", "disabled"),
 }
 
@@ -242,6 +259,11 @@ def check(config: Config) -> None:
     for key in _fields(ModelConfig).keys() & config.model.kwargs.keys():
         value = config.model.kwargs[key]
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
+    if config.finetune.name != "none" and config.trainer.name == "ddp":
+        raise ConfigError(
+            f"method={config.finetune.name} trains in one process, but trainer=ddp starts several; set trainer=gpu or "
+            "trainer=cpu"
+        )
     if config.recon.quantise == "weights" and config.recon.activation == "joint":
         raise ConfigError(
             "recon.quantise=weights leaves activations in float, so that recon.activation=joint has nothing to learn; "
