@@ -26,8 +26,47 @@ def index_of(bits: int, widths: tuple[int, ...], what: str) -> int:
     return widths.index(bits)
 
 
-class MultiBitWeight(nn.Module):
-    """One weight at every width. O output channels, K widths, P rounding planes.
+class CommittedWeight(nn.Module):
+    """One weight at every width: integer codes and steps s (K, O); O output channels, K widths."""
+
+    def __init__(self, widths: tuple[int, ...], steps: Tensor) -> None:
+        super().__init__()
+        self.widths = tuple(widths)
+        self.register_buffer("steps", steps)
+        self.bits: int | None = None
+        self._active: tuple[int | None, Tensor] | None = None
+
+    steps: Tensor
+
+    def code(self, bits: int) -> Tensor:
+        """Integer codes int8 (O, ...) of a width."""
+        raise NotImplementedError
+
+    def spec(self) -> dict[str, Any]:
+        """Plain values from which, with its tensors, the weight is built again."""
+        raise NotImplementedError
+
+    def at(self, bits: int | None) -> Tensor:
+        """Weight float32 (O, ...) of a width; None: the float network's, where the weight has it."""
+        assert bits is not None
+        step = self.steps[index_of(bits, self.widths, "the weight")]
+        code = self.code(bits)
+        return code.float() * grid.per_channel(step, code)
+
+    def select(self, bits: int | None) -> None:
+        if bits is not None:
+            index_of(bits, self.widths, "the weight")
+        self.bits = bits
+
+    def forward(self) -> Tensor:
+        if self._active is None or self._active[0] != self.bits or self._active[1].device != self.steps.device:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve later passes of any mode
+                self._active = (self.bits, self.at(self.bits))
+        return self._active[1]
+
+
+class MultiBitWeight(CommittedWeight):
+    """A weight on the latent grid. P rounding planes.
 
     latent n int16 (O, ...), latent_step s_L (O,), ratios rho (K, O), steps s (K, O), rounding uint8 (P, O, ...):
     kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of), "offset" (tau in 31sts, P = 1).
@@ -36,23 +75,18 @@ class MultiBitWeight(nn.Module):
     def __init__(
         self, latent: Tensor, latent_step: Tensor, widths: tuple[int, ...], steps: Tensor, ratios: Tensor | None = None
     ) -> None:
-        super().__init__()
+        super().__init__(widths, steps)
         if ratios is None:
             ratios = torch.stack([grid.ratio(latent_step, step) for step in steps])
-        self.widths = tuple(widths)
         self.kind = "nearest"
         self.plane_of: dict[int, int] = {}
         self.register_buffer("latent", latent)
         self.register_buffer("latent_step", latent_step)
-        self.register_buffer("steps", steps)
         self.register_buffer("ratios", ratios)
         self.register_buffer("rounding", torch.zeros((0, *latent.shape), dtype=torch.uint8, device=latent.device))
-        self.bits: int | None = None
-        self._active: tuple[int | None, Tensor] | None = None
 
     latent: Tensor
     latent_step: Tensor
-    steps: Tensor
     ratios: Tensor
     rounding: Tensor
 
@@ -61,7 +95,6 @@ class MultiBitWeight(nn.Module):
         self.kind, self.rounding, self.plane_of, self._active = kind, rounding, dict(plane_of), None
 
     def code(self, bits: int) -> Tensor:
-        """Integer codes int8 (O, ...) of a width."""
         rho = self.ratios[index_of(bits, self.widths, "the weight")]
         if self.kind == "planes":
             return grid.code(self.latent, rho, bits, self.rounding[self.plane_of[bits]])
@@ -73,24 +106,15 @@ class MultiBitWeight(nn.Module):
         """Weight float32 (O, ...) of a width; None: the float network's, n * s_L."""
         if bits is None:
             return self.latent.float() * grid.per_channel(self.latent_step, self.latent)
-        step = self.steps[index_of(bits, self.widths, "the weight")]
-        return self.code(bits).float() * grid.per_channel(step, self.latent)
-
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            index_of(bits, self.widths, "the weight")
-        self.bits = bits
-
-    def forward(self) -> Tensor:
-        if self._active is None or self._active[0] != self.bits or self._active[1].device != self.latent.device:
-            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve later passes of any mode
-                self._active = (self.bits, self.at(self.bits))
-        return self._active[1]
+        return super().at(bits)
 
     def spec(self) -> dict[str, Any]:
         return {
+            "packing": "latent",
+            "shape": list(self.latent.shape),
             "widths": list(self.widths),
             "kind": self.kind,
+            "planes": len(self.rounding),
             "plane_of": {str(b): p for b, p in self.plane_of.items()},
         }
 

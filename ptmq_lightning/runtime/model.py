@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
@@ -70,6 +71,16 @@ class MultiBitModel(nn.Module):
     def widths(self) -> tuple[BitWidth, ...]:
         return self.pairs
 
+    @property
+    def has_float(self) -> bool:
+        """False where a weight was stored as codes alone: switch(None) is refused then."""
+        return all(getattr(weight, "has_float", True) for block in self.blocks for _, weight in weights_of(block))
+
+    def handle(self) -> MultiBitModel:
+        """Another switch on the same integers: tensors are shared, what is active is the handle's own."""
+        tensors: list[Any] = [*self.parameters(), *self.buffers()]
+        return copy.deepcopy(self, {id(tensor): tensor for tensor in tensors})
+
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
             x = block(x)
@@ -109,7 +120,7 @@ class MultiBitModel(nn.Module):
         before = self.active
         try:
             self._select(assignment)
-        except ConfigError:
+        except PTMQError:
             self._select(before)
             raise
         self.active = assignment
