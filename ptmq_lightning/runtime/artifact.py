@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, fx
 
-from ptmq_lightning.runtime.errors import ArtifactError, ModelError
+from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError
 from ptmq_lightning.runtime.graph import describe, rebuild
 from ptmq_lightning.runtime.layers import ActivationQuantizer, CommittedWeight
 from ptmq_lightning.runtime.manifest import (
@@ -38,7 +38,10 @@ from ptmq_lightning.runtime.nested import choose
 from ptmq_lightning.runtime.packing import pack_weight, unpack_weight
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
-_NO_GRAPH = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError)
+_NO_GRAPH = (
+    *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
+    *(ConfigError, ModelError),
+)
 
 
 def save(model: MultiBitModel, folder: Path | str, packing: str = "latent") -> Path:

@@ -26,7 +26,7 @@ PACKINGS = ("latent", "nested", "auto")
 class NestedWeight(CommittedWeight):
     """A committed weight without its latent. O output channels, K widths, T tied widths, P rounding planes.
 
-    steps s (K, O). parts: floor int16 (O, ...) and shifts int16 (T, O) where widths are tied, rounding uint8 (P, O,
+    steps s (K, O). parts: floor int16 (O, ...) and shifts uint8 (T, O) where widths are tied, rounding uint8 (P, O,
     ...) of the tied widths' planes, code_<b> int8 (O, ...) of every other width. kind: "planes" or "nearest".
     """
 
@@ -135,10 +135,10 @@ def nested_of(weight: MultiBitWeight) -> NestedWeight:
 
 
 def _trunk(weight: MultiBitWeight) -> tuple[tuple[int, ...], Tensor]:
-    """The tied widths, narrow to wide, whose form is smallest, and their shifts int16 (T, O); none is a choice too."""
+    """The tied widths, narrow to wide, whose form is smallest, and their shifts uint8 (T, O); none is a choice too."""
     shape, widths = weight.latent.shape, weight.widths
     best: tuple[int, ...] = ()
-    shifts = torch.zeros((0, shape[0]), dtype=torch.int16, device=weight.latent.device)
+    shifts = torch.zeros((0, shape[0]), dtype=torch.uint8, device=weight.latent.device)
     least = bits_per_weight(_spec(shape, widths, best, "planes", 0))
     for top in widths if weight.kind != "offset" else ():
         found = {b: k for b in widths if b <= top and (k := _shift(weight, b, top)) is not None}
@@ -154,4 +154,4 @@ def _shift(weight: MultiBitWeight, bits: int, top: int) -> Tensor | None:
     narrow, wide = (weight.ratios[weight.widths.index(b)] for b in (bits, top))
     k = torch.round(torch.log2(wide / narrow))
     exact = bool(((narrow * torch.exp2(k) == wide) & (k >= 0) & (k <= top - bits)).all())
-    return k.to(torch.int16) if exact else None
+    return k.to(torch.uint8) if exact else None

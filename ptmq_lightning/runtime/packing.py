@@ -1,7 +1,8 @@
 """Integers as bit strings, and which integers of a weight are stored (PTMQ §2).
 
 A bit string holds values of L bits (1 to 15) in a row, two's complement, most significant bit first, in the order of
-the flattened tensor, with zeros up to the last whole byte. Eight values fill L bytes, so both directions work on groups of eight.
+the flattened tensor, with zeros up to the last whole byte. Eight values fill L bytes, so both directions work on groups
+of eight.
 """
 
 from __future__ import annotations
