@@ -8,6 +8,7 @@ tensor).
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
 
+ALL = slice(None)
+
 
 def index_of(bits: int, widths: tuple[int, ...], what: str) -> int:
     """Row of a width; ConfigError where the model was not prepared for it."""
@@ -24,6 +27,19 @@ def index_of(bits: int, widths: tuple[int, ...], what: str) -> int:
         have = ", ".join(map(str, widths))
         raise ConfigError(f"{what} has no width of {bits} bits; it was prepared for {have}. Choose one of these.")
     return widths.index(bits)
+
+
+class Snapshot:
+    """Tensors as they were: `holds` tells whether they are still the same objects and were not written to."""
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self.tensors = tensors
+        self.counted = not any(tensor.is_inference() for tensor in tensors)  # those count no writes
+        self.versions = [tensor._version for tensor in tensors] if self.counted else []
+
+    def holds(self, *tensors: Tensor) -> bool:
+        same = len(tensors) == len(self.tensors) and all(map(operator.is_, tensors, self.tensors))
+        return same and (not self.counted or [tensor._version for tensor in tensors] == self.versions)
 
 
 class CommittedWeight(nn.Module):
@@ -38,31 +54,56 @@ class CommittedWeight(nn.Module):
 
     steps: Tensor
 
-    def code(self, bits: int) -> Tensor:
-        """Integer codes int8 (O, ...) of a width."""
+    def code(self, bits: int, rows: slice = ALL) -> Tensor:
+        """Integer codes int8 (O, ...) of a width; rows: of these output channels."""
         raise NotImplementedError
 
+    def levels(self, bits: int, rows: slice = ALL) -> Tensor:
+        """The codes as whole numbers in float32."""
+        return self.code(bits, rows).float()
+
     def spec(self) -> dict[str, Any]:
-        """Plain values from which, with its tensors, the weight is built again."""
+        """Plain values from which, with its tensors, the weight is built again; shape (O, ...) among them."""
         raise NotImplementedError
 
     def at(self, bits: int | None) -> Tensor:
-        """Weight float32 (O, ...) of a width; None: the float network's, where the weight has it."""
+        """Weight float32 (O, ...) of a width; None: the float network's, where the weight has it.
+
+        Made in pieces that stay in the processor's cache, so that it costs little more than writing it once.
+        """
         assert bits is not None
         step = self.steps[index_of(bits, self.widths, "the weight")]
-        code = self.code(bits)
-        return code.float() * grid.per_channel(step, code)
+        weight = torch.empty(self.shape, device=step.device)
+        rows = max(1, grid.PIECE // max(1, weight[0].numel()))
+        for first in range(0, len(weight), rows):
+            part = slice(first, first + rows)
+            levels = self.levels(bits, part)
+            torch.mul(levels, grid.per_channel(step[part], levels), out=weight[part])
+        return weight
+
+    @property
+    def shape(self) -> torch.Size:
+        raise NotImplementedError
 
     def select(self, bits: int | None) -> None:
         if bits is not None:
             index_of(bits, self.widths, "the weight")
-        self.bits = bits
+        self.__dict__["bits"] = bits  # a switch sets hundreds of these, and nn.Module's own way is slow
+
+    def use(self, weight: Tensor) -> None:
+        """Run on this tensor, made by at(bits) of the selected width, until another width is selected."""
+        self.__dict__["_active"] = (self.bits, weight)
 
     def forward(self) -> Tensor:
         if self._active is None or self._active[0] != self.bits or self._active[1].device != self.steps.device:
-            with torch.inference_mode(False), torch.no_grad():  # what is kept must serve later passes of any mode
-                self._active = (self.bits, self.at(self.bits))
+            self.use(self.made())
+        assert self._active is not None
         return self._active[1]
+
+    def made(self) -> Tensor:
+        """The weight at the selected width, fit to serve later passes of any mode."""
+        with torch.inference_mode(False), torch.no_grad():
+            return self.at(self.bits)
 
 
 class MultiBitWeight(CommittedWeight):
@@ -94,13 +135,21 @@ class MultiBitWeight(CommittedWeight):
         """Commit a rounding: uint8 (P, O, ...)."""
         self.kind, self.rounding, self.plane_of, self._active = kind, rounding, dict(plane_of), None
 
-    def code(self, bits: int) -> Tensor:
-        rho = self.ratios[index_of(bits, self.widths, "the weight")]
+    @property
+    def shape(self) -> torch.Size:
+        return self.latent.shape
+
+    def code(self, bits: int, rows: slice = ALL) -> Tensor:
+        return self.levels(bits, rows).to(torch.int8)
+
+    def levels(self, bits: int, rows: slice = ALL) -> Tensor:
+        rho, latent = self.ratios[index_of(bits, self.widths, "the weight")][rows], self.latent[rows]
         if self.kind == "planes":
-            return grid.code(self.latent, rho, bits, self.rounding[self.plane_of[bits]])
+            return grid.levels(latent, rho, bits, self.rounding[self.plane_of[bits], rows])
         if self.kind == "offset":
-            return grid.code_offset(self.latent, rho, bits, self.rounding[0].double() / (2**grid.OFFSET_BITS - 1))
-        return grid.code(self.latent, rho, bits)
+            tau = self.rounding[0, rows].double() / (2**grid.OFFSET_BITS - 1)
+            return grid.code_offset(latent, rho, bits, tau).float()
+        return grid.levels(latent, rho, bits)
 
     def at(self, bits: int | None) -> Tensor:
         """Weight float32 (O, ...) of a width; None: the float network's, n * s_L."""
@@ -123,7 +172,7 @@ class ActivationQuantizer(nn.Module):
     """Per-tensor activation quantiser with a step s_a and an integer zero point per width; identity at bits None.
 
     steps, zero_points: float32 (K,), NaN before calibration. owner: the layer whose width it follows. pin: a fixed
-    width.
+    width. in_place: it may overwrite its input (runtime.inplace decides).
     """
 
     def __init__(self, widths: tuple[int, ...], owner: str, pin: int | None = None) -> None:
@@ -133,6 +182,9 @@ class ActivationQuantizer(nn.Module):
         self.register_buffer("steps", torch.full((len(widths),), torch.nan))
         self.register_buffer("zero_points", torch.zeros(len(widths)))
         self.bits: int | None = None
+        self.in_place = False
+        self._lean: dict[int, grid.LeanActivation] = {}
+        self._lean_of: Snapshot | None = None
 
     steps: Tensor
     zero_points: Tensor
@@ -144,14 +196,27 @@ class ActivationQuantizer(nn.Module):
     def select(self, bits: int | None) -> None:
         if bits is not None:
             bits = self.pin or bits
-            index_of(bits, self.widths, f"the input of {self.owner}")
-        self.bits = bits
+            if bits not in self.widths:
+                index_of(bits, self.widths, f"the input of {self.owner}")
+        self.__dict__["bits"] = bits  # as in CommittedWeight
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:
             return x
-        row = self.widths.index(self.bits)
-        return grid.quantize_activation(x, self.steps[row], self.zero_points[row], self.bits)
+        if x.requires_grad and torch.is_grad_enabled():
+            row = self.widths.index(self.bits)
+            return grid.quantize_activation(x, self.steps[row], self.zero_points[row], self.bits)
+        return self._lean_at(self.bits)(x, in_place=self.in_place)
+
+    def _lean_at(self, bits: int) -> grid.LeanActivation:
+        """The width's scalars, read from the tensors once."""
+        if self._lean_of is None or not self._lean_of.holds(self.steps, self.zero_points):
+            self._lean, self._lean_of = {}, Snapshot(self.steps, self.zero_points)
+        if bits not in self._lean:
+            row = self.widths.index(bits)
+            with torch.inference_mode(False), torch.no_grad():
+                self._lean[bits] = grid.LeanActivation.of(self.steps[row], self.zero_points[row], bits)
+        return self._lean[bits]
 
     def spec(self) -> dict[str, Any]:
         return {"widths": list(self.widths), "owner": self.owner, "pin": self.pin}

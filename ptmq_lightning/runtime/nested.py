@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
-from ptmq_lightning.runtime.layers import CommittedWeight, MultiBitWeight, index_of
+from ptmq_lightning.runtime.layers import ALL, CommittedWeight, MultiBitWeight, index_of
 from ptmq_lightning.runtime.packing import bits_per_weight
 
 PACKINGS = ("latent", "nested", "auto")
@@ -50,13 +50,21 @@ class NestedWeight(CommittedWeight):
     shifts: Tensor
     rounding: Tensor
 
-    def code(self, bits: int) -> Tensor:
+    @property
+    def shape(self) -> torch.Size:
+        return self.floor.shape if self.tied else self.get_buffer(f"code_{self.widths[0]}").shape
+
+    def code(self, bits: int, rows: slice = ALL) -> Tensor:
         index_of(bits, self.widths, "the weight")
         if bits not in self.tied:
-            return self.get_buffer(f"code_{bits}")
-        code = self.floor >> grid.per_channel(self.shifts[self.tied.index(bits)], self.floor)
-        code = (code + 1) >> 1 if self.kind == "nearest" else code + self.rounding[self.plane_of[bits]]
-        return code.clamp(*grid.limits(bits)).to(torch.int8)
+            return self.get_buffer(f"code_{bits}")[rows]
+        floor = self.floor[rows]
+        code = floor >> grid.per_channel(self.shifts[self.tied.index(bits)][rows], floor)
+        if self.kind == "nearest":
+            code = code.add_(1) >> 1
+        else:
+            code.add_(self.rounding[self.plane_of[bits], rows])
+        return code.clamp_(*grid.limits(bits)).to(torch.int8)
 
     def at(self, bits: int | None) -> Tensor:
         return super().at(self._no_float(bits))
@@ -73,8 +81,7 @@ class NestedWeight(CommittedWeight):
         return bits
 
     def spec(self) -> dict[str, Any]:
-        planes, shape = len(set(self.plane_of.values())), self.code(self.widths[0]).shape
-        spec = _spec(shape, self.widths, self.tied, self.kind, planes)
+        spec = _spec(self.shape, self.widths, self.tied, self.kind, len(set(self.plane_of.values())))
         return spec | {"plane_of": {str(b): p for b, p in self.plane_of.items()}}
 
 
