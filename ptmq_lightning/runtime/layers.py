@@ -210,12 +210,14 @@ class ActivationQuantizer(nn.Module):
 
     def _lean_at(self, bits: int) -> grid.LeanActivation:
         """The width's scalars, read from the tensors once."""
-        if self._lean_of is None or not self._lean_of.holds(self.steps, self.zero_points):
-            self._lean, self._lean_of = {}, Snapshot(self.steps, self.zero_points)
+        steps, zero_points = self._buffers["steps"], self._buffers["zero_points"]
+        assert steps is not None and zero_points is not None
+        if self._lean_of is None or not self._lean_of.holds(steps, zero_points):
+            self._lean, self._lean_of = {}, Snapshot(steps, zero_points)
         if bits not in self._lean:
             row = self.widths.index(bits)
             with torch.inference_mode(False), torch.no_grad():
-                self._lean[bits] = grid.LeanActivation.of(self.steps[row], self.zero_points[row], bits)
+                self._lean[bits] = grid.LeanActivation.of(steps[row], zero_points[row], bits)
         return self._lean[bits]
 
     def spec(self) -> dict[str, Any]:

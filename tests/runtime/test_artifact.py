@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import subprocess
 import sys
@@ -32,11 +34,17 @@ KINDS = {
 }
 
 
+@functools.cache
+def base(step_size: StepSize | None) -> MultiBitModel:
+    """Rounded to nearest; making it anew for every test would cost seconds."""
+    return small_model(step_size=step_size)
+
+
 def committed(
     kind: str, step_size: StepSize | None = None, kinds: Mapping[str, Rounding | None] = KINDS
 ) -> MultiBitModel:
     """A model whose rounding is random."""
-    model, how = small_model(step_size=step_size), kinds[kind]
+    model, how = copy.deepcopy(base(step_size)), kinds[kind]
     torch.manual_seed(4)
     for block in model.blocks:
         for name, weight in list(weights_of(block)):
