@@ -20,7 +20,7 @@ def interleaved(cases: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str
     A case may return the seconds that count; otherwise the whole call counts.
     """
     seconds: dict[str, list[float]] = {name: [] for name in cases}
-    for name, case in cases.items():
+    for case in cases.values():
         case()  # warm-up
     for _ in range(rounds):
         for name, case in cases.items():

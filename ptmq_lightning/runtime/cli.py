@@ -158,10 +158,9 @@ def _which(text: str) -> int | str:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
+    return int(text)
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,12 +19,10 @@ def verify(folder: Path | str) -> Iterator[str]:
     Raises ArtifactError naming the first thing that is wrong.
     """
     model = load(folder)
-    tensors = sum(1 for _ in model.buffers()) + sum(1 for _ in model.parameters())
     yield f"both files are whole: every hash is right, and the network of {len(model.layers)} layers can be built"
     checks: tuple[Callable[[MultiBitModel, str], str], ...] = (_weights, _activations, _others)
     for check in checks:
         yield check(model, f"'{folder}' is damaged or was made wrong")
-    yield f"{tensors} tensors; widths {', '.join(map(str, model.pairs))}"
 
 
 def _weights(model: MultiBitModel, wrong: str) -> str:
@@ -56,9 +54,9 @@ def _activations(model: MultiBitModel, wrong: str) -> str:
                 good = bool(step.isfinite() & (step > 0)) and float(zero) in range(2**bits)
                 if not good:
                     raise ArtifactError(
-                        f"{wrong}: the quantiser '{path}' has step {float(step)} and zero point {float(zero)} at {bits} "
-                        f"bits; expected a positive step and a whole number from 0 to {2**bits - 1}. Save the model "
-                        f"again."
+                        f"{wrong}: the quantiser '{path}' has step {float(step)} and zero point {float(zero)} at "
+                        f"{bits} bits; expected a positive step and a whole number from 0 to {2**bits - 1}. Save the "
+                        f"model again."
                     )
                 count += 1
     return f"steps and zero points are in range in all {count} pairs of activation quantiser and width"
