@@ -43,7 +43,8 @@ def push(folder: Path | str, repo: str, *, private: bool = False, message: str =
 def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = None) -> MultiBitModel:
     """The model of `repo`; folder: where its two files are put (None: the hub's cache).
 
-    revision: a branch, tag or commit. Raises ArtifactError for a repository that cannot be read or that holds no sound artifact.
+    revision: a branch, tag or commit. Raises ArtifactError for a repository that cannot be read or that holds no sound
+    artifact.
     """
     from huggingface_hub import snapshot_download
 
