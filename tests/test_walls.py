@@ -16,9 +16,9 @@ import ptmq_lightning
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"runtime", "data", "models", "quant", "reconstruct", "finetune", "evaluate", "allocate", "report",
          "compose"}  # fmt: skip
-FORBIDDEN = "lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "matplotlib", "pandas", "timm"
+FORBIDDEN = "lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "matplotlib", "pandas", "timm", "PIL"
 ALWAYS = {"torch", "numpy", "safetensors"}
-WHEN_USED = ALWAYS | {"timm", "onnx", "onnxruntime", "huggingface_hub"}
+WHEN_USED = ALWAYS | {"timm", "onnx", "onnxruntime", "huggingface_hub", "PIL"}
 
 GUARD = f"""
 import importlib, pkgutil, sys

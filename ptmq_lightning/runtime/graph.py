@@ -24,11 +24,13 @@ from torch import Tensor, fx, nn
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.layers import (
     ActivationQuantizer,
+    CommittedWeight,
     MultiBitWeight,
     QuantConv2d,
     QuantLinear,
     QuantMatmul,
 )
+from ptmq_lightning.runtime.nested import NestedWeight
 
 _ROOMS: dict[str, tuple[Any, str]] = {
     "operator": (operator, "add floordiv getitem mul neg pow sub truediv"),
@@ -109,7 +111,7 @@ def describe(gm: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def _describe_module(path: str, module: nn.Module) -> dict[str, Any]:
     kind = type(module).__name__
-    if type(module) in (QuantConv2d, QuantLinear) and isinstance(weight := module.weight, MultiBitWeight):
+    if type(module) in (QuantConv2d, QuantLinear) and isinstance(weight := module.weight, CommittedWeight):
         held = {name: getattr(module, name) is not None for name in ("bias", "biases")}
         return {"type": kind, "spec": module.spec(), **held, "weight": weight.spec()}  # type: ignore[operator]
     if type(module) in (QuantMatmul, ActivationQuantizer):
@@ -240,18 +242,27 @@ def _rebuild_module(path: str, entry: Mapping[str, Any], tensors: Mapping[str, T
     return module
 
 
-def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> MultiBitWeight:
-    latent, latent_step, steps, ratios = (tensors[f"{path}.{n}"] for n in ("latent", "latent_step", "steps", "ratios"))
-    widths = tuple(spec["widths"])
-    if steps.shape != (len(widths), len(latent)) or ratios.shape != steps.shape or latent_step.shape != steps.shape[1:]:
-        _refuse(
-            f"whose weight {path!r} of {len(latent)} channels has steps of shape {tuple(steps.shape)}", "them to fit"
-        )
+def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CommittedWeight:
+    own = {key.removeprefix(f"{path}."): tensor for key, tensor in tensors.items() if key.startswith(f"{path}.")}
+    steps, widths, channels = own.pop("steps"), tuple(spec["widths"]), spec["shape"][0]
+    if steps.shape != (len(widths), channels):
+        _refuse(f"whose weight {path!r} of {channels} channels has steps of shape {tuple(steps.shape)}", "them to fit")
+    plane_of = {int(bits): row for bits, row in spec["plane_of"].items()}
+    if any(row not in range(spec["planes"]) for row in plane_of.values()):
+        _refuse(f"whose weight {path!r} has the planes {plane_of}", f"{spec['planes']} planes")
+    if spec["packing"] == "nested":
+        nested = NestedWeight(widths, steps, tuple(spec["tied"]), spec["kind"], plane_of, own)
+        if [list(nested.code(bits).shape) for bits in widths] != [spec["shape"]] * len(widths):
+            _refuse(f"whose weight {path!r} has codes of another shape", f"{spec['shape']}")
+        return nested
+    latent, latent_step, ratios = own["latent"], own["latent_step"], own["ratios"]
+    if ratios.shape != steps.shape or latent_step.shape != steps.shape[1:] or len(latent) != channels:
+        _refuse(f"whose weight {path!r} has ratios of shape {tuple(ratios.shape)}", f"{tuple(steps.shape)}")
     weight = MultiBitWeight(latent, latent_step, widths, steps, ratios)
     if spec["kind"] != "nearest":
-        weight.set_rounding(
-            spec["kind"], tensors[f"{path}.rounding"], {int(bits): row for bits, row in spec["plane_of"].items()}
-        )
+        if set(plane_of) != set(widths):
+            _refuse(f"whose weight {path!r} has no plane for some of its widths {widths}", "one for each")
+        weight.set_rounding(spec["kind"], own["rounding"], plane_of)
     return weight
 
 

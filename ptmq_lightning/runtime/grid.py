@@ -7,6 +7,8 @@ Weights are symmetric and signed per output channel, activations unsigned with a
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -14,6 +16,7 @@ LATENT_BITS = 11
 OFFSET_BITS = 5
 TABLE_BITS = 8
 EPS = 1e-8
+PIECE = 1 << 17  # values worked on at once: as float32 they stay in a core's cache
 
 
 def limits(bits: int) -> tuple[int, int]:
@@ -46,15 +49,20 @@ def ratio(latent_step: Tensor, step: Tensor) -> Tensor:
 
 def position(n: Tensor, rho: Tensor) -> Tensor:
     """u_b = n * rho_b, float32 (O, ...): one rounded product, the same bits on every machine."""
-    return n.float() * per_channel(rho, n)
+    return n.float().mul_(per_channel(rho, n))
 
 
 def code(n: Tensor, rho: Tensor, bits: int, rounding: Tensor | None = None) -> Tensor:
     """q_b = clip(floor(u_b) + R): int8 codes (O, ...). rounding R: 0 or 1 (O, ...); None rounds to nearest, half up."""
+    return levels(n, rho, bits, rounding).to(torch.int8)
+
+
+def levels(n: Tensor, rho: Tensor, bits: int, rounding: Tensor | None = None) -> Tensor:
+    """The codes of `code` as whole numbers in float32 (O, ...)."""
     if rounding is None:
-        return code_offset(n, rho, bits, torch.full((), 0.5, dtype=torch.float64, device=n.device))
-    low, high = limits(bits)
-    return (torch.floor(position(n, rho)) + rounding.float()).clamp(low, high).to(torch.int8)
+        half = torch.full((), 0.5, dtype=torch.float64, device=n.device)
+        return code_offset(n, rho, bits, half).float()
+    return position(n, rho).floor_().add_(rounding).clamp_(*limits(bits))
 
 
 def code_offset(n: Tensor, rho: Tensor, bits: int, tau: Tensor) -> Tensor:
@@ -74,3 +82,36 @@ def look_up_activation(x: Tensor, step: Tensor, zero_point: Tensor, table: Tenso
     (table[clip(round(x / s) + z, 0, 255)] - z) * s. table: uint8 (256,), code -> level."""
     q = torch.round(x / step).add_(zero_point).clamp_(0, 2**TABLE_BITS - 1)
     return table[q.int()].to(x.dtype).sub_(zero_point).mul_(step)
+
+
+@dataclass(frozen=True)
+class LeanActivation:
+    """`quantize_activation` at one width with the same bits in the result and half of the passes over memory.
+
+    (clip(r + z, 0, N) - z) * s is clip(r, -z, N - z) * s for whole numbers r, z. What is added at the end is zero: it
+    takes the sign off a -0, as subtracting z does. step, zero: scalars on the device; low, high: -z and N - z.
+    """
+
+    step: Tensor
+    zero: Tensor
+    low: float
+    high: float
+    factor: float
+
+    @classmethod
+    def of(cls, step: Tensor, zero_point: Tensor, bits: int) -> LeanActivation:
+        z = float(zero_point)
+        return cls(step, torch.zeros_like(step), -z, 2**bits - 1 - z, float(step))
+
+    def __call__(self, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """Shape of x, without gradients; in_place: into x. Large tensors go piece by piece through a core's cache."""
+        if not x.is_contiguous() or x.numel() <= PIECE:
+            return self._into(x if in_place else None, x)
+        out = x if in_place else torch.empty_like(x)
+        for part, target in zip(x.view(-1).split(PIECE), out.view(-1).split(PIECE), strict=True):
+            self._into(target, part)
+        return out
+
+    def _into(self, out: Tensor | None, x: Tensor) -> Tensor:
+        q = torch.div(x, self.step, out=out).round_().clamp_(self.low, self.high)
+        return torch.add(self.zero, q, alpha=self.factor, out=q)

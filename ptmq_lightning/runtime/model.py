@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
+from ptmq_lightning.runtime.cache import WeightCache
+from ptmq_lightning.runtime.errors import ConfigError, PTMQError
+from ptmq_lightning.runtime.inplace import allow_in_place
+from ptmq_lightning.runtime.layers import ActivationQuantizer, CommittedWeight, MultiBitWeight
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
@@ -47,7 +50,8 @@ class MultiBitModel(nn.Module):
     """A chain of blocks that runs at any of its widths; images (B, C, H, W) -> logits (B, classes).
 
     layers: in order of execution. pairs: the widths it was prepared for. assignments: named mixed ones.
-    info: plain values that travel with it (name, preprocessing, ...). A new model runs as the float network.
+    info: plain values that travel with it (name, preprocessing, ...). cache: weights made ready at the widths used so
+    far, within cache.limit bytes. A new model runs as the float network.
     """
 
     def __init__(
@@ -65,10 +69,34 @@ class MultiBitModel(nn.Module):
         self.assignments: dict[str, BitAssignment] = {}
         self.info: dict[str, Any] = {}
         self.active: BitAssignment | None = None
+        self.cache = WeightCache()
 
     @property
     def widths(self) -> tuple[BitWidth, ...]:
         return self.pairs
+
+    @property
+    def has_float(self) -> bool:
+        """False where a weight was stored as codes alone: switch(None) is refused then."""
+        return all(getattr(weight, "has_float", True) for block in self.blocks for _, weight in weights_of(block))
+
+    def handle(self) -> MultiBitModel:
+        """A second switch on the same network: integers, cache and ready weights are shared, the active widths are not.
+
+        Handles may run and switch in threads of their own. Moving one to another device ends the sharing.
+        """
+        shared: list[Any] = [*self.parameters(), *self.buffers(), self.cache]
+        shared += [w._active[1] for block in self.blocks for _, w in weights_of(block) if getattr(w, "_active", None)]
+        return copy.deepcopy(self, {id(thing): thing for thing in shared})
+
+    def run_in_place(self, allowed: bool = True) -> MultiBitModel:
+        """Let activations be quantised in their own memory where nothing else reads them: the same results, sooner.
+
+        Values that a hook keeps of such an activation are overwritten, hence it has to be asked for. Returns the model.
+        """
+        for block in self.blocks:
+            allow_in_place(block, allowed)
+        return self
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
@@ -104,30 +132,52 @@ class MultiBitModel(nn.Module):
         )
 
     def switch(self, which: Which | None) -> None:
-        """Run at `which` from now on; None runs the float network. Nothing but the selection changes."""
+        """Run at `which` from now on; None runs the float network. Nothing but the selection changes.
+
+        A layer's weight is made when a width is first selected and comes from the cache later on.
+        """
         assignment = None if which is None else self.resolve(which)
         before = self.active
         try:
             self._select(assignment)
-        except ConfigError:
+        except PTMQError:
             self._select(before)
             raise
         self.active = assignment
 
     def _select(self, assignment: BitAssignment | None) -> None:
+        widths = None if assignment is None else dict(assignment.layers)
         for block in self.blocks:
-            select(block, None if assignment is None else dict(assignment.layers))
+            for name, weight in select(block, widths):
+                if isinstance(weight, CommittedWeight):
+                    weight.use(self.cache.get(name, weight))
 
     def preprocessing(self) -> dict[str, Any]:
         return dict(self.info.get("preprocessing", {}))
 
 
-def select(block: nn.Module, widths: Mapping[str, BitWidth] | None, *, activations: bool = True) -> None:
-    """Set the widths of a block's layers by name; None sets every layer to float, activations=False its inputs."""
-    for _, quantizer in quantizers_of(block):
-        quantizer.select(widths[quantizer.owner].a if activations and widths is not None else None)
-    for name, weight in weights_of(block):
-        weight.select(None if widths is None else widths[name].w)
+def select(
+    block: nn.Module, widths: Mapping[str, BitWidth] | None, *, activations: bool = True
+) -> list[tuple[str, Any]]:
+    """Set the widths of a block's layers by name; None sets every layer to float, activations=False its inputs.
+    Returns what `weights_of` gives."""
+    weights = []
+    for name, module in _switched(block):
+        if name is None:
+            module.select(widths[module.owner].a if activations and widths is not None else None)
+        else:
+            module.select(None if widths is None else widths[name].w)
+            weights.append((name, module))
+    return weights
+
+
+def _switched(module: nn.Module, path: str = "") -> Iterator[tuple[str | None, Any]]:
+    """(None, activation quantiser) and (layer name, weight module); leaner than named_modules, every switch is here."""
+    for name, child in module._modules.items():
+        if hasattr(type(child), "select"):
+            yield (None if "owner" in child.__dict__ else path), child
+        elif child is not None and child._modules:
+            yield from _switched(child, f"{path}.{name}" if path else name)
 
 
 def weights_of(block: nn.Module) -> Iterator[tuple[str, Any]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,10 +16,13 @@ import torch
 from ptmq_lightning.quant.latent import LatentWeight
 from ptmq_lightning.quant.layers import TrainableWeight
 from ptmq_lightning.quant.rounding import LATENT, Rounding
+from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruct.commit import make_trainable
 from ptmq_lightning.runtime import artifact
-from ptmq_lightning.runtime.errors import ArtifactError, ModelError, PTMQError
+from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError, PTMQError
+from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
+from ptmq_lightning.runtime.packing import bits_per_weight
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 from tests.networks import images, small_model
 
@@ -32,9 +37,17 @@ KINDS = {
 }
 
 
-def committed(kind: str) -> MultiBitModel:
+@functools.cache
+def base(step_size: StepSize | None) -> MultiBitModel:
+    """Rounded to nearest; making it anew for every test would cost seconds."""
+    return small_model(step_size=step_size)
+
+
+def committed(
+    kind: str, step_size: StepSize | None = None, kinds: Mapping[str, Rounding | None] = KINDS
+) -> MultiBitModel:
     """A model whose rounding is random."""
-    model, how = small_model(), KINDS[kind]
+    model, how = copy.deepcopy(base(step_size)), kinds[kind]
     torch.manual_seed(4)
     for block in model.blocks:
         for name, weight in list(weights_of(block)):
@@ -71,11 +84,81 @@ def test_tables_and_info_travel_with_the_model(saved: Path) -> None:
     assert loaded.block_names == model.block_names
 
 
-def test_rounding_planes_take_a_bit_each(saved: Path) -> None:
-    labels = json.loads((saved / artifact.MANIFEST).read_text())["tensors"]
-    weights = labels["blocks.1.layer1.0.conv1.weight.latent"]["shape"]
-    count = weights[0] * weights[1] * weights[2] * weights[3]
-    assert labels["blocks.1.layer1.0.conv1.weight.rounding"]["shape"] == [2 * count // 8]
+@pytest.mark.parametrize(
+    ("kind", "bits"), [("nearest", 11), ("shared", 12), ("per_group", 13), ("per_width", 16), ("offset", 16)]
+)
+def test_a_latent_weight_takes_eleven_bits_and_its_rounding(kind: str, bits: int, tmp_path: Path) -> None:
+    saved = artifact.save(committed(kind), tmp_path / "model")
+    manifest = json.loads((saved / artifact.MANIFEST).read_text())
+    start, count = "blocks.1.layer1.0.conv1.weight.", 8 * 8 * 3 * 3
+    stored = [manifest["tensors"].get(start + name, {"shape": [0]})["shape"][0] for name in ("latent", "rounding")]
+    assert 8 * sum(stored) == bits * count
+
+
+NESTED = StepSize("nested", anchor=4)
+NESTED_PLANES = {"nearest": None, "shared": Rounding("shared"), "per_group": Rounding("per_group", ((3, 4), (5, 6, 8)))}
+
+
+@pytest.mark.parametrize(
+    ("packing", "kind", "bits"),
+    [("nested", "shared", 9), ("nested", "per_group", 10), ("nested", "nearest", 9), ("auto", "shared", 9)],
+)
+def test_nested_codes_and_logits_are_bitwise_the_same_after_loading(
+    packing: str, kind: str, bits: int, tmp_path: Path
+) -> None:
+    model, x = committed(kind, NESTED, NESTED_PLANES), images()
+    loaded = artifact.load(artifact.save(model, tmp_path / "model", packing))
+    assert loaded.active == model.resolve(8), "a model without its float network starts at its widest pair"
+    for which in (3, 4, "w5a5", "w6a6", 8, "mine"):
+        with at_bits(model, which), at_bits(loaded, which), torch.no_grad():
+            assert torch.equal(loaded(x), model(x)), which
+    weight = dict(weights_of(loaded.blocks[1]))["layer1.0.conv1"]
+    assert bits_per_weight(weight.spec()) == bits
+
+
+def test_a_nested_artifact_saves_again_as_the_same_bytes(tmp_path: Path) -> None:
+    first = artifact.save(committed("shared", NESTED), tmp_path / "first", "nested")
+    second = artifact.save(artifact.load(first), tmp_path / "second", "auto")
+    for name in (artifact.MANIFEST, artifact.TENSORS):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_the_float_network_of_a_nested_artifact_is_refused(tmp_path: Path) -> None:
+    loaded = artifact.load(artifact.save(committed("shared", NESTED), tmp_path / "model", "nested"))
+    loaded.switch(4)
+    with pytest.raises(ModelError) as error:
+        loaded.switch(None)
+    assert str(error.value) == (
+        "the float network is not in this model: a weight was stored as its codes at 8 bits; expected a width. Save "
+        "with packing='latent' to keep it."
+    )
+    assert loaded.active == loaded.resolve(4)
+    with pytest.raises(ModelError) as error:
+        artifact.save(loaded, tmp_path / "latent", "latent")
+    assert str(error.value) == (
+        "layer 'conv1' holds codes only and no latent, as it was loaded from a nested artifact; expected "
+        "packing='nested' or 'auto'. The latent is in an artifact that was saved with packing='latent'."
+    )
+
+
+def test_free_steps_are_refused_as_nested_and_kept_latent_by_auto(tmp_path: Path) -> None:
+    model = committed("shared")
+    with pytest.raises(ModelError) as error:
+        artifact.save(model, tmp_path / "nested", "nested")
+    assert str(error.value) == (
+        "layer 'layer1.0.conv1' takes 26 bits per weight as nested and 12 as latent, because its widths 3, 4, 5, 6, 8 "
+        "are tied to no other by powers of two or are rounded by an offset; expected nested steps (step_size=nested) "
+        "and rounding bits. Save with packing='latent' or 'auto'."
+    )
+    loaded = artifact.load(artifact.save(model, tmp_path / "auto", "auto"))
+    assert isinstance(dict(weights_of(loaded.blocks[1]))["layer1.0.conv1"], MultiBitWeight)
+
+
+def test_an_unknown_packing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        artifact.save(small_model(), tmp_path / "model", "zip")
+    assert str(error.value) == "found packing='zip'; expected one of latent, nested, auto."
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_process_with_other_threads_gives_the_same_logits(saved: Path, tmp_path: Path) -> None:
@@ -102,7 +185,7 @@ def test_a_model_that_is_still_learning_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         artifact.save(model, tmp_path / "model")
     assert str(error.value) == (
-        "block 1 (layer1.0) holds a TrainableWeight at 'layer1.0.conv1'; expected a committed MultiBitWeight. Finish "
+        "block 1 (layer1.0) holds a TrainableWeight at 'layer1.0.conv1'; expected a CommittedWeight. Finish "
         "or commit the block's reconstruction before saving."
     )
     assert not list(tmp_path.iterdir())
@@ -168,7 +251,7 @@ def _other_version(folder: Path) -> None:
         (_truncate, "model.safetensors is truncated or no safetensors file ("),
         (_flip_last_byte, "the sha256 of tensor '"),
         (_edit_manifest, "manifest.json was altered, its SHA-256 is "),
-        (_other_version, "manifest.json has format 'ptmq artifact' version 99; expected 'ptmq artifact' version 1. "),
+        (_other_version, "manifest.json has format 'ptmq artifact' version 99; expected 'ptmq artifact' version 2. "),
     ],
 )
 def test_damage_is_named_in_one_message(saved: Path, damage: Callable[[Path], None], says: str) -> None:
