@@ -41,13 +41,15 @@ class Plan:
 
 def plan(ops: Sequence[Op], *, early: bool = True, image: bool = False) -> Plan:
     """early: integers as soon as possible, and convolutions with an integer output; else where the simulation has its
-    quantisers. image: 8-bit integers from the image on."""
+    quantisers. image: 8-bit integers from the image on, where the first layer's output becomes integers at once (it
+    does in convolutional networks; a ViT's patches are 1 % of its work)."""
     result = Plan()
     seconds = [op.args[1] for op in ops if op.key == "QuantMatmul"]
     for op in ops:
         if op.key == QUANTIZER:
             _place(op, result, early, signed=early and op in seconds)
-    if image and ops[0] not in result.at:
+    first = ops[0].users
+    if image and len(first) == 1 and first[0] in result.at and ops[0] not in result.at:
         _eight_bits(ops[0], ops[0], "image", result)
     for op in ops:
         if op.key not in LAYERS:
