@@ -150,6 +150,15 @@ class FoldConfig:
 
 
 @dataclass
+class ExportConfig:
+    name: str = "none"  # onnx, openvino: no run, the artifact is written for this runtime
+    form: str = "static"  # switchable: one graph for all widths (onnx)
+    bits: list[str] = field(default_factory=list)  # widths and named assignments; all where empty
+    images: int = 64  # of the calibration images: for ranges and the check
+    out: str | None = None  # null: export/ in the run's folder
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -163,6 +172,8 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     fold: FoldConfig = field(default_factory=FoldConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    artifact: str | None = None  # folder of the artifact that is exported
     seed: int = 0
     resume: bool = False
 
@@ -171,6 +182,7 @@ CHOICES = {
     "bits.edge": ("qdrop", "brecq", "8bit", "none"),
     "loss.norm": ("none", "token", "auto"),
     "logger.mode": ("online", "offline", "disabled"),
+    "export.form": ("static", "switchable"),
 }
 
 
@@ -217,6 +229,8 @@ def check(config: Config) -> None:
     for key in _fields(ModelConfig).keys() & config.model.kwargs.keys():
         value = config.model.kwargs[key]
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
+    if config.export.name != "none" and config.artifact is None:
+        raise ConfigError(f"export={config.export.name} wants an artifact; set artifact=DIR, a run's model/ folder")
     extra = [BitWidth.parse(pair) for pair in config.bits.extra]
     known = [*BitGroups.of(config.bits.groups).pairs, *extra]
     if doubled := sorted({str(pair) for pair in extra if known.count(pair) > 1}):

@@ -40,7 +40,13 @@ class Draft:
     """A planned network with the numbers of every exported width. images (N >= 2, C, H, W), preprocessed."""
 
     def __init__(
-        self, model: MultiBitModel, images: Tensor, bits: Iterable[Which], *, early: bool = True, float_image: bool = False
+        self,
+        model: MultiBitModel,
+        images: Tensor,
+        bits: Iterable[Which],
+        *,
+        early: bool = True,
+        float_image: bool = False,
     ) -> None:
         _check_finished(model, images)
         self.model, self.images = model, images

@@ -183,7 +183,9 @@ def _batch_norm(w: Writer, op: Op, x: str) -> str:
     m: Any = op.module
     ones = np.ones(m.num_features, np.float32)
     own = [ones if m.weight is None else m.weight, ones * 0 if m.bias is None else m.bias]
-    values = [v if isinstance(v, np.ndarray) else v.detach().cpu().numpy() for v in (*own, m.running_mean, m.running_var)]
+    values = [
+        v if isinstance(v, np.ndarray) else v.detach().cpu().numpy() for v in (*own, m.running_mean, m.running_var)
+    ]
     names = [w.constant(v, np.float32) for v in values]
     return str(w.node("BatchNormalization", [x, *names], op.name, epsilon=m.eps))
 
