@@ -49,7 +49,7 @@ def main() -> None:
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "latency.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    found["machine"] = machine()
+    found["machine"] = machine() | {"clock": options.clock}
     for name in options.networks:
         for threads in options.threads:
             with tempfile.TemporaryDirectory() as folder:
@@ -196,8 +196,9 @@ def table(found: dict[str, Any]) -> str:
     for way in ways:
         cells = [f"{e[way]['ms']:.1f} ({e[way]['speedup']:.1f}x)" if way in e else "-" for e in cases.values()]
         lines.append(f"| {way} | " + " | ".join(cells) + " |")
-    lines += ["", "| | first switch to a width, ms | later, ms | a new session, ms | static file, MB | switchable graph, "
-              "MB | its integers for two widths, MB |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    heads = ["", "first switch to a width, ms", "later, ms", "a new session, ms", "static file, MB",
+             "switchable graph, MB", "its integers for two widths, MB"]  # fmt: skip
+    lines += ["", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for name, entry in found.items():
         if "switch" in name:
             lines.append(f"| {name} | " + " | ".join(f"{value:.2f}" for value in entry.values()) + " |")

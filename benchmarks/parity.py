@@ -1,7 +1,7 @@
 """Exports against the simulation on real networks and images: agreement, accuracy, and every layer by itself.
 
     PTMQ_DATA=DIR python benchmarks/parity.py
-    PTMQ_DATA=DIR python benchmarks/parity.py --artifact cifar_resnet20=outputs/cifar_resnet20/default/model --images 200
+    PTMQ_DATA=DIR python benchmarks/parity.py --artifact cifar_resnet20=outputs/cifar_resnet20/default/model
 
 A case without an artifact is rounded to nearest and calibrated here, which the comparison does not mind: both sides run
 the same integers. Widths that a model was not prepared for are left out. Results: benchmarks/results/parity.json, .md.
@@ -127,11 +127,16 @@ def table(found: dict[str, Any]) -> str:
     for name, entry in found.items():
         for row in entry.get("rows", ()):
             alone = f"{row['layer_steps']:.2f}, {row['differing']:.5f}" if row["backend"] == "onnx" else "-"
-            lines.append(
-                f"| {name} ({entry['images']}, {entry['rounding']}) | {row['width']} | {row['backend']} {row['form']} | "
-                f"{row['agreement']:.1f} | {row['top1']:.2f} ({row['top1_simulated']:.2f}) | {row['logit_error']:.4f} | "
-                f"{alone} |"
-            )
+            cells = [
+                f"{name} ({entry['images']}, {entry['rounding']})",
+                row["width"],
+                f"{row['backend']} {row['form']}",
+                f"{row['agreement']:.1f}",
+                f"{row['top1']:.2f} ({row['top1_simulated']:.2f})",
+                f"{row['logit_error']:.4f}",
+                alone,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 

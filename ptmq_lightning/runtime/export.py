@@ -113,7 +113,7 @@ def export(
     """
     folder = Path(folder)
     _check_asked(folder, form, backend)
-    asked = list(bits) if bits is not None else [*model.pairs, *model.assignments]
+    asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
     draft = Draft(model, images, asked, early=backend == "onnx", float_image=float_image)
     part = folder.resolve().with_name(f".{folder.resolve().name}.{uuid.uuid4().hex[:8]}.part")
     part.mkdir(parents=True)
@@ -210,7 +210,8 @@ def _refuse_other_results(reports: Mapping[str, WidthReport]) -> None:
     for name, report in reports.items():
         if not report.same:
             raise ExportError(
-                f"the export computes other values than the simulation at {name}: layer {report.worst_layer} differs by "
-                f"{report.largest_step:.2f} steps, the logits by {report.logit_error:.3f} of their deviation; expected "
-                f"at most {WidthReport.STEPS} and {WidthReport.LOGITS}. Nothing was written; please report this network."
+                f"the export computes other values than the simulation at {name}: layer {report.worst_layer} differs "
+                f"by {report.largest_step:.2f} steps, the logits by {report.logit_error:.3f} of their deviation; "
+                f"expected at most {WidthReport.STEPS} and {WidthReport.LOGITS}. Nothing was written; check that the "
+                f"images are real ones."
             )

@@ -23,8 +23,8 @@ def add_export(subparsers: Any) -> None:
     """Add the command to what `argparse.ArgumentParser.add_subparsers` gave."""
     parser = subparsers.add_parser("export", help="write an artifact for ONNX Runtime or OpenVINO, and check it")
     parser.add_argument("artifact", metavar="DIR", type=Path, help="folder of the artifact")
-    parser.add_argument("--images", metavar="PATH", type=Path, required=True, nargs="+",
-                        help="real images for ranges and the check: folder, tar, or .npy, preprocessed (N, C, H, W)")  # fmt: skip
+    images = "real images for ranges and the check: folders, tars, or preprocessed ones as .npy"
+    parser.add_argument("--images", metavar="PATH", type=Path, required=True, nargs="+", help=images)
     parser.add_argument("--bits", metavar="LIST", help="widths and named assignments, e.g. w8a8,w4a8 (default: all)")
     parser.add_argument("--form", choices=FORMS, default="static", help="a file per width, or one graph for all")
     parser.add_argument("--backend", choices=BACKENDS, default="onnx")
@@ -69,9 +69,9 @@ def read_images(path: Path, preprocessing: Mapping[str, Any], count: int) -> Ten
             f"cannot read images of '{path}': {'the artifact has no preprocessing' if path.exists() else 'not found'}; "
             f"expected a folder or tar of pictures, or a .npy file of preprocessed images (N, C, H, W)."
         )
-    from timm.data import create_dataset, create_transform  # type: ignore[attr-defined]
+    from timm.data import create_dataset, create_transform
 
-    known = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
+    known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
     dataset: Any = create_dataset("", root=str(path), transform=create_transform(**known))
     picks = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
     return torch.stack([dataset[int(i)][0] for i in picks])

@@ -66,6 +66,7 @@ def operations(model: MultiBitModel, images: Tensor) -> list[Op]:
 def _block(index: int, block: fx.GraphModule, before: Op | None, ops: list[Op]) -> Op:
     """Append the operations of a block; returns the one that makes its output."""
     known: dict[fx.Node, Op] = {}
+    look_up: Any = known.__getitem__
     for node in block.graph.nodes:
         if node.op == "output":
             result: Op = known[node.args[0]]
@@ -74,7 +75,7 @@ def _block(index: int, block: fx.GraphModule, before: Op | None, ops: list[Op]) 
             known[node] = before
             continue
         op = known[node] = Op(_name(index, node), _key(block, node))
-        op.args, op.kwargs = (map_arg(a, known.__getitem__) for a in (node.args, node.kwargs))
+        op.args, op.kwargs = (map_arg(a, look_up) for a in (node.args, node.kwargs))
         if node.op == "call_module":
             op.path, op.module = str(node.target), block.get_submodule(str(node.target))
         elif node.op == "get_attr":

@@ -68,9 +68,10 @@ class Converter:
                     name = self.writer.input(f"{op.path}.in{i}", kind, shape_of(source))
                     self.values[source] = Codes(name, quantizer)
                 made = self._made(op, self._emit(op))
-                name = made.name if isinstance(made, Codes) else made
-                kind = self.writer.parameters[f"{made.quantizer}.zero_point"].dtype if isinstance(made, Codes) else "f4"
-                outputs.append((self.writer.node("Identity", [name], f"{op.path}.out"), kind))
+                name, out = made, np.dtype(np.float32)
+                if isinstance(made, Codes):
+                    name, out = made.name, self.writer.parameters[f"{made.quantizer}.zero_point"].dtype
+                outputs.append((self.writer.node("Identity", [name], f"{op.path}.out"), out))
         return self.writer.model(outputs, {})
 
     def float(self, value: Any) -> str:
@@ -195,6 +196,8 @@ class Converter:
             return []
         if f"{op.path}.bias_scale" not in w.parameters:
             return [w.parameter(name)]
+        if self.clip == "values":
+            return [w.parameter(f"{op.path}.bias_float")]
         scale = w.parameter(f"{op.path}.bias_scale")
         zeros = w.constant(np.zeros_like(w.parameters[scale], dtype=np.int32), np.int32)
         return [w.node("DequantizeLinear", [w.parameter(name), scale, zeros], f"{name}.float", axis=0)]
@@ -204,7 +207,11 @@ class Converter:
         assert isinstance(conv, QuantConv2d) and isinstance(conv.weight, nn.Module)
         if isinstance(conv.padding, str):
             raise refuse(op, f"the padding {conv.padding!r}")
-        attributes = {"strides": list(conv.stride), "pads": list(conv.padding) * 2, "dilations": list(conv.dilation)}
+        attributes: dict[str, Any] = {
+            "strides": list(conv.stride),
+            "pads": list(conv.padding) * 2,
+            "dilations": list(conv.dilation),
+        }
         value = self.values[op.args[0]]
         if isinstance(value, Codes) and op in self.plan.at and self.clip == "codes":
             return self._integer_conv(op, value, attributes | {"group": conv.groups})

@@ -35,8 +35,8 @@ def pair(value: Any) -> list[int]:
 def refuse(op: Op, why: str = "") -> ExportError:
     what = f" of '{op.path}'" if op.path else ""
     return ExportError(
-        f"the operation '{op.name}' ({op.key}{what}) cannot be exported{f': {why}' if why else ''}; expected one of the "
-        f"tables in ptmq_lightning/runtime/onnx_ops.py. Add it there, or run the artifact with load()."
+        f"the operation '{op.name}' ({op.key}{what}) cannot be exported{f': {why}' if why else ''}; expected one of "
+        f"the tables in ptmq_lightning/runtime/onnx_ops.py. Add it there, or run the artifact with load()."
     )
 
 

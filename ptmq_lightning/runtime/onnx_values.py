@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.layers import ActivationQuantizer
+from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment
 
@@ -75,13 +75,14 @@ def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dic
     """The arrays that these assignments need: codes and steps per layer and width, biases, activation steps."""
     used = {(name, width) for assignment in assignments.values() for name, width in assignment.items()}
     arrays: dict[str, Array] = {}
+    weight: MultiBitWeight
     for name, weight in weights_of(model):
         layer = name.split(".", 2)[2]  # blocks.<index>.<layer>
         for bits in sorted({width.w for used_by, width in used if used_by == layer}):
             row = weight.widths.index(bits)
             arrays[f"{layer}.codes.{bits}"] = weight.code(bits).cpu().numpy()
             arrays[f"{layer}.steps.{bits}"] = weight.steps[row].detach().cpu().numpy()
-        bias = model.blocks[model.layers[layer].block].get_submodule(layer).bias
+        bias = getattr(model.blocks[model.layers[layer].block].get_submodule(layer), "bias", None)
         if bias is not None:
             arrays[f"{layer}.bias"] = bias.detach().cpu().numpy()
     for path, quantizer in quantizers_of(model):
@@ -133,7 +134,7 @@ def _quantizer(row: QuantizerRow, arrays: Mapping[str, Array], bits: int) -> dic
 def _layer(
     codes: Array, step: Array, bias: Array | None, input_scale: Array | None, bits: int, transposed: bool
 ) -> dict[str, Array]:
-    """weight s8, scale (O,), and bias int32 with its bias_scale, or float where the input is."""
+    """weight s8, scale (O,), and bias int32 with its bias_scale (bias_float: as it was), or float where the input is."""
     codes, step = _roomy(codes, step, bits)
     if bias is not None and input_scale is not None:
         codes, step = _fitting(codes, step, bias, float(input_scale))
@@ -141,6 +142,7 @@ def _layer(
     if bias is not None and input_scale is not None:
         unit = input_scale * step
         found |= {"bias": np.rint(bias.astype(np.float64) / unit).astype(np.int32), "bias_scale": unit}
+        found["bias_float"] = bias
     elif bias is not None:
         found["bias"] = bias
     return found

@@ -94,7 +94,7 @@ class Session:
         if self.manifest["backend"] == "openvino":
             return _openvino(path, self.threads)
         session = inference_session(path, self.threads)
-        return lambda images: session.run([LOGITS], {IMAGES: images})[0]  # type: ignore[no-any-return]
+        return lambda images: session.run([LOGITS], {IMAGES: images})[0]
 
 
 class _Switchable:
