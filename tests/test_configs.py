@@ -43,10 +43,10 @@ def message(*overrides: str) -> str:
     return str(caught.value)
 
 
-def test_there_are_twelve_groups() -> None:
+def test_there_are_thirteen_groups() -> None:
     assert set(GROUPS) == {
         "model", "data", "bits", "mixer", "loss", "rounding", "step_size", "recon", "method", "trainer", "logger",
-        "experiment",
+        "export", "experiment",
     }  # fmt: skip
 
 
@@ -170,7 +170,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_ones_and_its_siblings() -> 
 def test_an_unknown_group_is_answered_with_the_nearest_one() -> None:
     assert message("mixr=case3") == (
         "mixr is no key (nearest: mixer); the groups and keys are model, data, bits, mixer, loss, rounding, step_size, "
-        "recon, method, trainer, logger, fold, quant, finetune, seed, resume, experiment"
+        "recon, method, trainer, logger, fold, quant, finetune, export, artifact, seed, resume, experiment"
     )
 
 

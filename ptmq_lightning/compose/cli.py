@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 def main() -> None:
     """Run the command line of this process; does not return normally where something is wrong."""
     _prepare()
+    sys.argv[1:] = exported_bits(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
     try:
         hydra.main(version_base="1.3", config_path=conf_place(), config_name="config")(_task)()
@@ -82,6 +83,13 @@ def run_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
     return f"{choices[group]}/{safe or 'default'}"
 
 
+def exported_bits(overrides: Sequence[str]) -> list[str]:
+    """With export=, bits= lists widths: Hydra would read its commas as a sweep over options of the group."""
+    if not any(part.startswith("export=") and part != "export=none" for part in overrides):
+        return list(overrides)
+    return [f"export.bits=[{part.removeprefix('bits=')}]" if part.startswith("bits=") else part for part in overrides]
+
+
 def explain(error: Exception) -> str:
     """One message for an error of Hydra or OmegaConf, with the nearest valid names."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
@@ -105,6 +113,10 @@ def _task(config: DictConfig) -> float:
     """One run, in the folder that Hydra made for it; its errors end a single run here, a sweep where Hydra wants."""
     try:
         plain = typed(config)
+        if plain.export.name != "none":
+            from ptmq_lightning.compose.export import run_export
+
+            return run_export(plain, Path(HydraConfig.get().runtime.output_dir))
         from ptmq_lightning.compose.pipeline import run  # torch and timm load here: --help answers at once
 
         return run(plain, Path(HydraConfig.get().runtime.output_dir))

@@ -182,6 +182,15 @@ class FinetuneConfig:
 
 
 @dataclass
+class ExportConfig:
+    name: str = "none"  # onnx, openvino: no run, the artifact is written for this runtime
+    form: str = "static"  # switchable: one graph for all widths (onnx)
+    bits: list[str] = field(default_factory=list)  # widths and named assignments; all where empty
+    images: int = 64  # of the calibration images: for ranges and the check
+    out: str | None = None  # null: export/ in the run's folder
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -197,6 +206,8 @@ class Config:
     fold: FoldConfig = field(default_factory=FoldConfig)
     quant: QuantConfig = field(default_factory=QuantConfig)
     finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
+    export: ExportConfig = field(default_factory=ExportConfig)
+    artifact: str | None = None  # folder of the artifact that is exported
     seed: int = 0
     resume: bool = False
 
@@ -213,6 +224,7 @@ CHOICES = {
     "recon.activation": ("joint", "fixed", "second_phase"),
     "finetune.name": ("none", "any_precision", "multiquant", "robustquant"),
     "logger.mode": ("online", "offline", "disabled"),
+    "export.form": ("static", "switchable"),
 }
 
 
@@ -275,6 +287,8 @@ def check(config: Config) -> None:
             f"method={config.method.name} learns one pair of widths at a time, but bits.groups holds {len(pairs)}; set "
             f"bits={pairs[0]}, or any pair by bits=pair bits.w={pairs[0].w} bits.a={pairs[0].a}"
         )
+    if config.export.name != "none" and config.artifact is None:
+        raise ConfigError(f"export={config.export.name} wants an artifact; set artifact=DIR, a run's model/ folder")
     extra = [BitWidth.parse(pair) for pair in config.bits.extra]
     known = [*pairs, *extra]
     if doubled := sorted({str(pair) for pair in extra if known.count(pair) > 1}):

@@ -4,6 +4,7 @@
     ptmq predict DIR cat.jpg dog.jpg --bits 4
     ptmq bench DIR --batch 1 --threads 1
     ptmq verify DIR
+    ptmq export DIR --images FOLDER --bits w8a8,w4a8
 
 Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command. One line says why.
 """
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from ptmq_lightning.runtime import bench
+from ptmq_lightning.runtime import bench, export_cli
 from ptmq_lightning.runtime.artifact import load
 from ptmq_lightning.runtime.errors import ConfigError, ModelError, PTMQError
 from ptmq_lightning.runtime.manifest import MANIFEST, TENSORS, read_manifest
@@ -182,6 +183,7 @@ COMMANDS = {
     "info": Command("sizes, widths, layers and accuracy", _info_arguments, info),
     "predict": Command("classes of pictures at one width", _predict_arguments, predict),
     "bench": Command("latency of each width, switch time, memory", _bench_arguments, run_bench),
+    "export": Command("write it for ONNX Runtime or OpenVINO, and check it", export_cli.arguments, export_cli.run),
     "verify": Command("hashes, decoding, ranges at every width", lambda parser: None, run_verify),
 }
 

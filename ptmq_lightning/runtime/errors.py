@@ -21,3 +21,7 @@ class ModelError(PTMQError):
 
 class ArtifactError(PTMQError):
     """A saved model is damaged, altered or of another kind."""
+
+
+class ExportError(PTMQError):
+    """A model cannot be written for another runtime, or what was written does not compute the same."""

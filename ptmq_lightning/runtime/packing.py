@@ -51,9 +51,9 @@ def fields(spec: Mapping[str, Any]) -> dict[str, Field]:
 
 def bits_per_weight(spec: Mapping[str, Any]) -> int:
     """Bits that each weight takes, without what is stored per channel."""
-    weights = math.prod(spec["shape"])
+    weights = math.prod(tuple(spec["shape"]))
     learned = 16 if (spec["kind"], spec["packing"]) == ("latent", "latent") else 0
-    return learned + sum(field.bits * (field.size // weights) for field in fields(spec).values())
+    return learned + sum(field.bits * field.size for field in fields(spec).values()) // int(weights)
 
 
 def pack_weight(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

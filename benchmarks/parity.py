@@ -1,0 +1,144 @@
+"""Exports against the simulation on real networks and images: agreement, accuracy, and every layer by itself.
+
+    PTMQ_DATA=DIR python benchmarks/parity.py
+    PTMQ_DATA=DIR python benchmarks/parity.py --artifact cifar_resnet20=outputs/cifar_resnet20/default/model
+
+A case without an artifact is rounded to nearest and calibrated here, which the comparison does not mind: both sides run
+the same integers. Widths that a model was not prepared for are left out. Results: benchmarks/results/parity.json, .md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import openvino
+import torch
+from torch import Tensor
+
+from ptmq_lightning.compose import parts, pipeline
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.data.module import calibration_images, draw_calibration
+from ptmq_lightning.data.sources import open_data
+from ptmq_lightning.quant.steps import calibrate
+from ptmq_lightning.runtime import artifact
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.export import export
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits
+from ptmq_lightning.runtime.session import Session
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+CASES = {"cifar_resnet20": 1000, "imagenet_mobileone": 200, "imagenet_vit_t": 200}  # experiment -> evaluation images
+WIDTHS = ("w8a8", "w6a6", "w4a8", "w4a4")
+CALIBRATION = 32
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=list(CASES), default=list(CASES))
+    parser.add_argument("--artifact", action="append", default=[], metavar="CASE=DIR", help="a fitted model to export")
+    parser.add_argument("--images", type=int, help="evaluation images, at most")
+    options = parser.parse_args()
+    artifacts = dict(given.split("=", 1) for given in options.artifact)
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / "parity.json"
+    found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    for name in options.cases:
+        count = min(CASES[name], options.images or CASES[name])
+        found[name] = case(name, count, artifacts.get(name))
+        found["versions"] = {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__}
+        file.write_text(json.dumps(found, indent=2) + "\n")
+        (RESULTS / "parity.md").write_text(table(found))
+    print(table(found))
+
+
+def case(name: str, count: int, folder: str | None) -> dict[str, Any]:
+    """Every width and backend of one network on `count` evaluation images."""
+    config = configuration([f"experiment={name}"])
+    network = pipeline.build(config.model)
+    data = config.data
+    sources = open_data(data.name, preprocessing=network.preprocessing, seed=data.seed, calibration_images=256,
+                        root=data.root, train=data.train, val=data.val, class_map=data.class_map,
+                        val_images=count)  # fmt: skip
+    images = calibration_images(sources.train, draw_calibration(sources.train, 256, 0, sources.val))
+    model = artifact.load(folder) if folder else nearest(config, network, images)
+    pairs = [sources.val[i] for i in range(len(sources.val))]
+    x, labels = torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+    widths = [width for width in WIDTHS if prepared(model, width)]
+    expected = {}
+    for width in widths:
+        with at_bits(model, width):
+            expected[width] = batched(model, x)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as place:
+        for backend, form in (("onnx", "static"), ("onnx", "switchable"), ("openvino", "static")):
+            reports = export(model, Path(place) / form, images[:CALIBRATION], widths, form=form, backend=backend)
+            session = Session(Path(place) / form, threads=1)
+            for width in widths:
+                session.switch(width)
+                result = batched(session, x)
+                rows.append({"backend": backend, "form": form, "width": width,
+                             **compared(expected[width], result, labels),
+                             "layer_steps": reports[width].largest_step, "layer": reports[width].worst_layer,
+                             "differing": reports[width].differing})  # fmt: skip
+                print(name, rows[-1], flush=True)
+    return {"images": len(x), "rounding": "learned" if folder else "nearest", "rows": rows}
+
+
+def nearest(config: Any, network: Any, images: Tensor) -> MultiBitModel:
+    model = pipeline.quantise(pipeline.prepare(network, images, config.fold), config, network)
+    calibrate(model, images, p=parts.step_size(config.step_size).p, seed=config.seed)
+    return model.eval()
+
+
+def prepared(model: MultiBitModel, width: str) -> bool:
+    try:
+        with at_bits(model, width):
+            return True
+    except ConfigError:
+        return False
+
+
+@torch.no_grad()
+def batched(run: Any, x: Tensor) -> Tensor:
+    return torch.cat([run(part) for part in x.split(50)])
+
+
+def compared(expected: Tensor, result: Tensor, labels: Tensor) -> dict[str, float]:
+    """Percent of equal top-1 classes, top-1 of both, and the logits' difference over their deviation."""
+    ours, theirs = result.argmax(1), expected.argmax(1)
+    error = (result - expected).square().mean().sqrt() / expected.std()
+    return {
+        "agreement": 100 * float((ours == theirs).float().mean()),
+        "top1": 100 * float((ours == labels).float().mean()),
+        "top1_simulated": 100 * float((theirs == labels).float().mean()),
+        "logit_error": float(error),
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    lines = ["| network (images, rounding) | width | runtime | agreement % | top-1 (simulated) % | logit error | "
+             "layer alone: steps, integers that differ % |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, entry in found.items():
+        for row in entry.get("rows", ()):
+            alone = f"{row['layer_steps']:.2f}, {row['differing']:.5f}" if row["backend"] == "onnx" else "-"
+            cells = [
+                f"{name} ({entry['images']}, {entry['rounding']})",
+                row["width"],
+                f"{row['backend']} {row['form']}",
+                f"{row['agreement']:.1f}",
+                f"{row['top1']:.2f} ({row['top1_simulated']:.2f})",
+                f"{row['logit_error']:.4f}",
+                alone,
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""A multi-bit model for other runtimes, checked against the simulation before it is there.
+
+    export(model, "export", images, ["w8a8", "w4a4"], form="switchable")
+
+Forms: static, a file per width, the smallest; switchable, ONE graph whose integer weights, scales and biases are
+inputs, with the exported widths' integers beside it. Backends: onnx (ONNX Runtime), openvino (static).
+The folder: export.json, the graphs, and for the switchable form widths.safetensors.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch import Tensor
+
+from ptmq_lightning.runtime.errors import ExportError
+from ptmq_lightning.runtime.flow import Op, operations, record
+from ptmq_lightning.runtime.layers import MultiBitWeight
+from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits, weights_of
+from ptmq_lightning.runtime.onnx_convert import Converter
+from ptmq_lightning.runtime.onnx_plan import Plan, plan
+from ptmq_lightning.runtime.onnx_values import Array, parameters, store
+from ptmq_lightning.runtime.parity import WidthReport, compare
+from ptmq_lightning.runtime.session import MANIFEST, WIDTHS, Session
+from ptmq_lightning.runtime.spec import BitAssignment
+
+FORMS, BACKENDS = ("static", "switchable"), ("onnx", "openvino")
+
+
+class Draft:
+    """A planned network with the numbers of every exported width. images (N >= 2, C, H, W), preprocessed."""
+
+    def __init__(
+        self,
+        model: MultiBitModel,
+        images: Tensor,
+        bits: Iterable[Which],
+        *,
+        early: bool = True,
+        float_image: bool = False,
+    ) -> None:
+        _check_finished(model, images)
+        self.model, self.images = model, images
+        self.assignments = {_name(which, model): model.resolve(which) for which in bits}
+        self.ops: list[Op] = operations(model, images)
+        self.plan: Plan = plan(self.ops, early=early, image=early and not float_image)
+        self._ranges()
+        self.arrays = store(model, self.assignments)
+        self.values: dict[str, dict[str, Array]] = {
+            name: parameters(self.plan.table, self.arrays, assignment) for name, assignment in self.assignments.items()
+        }
+
+    def _ranges(self) -> None:
+        """Least and largest value, over all widths, of the tensors that get 8 bits of the export's own."""
+        watched = {op.name: quantizer for quantizer, op in self.plan.watched.items()}
+        rows = self.plan.table.quantizers
+        found = {quantizer: (0.0, 0.0) for quantizer in watched.values()}
+
+        def keep(name: str, value: Tensor) -> None:
+            if name in watched:
+                low, high = found[watched[name]]
+                found[watched[name]] = (min(low, float(value.min())), max(high, float(value.max())))
+
+        for assignment in self.assignments.values() if watched else ():
+            with at_bits(self.model, assignment):
+                record(self.model, self.images, keep)
+        if "image" in found:
+            found["image"] = _pixel_range(self.model, found["image"])
+        for quantizer, ends in found.items():
+            rows[quantizer] = replace(rows[quantizer], range=ends)
+
+    def static(self, name: str, *, clip: str = "codes") -> Any:
+        """The graph of one width as an ONNX ModelProto."""
+        return Converter(self.plan, self.values[name], clip=clip).network(self.ops, {"ptmq.width": name})
+
+    def switchable(self) -> Any:
+        """The graph of all widths: what differs between them is an input."""
+        first = next(iter(self.values.values()))
+        return Converter(self.plan, first, self.differing()).network(self.ops, {"ptmq.form": "switchable"})
+
+    def differing(self) -> list[str]:
+        first, *others = self.values.values()
+        return [key for key, value in first.items() if any(not np.array_equal(value, o[key]) for o in others)]
+
+
+def export(
+    model: MultiBitModel,
+    folder: Path | str,
+    images: Tensor,
+    bits: Iterable[Which] | None = None,
+    *,
+    form: str = "static",
+    backend: str = "onnx",
+    float_image: bool = False,
+) -> dict[str, WidthReport]:
+    """Write `folder`; what was written is compared with the simulation on `images` before it gets its name.
+
+    images: (N >= 2, C, H, W), preprocessed; tens of real ones: ranges that the simulation has no quantiser for are
+    taken from them. bits: widths and named assignments, None: all. float_image: keep the first layer of a
+    convolutional network in float instead of rounding the image to 8 bits.
+
+    Returns a report per width. Raises ExportError, and leaves nothing, for an operation that cannot be exported, a
+    folder that cannot be used, or an export that does not compute the same.
+    """
+    folder = Path(folder)
+    _check_asked(folder, form, backend)
+    asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
+    draft = Draft(model, images, asked, early=backend == "onnx", float_image=float_image)
+    part = folder.resolve().with_name(f".{folder.resolve().name}.{uuid.uuid4().hex[:8]}.part")
+    part.mkdir(parents=True)
+    try:
+        manifest = _write(draft, part, form, backend)
+        reports = compare(draft, Session(part))
+        manifest["report"] = {name: asdict(report) for name, report in reports.items()}
+        (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        _refuse_other_results(reports)
+        if folder.exists():
+            shutil.rmtree(folder)
+        part.rename(folder.resolve())
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return reports
+
+
+def _write(draft: Draft, folder: Path, form: str, backend: str) -> dict[str, Any]:
+    model = draft.model
+    files = {"*": "model.onnx"} if form == "switchable" else {n: f"{n}.onnx" for n in draft.assignments}
+    for name, file in files.items():
+        graph = draft.switchable() if name == "*" else draft.static(name, clip=_clip(backend))
+        (folder / file).write_bytes(graph.SerializeToString())
+    if form == "switchable":
+        safetensors.numpy.save_file(draft.arrays, folder / WIDTHS)
+    manifest = {
+        "format": "ptmq export",
+        "version": 1,
+        "form": form,
+        "backend": backend,
+        "files": files,
+        "info": model.info,
+        "pairs": model.pairs,
+        "layers": [asdict(layer) for layer in model.layers.values()],
+        "assignments": {name: assignment.to_json() for name, assignment in draft.assignments.items()},
+        "table": draft.plan.table.to_json(),
+        "float_layers": draft.plan.floating,
+    }
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    return manifest
+
+
+def _clip(backend: str) -> str:
+    return "values" if backend == "openvino" else "codes"
+
+
+def _pixel_range(model: MultiBitModel, seen: tuple[float, float]) -> tuple[float, float]:
+    """Black to white after the network's preprocessing, and what was seen."""
+    known = model.info.get("preprocessing", {})
+    mean, std = known.get("mean", ()), known.get("std", ())
+    ends = [(end - m) / s for end in (0.0, 1.0) for m, s in zip(mean, std, strict=True) if s]
+    return min(seen[0], *ends, 0.0), max(seen[1], *ends, 0.0)
+
+
+def _name(which: Which, model: MultiBitModel) -> str:
+    if isinstance(which, str) and which in model.assignments:
+        return which
+    assignment = model.resolve(which)
+    for width in model.pairs:
+        if BitAssignment.uniform(*width, model) == assignment:
+            return str(width)
+    return str(which) if isinstance(which, str) else "custom"
+
+
+def _check_finished(model: MultiBitModel, images: Tensor) -> None:
+    for name, weight in weights_of(model):
+        if not isinstance(weight, MultiBitWeight):
+            raise ExportError(
+                f"the weight {name} is a {type(weight).__name__}; expected a committed MultiBitWeight. Commit the "
+                f"reconstruction, or export a loaded artifact."
+            )
+    if images.dim() != 4 or len(images) < 2 or images.dtype != torch.float32:
+        raise ExportError(
+            f"found images of shape {tuple(images.shape)} and type {images.dtype}; expected at least two preprocessed "
+            f"ones, (N, C, H, W) float32. Give some tens of real images."
+        )
+
+
+def _check_asked(folder: Path, form: str, backend: str) -> None:
+    if form not in FORMS or backend not in BACKENDS or (backend == "openvino" and form == "switchable"):
+        raise ExportError(
+            f"found form={form!r} for backend {backend!r}; expected form static or switchable for onnx, and static for "
+            f"openvino, which compiles its weights in."
+        )
+    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if folder.is_file() or (held and MANIFEST not in held):
+        raise ExportError(
+            f"cannot export to '{folder}': found {held[0] if held else 'a file'!r} there; expected a new folder, an "
+            f"empty one or an earlier export. Choose another folder."
+        )
+
+
+def _refuse_other_results(reports: Mapping[str, WidthReport]) -> None:
+    for name, report in reports.items():
+        if not report.same:
+            raise ExportError(
+                f"the export computes other values than the simulation at {name}: layer {report.worst_layer} differs "
+                f"by {report.largest_step:.2f} steps, the logits by {report.logit_error:.3f} of their deviation; "
+                f"expected at most {WidthReport.STEPS} and {WidthReport.LOGITS}. Nothing was written; check that the "
+                f"images are real ones."
+            )

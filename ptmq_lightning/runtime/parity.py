@@ -1,0 +1,147 @@
+"""An export against the simulation: every quantised layer on the same input, then the network as a whole.
+
+A layer's step: that of the integers it makes, or 1/255 of its output's range where it makes floats. One step is what
+two roundings of one value may differ by. The whole network adds what the export rounds and the simulation does not
+(the image, convolutions before a shortcut) and lets differences travel: it is reported, and refused only where the
+logits have little to do with each other.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptmq_lightning.runtime.flow import Op, record
+from ptmq_lightning.runtime.model import at_bits
+from ptmq_lightning.runtime.onnx_convert import Converter, source_of
+from ptmq_lightning.runtime.onnx_values import Array
+from ptmq_lightning.runtime.session import Session, inference_session
+
+if TYPE_CHECKING:
+    from ptmq_lightning.runtime.export import Draft
+
+LAYER_IMAGES, BATCH = 4, 32
+LAYERS = ("QuantConv2d", "QuantLinear", "QuantMatmul")
+FLOAT_KERNELS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvInteger"}
+
+
+@dataclass(frozen=True)
+class WidthReport:
+    """agreement: percent of images with the same top-1 class. logit_error: root mean square difference of the logits
+    over their standard deviation. largest_step, worst_layer: of the layers by themselves. differing: percent of all
+    integers that differ there. float_kernels: convolutions and matrix products that run in float, by kernel."""
+
+    images: int
+    agreement: float
+    logit_error: float
+    largest_step: float
+    worst_layer: str
+    differing: float
+    float_kernels: dict[str, int]
+
+    STEPS: ClassVar[float] = 1.0
+    LOGITS: ClassVar[float] = 1.0
+
+    @property
+    def same(self) -> bool:
+        return self.largest_step <= self.STEPS and self.logit_error <= self.LOGITS
+
+
+def compare(draft: Draft, session: Session) -> dict[str, WidthReport]:
+    """A report for every width of the export that `session` runs."""
+    reports = {}
+    for name, assignment in draft.assignments.items():
+        session.switch(name)
+        with at_bits(draft.model, assignment), torch.no_grad():
+            parts = draft.images.split(BATCH)
+            expected = torch.cat([draft.model(part) for part in parts])
+            found = torch.cat([session(part) for part in parts])
+            steps, differing = layer_steps(draft, name) if session.manifest["backend"] == "onnx" else ({"": 0.0}, 0.0)
+        worst = max(steps, key=lambda layer: steps[layer])
+        agreement = 100 * float((expected.argmax(1) == found.argmax(1)).float().mean())
+        error = float((found - expected).square().mean().sqrt() / expected.std().clamp_min(1e-12))
+        kernels = float_kernels(session)
+        reports[name] = WidthReport(len(expected), agreement, error, steps[worst], worst, differing, kernels)
+    return reports
+
+
+def layer_steps(draft: Draft, name: str) -> tuple[dict[str, float], float]:
+    """Largest difference of each quantised layer, in its steps, and the share of integers that differ in percent.
+
+    Every layer is given the simulation's integers and compared with what the simulation makes of them.
+    """
+    converter = Converter(draft.plan, draft.values[name])
+    session = inference_session(converter.layers(draft.ops).SerializeToString(), None)
+    kept = _simulated(draft, name)
+    feed = {i.name: v for i in session.get_inputs() if (v := kept.get(i.name)) is not None}
+    feed |= {i.name: draft.values[name][i.name] for i in session.get_inputs() if i.name not in feed}
+    steps, wrong, total = {}, 0, 0
+    for output, made in zip(session.get_outputs(), session.run(None, feed), strict=True):
+        wanted = kept[output.name]
+        layer = output.name.removesuffix(".out")
+        if made.dtype.kind == "f":
+            steps[layer] = float(np.abs(made - wanted).max() / (np.ptp(wanted) / 255 or 1.0))
+            continue
+        apart = np.abs(made.astype(np.int16) - wanted.astype(np.int16))
+        steps[layer], wrong, total = float(apart.max()), wrong + int((apart > 0).sum()), total + apart.size
+    return steps, 100 * wrong / max(total, 1)
+
+
+def _simulated(draft: Draft, name: str) -> dict[str, Array]:
+    """Inputs and outputs of all layers in the simulation, by the names of `Converter.layers`."""
+    values, plan = draft.values[name], draft.plan
+    layers = [op for op in draft.ops if op.key in LAYERS and op.path not in plan.floating]
+    wanted: dict[str, list[tuple[str, str | None, bool]]] = {}
+    for op in layers:
+        for i, source in enumerate(a for a in op.args if isinstance(a, Op)):
+            wanted.setdefault(source.name, []).append((f"{op.path}.in{i}", source_of(source, plan), False))
+        wanted.setdefault(op.name, []).append((f"{op.path}.out", plan.at.get(op), True))
+    kept: dict[str, Array] = {}
+
+    def keep(op: str, value: Tensor) -> None:
+        for target, quantizer, made in wanted.get(op, ()):
+            array = value.detach().numpy()
+            kept[target] = array if quantizer is None else codes_of(array, quantizer, values, made)
+
+    images = draft.images[:LAYER_IMAGES]
+    if "image" in plan.table.quantizers:
+        grid = [torch.from_numpy(values[f"image.{key}"]).float() for key in ("scale", "zero_point")]
+        images = (torch.round(images / grid[0]) + grid[1]).clamp(0, 255).sub(grid[1]).mul(grid[0])
+    record(draft.model, images, keep)
+    return kept
+
+
+def codes_of(array: Array, quantizer: str, values: Mapping[str, Array], made: bool) -> Array:
+    """The integers of a float tensor; made: before the factor that it is multiplied by."""
+    scale = values.get(f"{quantizer}.scale_in", values[f"{quantizer}.scale"]) if made else values[f"{quantizer}.scale"]
+    zero, low, high = (values[f"{quantizer}.{key}"] for key in ("zero_point", "low", "high"))
+    codes: Array = np.clip(np.rint(array / scale) + zero.astype(np.float32), low, high).astype(zero.dtype)
+    return codes
+
+
+def float_kernels(session: Session) -> dict[str, int]:
+    """Convolutions and matrix products that the runtime executes in float at the active width, by kernel."""
+    if session.manifest["backend"] == "openvino":
+        return {}
+    name = next(n for n, own in session.assignments.items() if own == session.active)
+    file = session.manifest["files"].get("*") or session.manifest["files"][name]
+    return {k: n for k, n in kernels(session.folder / file).items() if k in FLOAT_KERNELS}
+
+
+def kernels(path: Path) -> Counter[str]:
+    """Node types of the graph that ONNX Runtime executes."""
+    import onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        optimised = Path(folder) / "optimised.onnx"
+        inference_session(path, 1, optimised)
+        graph: Any = onnx.load(str(optimised)).graph
+    return Counter(node.op_type for node in graph.node)

@@ -1,0 +1,180 @@
+"""An exported network in ONNX Runtime or OpenVINO: the model's `switch`, and integer kernels behind it.
+
+    session = Session("export")
+    session.switch("w4a4")
+    logits = session(images)
+
+A switchable export is one session: its parameters are inputs, made once per width and kept bound. A static one holds a
+session per width, made when it is first asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import safetensors.numpy
+import torch
+
+from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
+from ptmq_lightning.runtime.onnx_convert import IMAGES, LOGITS
+from ptmq_lightning.runtime.onnx_values import Array, Table, parameters
+from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+
+MANIFEST, WIDTHS = "export.json", "widths.safetensors"
+Images = TypeVar("Images", torch.Tensor, Array)
+Run = Callable[[Array], Array]
+
+
+class Session:
+    """What `export` wrote, ready to run: images (B, C, H, W) float32 -> logits (B, classes).
+
+    threads: of one inference; None leaves the choice to the runtime. Raises ExportError for a folder that is no export.
+    """
+
+    def __init__(self, folder: Path | str, threads: int | None = 1) -> None:
+        self.folder, self.threads = Path(folder), threads
+        self.manifest = read_manifest(self.folder)
+        layers = [
+            LayerInfo(**{**row, "weight_shape": row["weight_shape"] and tuple(row["weight_shape"])})
+            for row in self.manifest["layers"]
+        ]
+        pairs = [BitWidth.parse(pair) for pair in self.manifest["pairs"]]
+        self._names = MultiBitModel((), (), {layer.name: layer for layer in layers}, pairs)  # resolves, runs nothing
+        self.assignments = {n: BitAssignment.from_json(rows) for n, rows in self.manifest["assignments"].items()}
+        self._names.assignments = self.assignments
+        self._runs: dict[BitAssignment, Run] = {}
+        self._switchable: _Switchable | None = None
+        self.active: BitAssignment | None = None
+        self.switch(next(iter(self.assignments)))
+
+    @property
+    def form(self) -> str:
+        return str(self.manifest["form"])
+
+    @property
+    def widths(self) -> tuple[str, ...]:
+        """The names that `switch` knows."""
+        return tuple(self.assignments)
+
+    def preprocessing(self) -> dict[str, Any]:
+        return dict(self.manifest["info"].get("preprocessing", {}))
+
+    def switch(self, which: Which | None) -> None:
+        """Run at `which` from now on: 4, "w4a8", the name of an assignment, {layer: width}. Raises ConfigError."""
+        if which is None:
+            raise ConfigError("an export has no float network; expected one of its widths: " + ", ".join(self.widths))
+        assignment = self._names.resolve(which)
+        if assignment not in self._runs:
+            self._runs[assignment] = self._prepared(assignment, which)
+        self.active = assignment
+
+    def __call__(self, images: Images) -> Images:
+        """Logits, in the type of the images: numpy or torch."""
+        assert self.active is not None
+        given = images.numpy() if isinstance(images, torch.Tensor) else images
+        logits = self._runs[self.active](np.ascontiguousarray(given, dtype=np.float32))
+        return torch.from_numpy(logits) if isinstance(images, torch.Tensor) else logits
+
+    def _prepared(self, assignment: BitAssignment, which: Any) -> Run:
+        if self.form == "switchable":
+            self._switchable = self._switchable or _Switchable(self.folder, self.manifest, self.threads)
+            return self._switchable.at(assignment, which)
+        name = next((n for n, own in self.assignments.items() if own == assignment), None)
+        if name is None:
+            raise ConfigError(
+                f"the width {which!r} was not exported; found {', '.join(self.widths)}. Export it too, or use "
+                f"--form switchable."
+            )
+        path = self.folder / self.manifest["files"][name]
+        if self.manifest["backend"] == "openvino":
+            return _openvino(path, self.threads)
+        session = inference_session(path, self.threads)
+        return lambda images: session.run([LOGITS], {IMAGES: images})[0]
+
+
+class _Switchable:
+    """One session; a set of bound parameters per width."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None) -> None:
+        self.table = Table.from_json(manifest["table"])
+        self.arrays: dict[str, Array] = safetensors.numpy.load_file(folder / WIDTHS)
+        self.session = inference_session(folder / manifest["files"]["*"], threads)
+        self.inputs = [i.name for i in self.session.get_inputs() if i.name != IMAGES]
+
+    def at(self, assignment: BitAssignment, which: Any) -> Run:
+        import onnxruntime as ort
+
+        try:
+            values = parameters(self.table, self.arrays, assignment)
+        except KeyError as error:
+            layer, _, bits = str(error.args[0]).rpartition(".")
+            raise ConfigError(
+                f"the width {which!r} needs {bits} bits at {layer.rpartition('.')[0]}, which this export does not "
+                f"hold. Choose among the exported widths, or export this one too."
+            ) from None
+        binding = self.session.io_binding()
+        kept = {name: ort.OrtValue.ortvalue_from_numpy(values[name]) for name in self.inputs}
+        for name, value in kept.items():
+            binding.bind_ortvalue_input(name, value)
+
+        def run(images: Array) -> Array:
+            binding.bind_cpu_input(IMAGES, images)
+            binding.bind_output(LOGITS)
+            self.session.run_with_iobinding(binding)
+            logits: Array = binding.copy_outputs_to_cpu()[0]
+            return logits
+
+        return run
+
+
+def inference_session(path: Path | bytes, threads: int | None, optimised: Path | None = None) -> Any:
+    """An onnxruntime session on the CPU; optimised: where to leave the graph that it runs."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    if optimised is not None:
+        options.optimized_model_filepath = str(optimised)
+    model = path if isinstance(path, bytes) else str(path)
+    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _openvino(path: Path, threads: int | None) -> Run:
+    compiled = compile_openvino(path, threads)
+    return lambda images: np.array(compiled([images])[0])
+
+
+def compile_openvino(path: Path, threads: int | None) -> Any:
+    """An OpenVINO compiled model on the CPU, with the latency hint."""
+    import openvino
+
+    config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
+    if threads is not None:
+        config["INFERENCE_NUM_THREADS"] = threads
+    core = openvino.Core()
+    return core.compile_model(core.read_model(str(path)), "CPU", config)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """export.json; ExportError where there is none or another version's."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ExportError(
+            f"cannot open '{folder}': {MANIFEST} cannot be read ({type(error).__name__}); expected a folder that "
+            f"`ptmq export` wrote. Export the artifact again."
+        ) from error
+    found = (manifest.get("format"), manifest.get("version"))
+    if found != ("ptmq export", 1):
+        raise ExportError(
+            f"cannot open '{folder}': {MANIFEST} has format {found[0]!r} version {found[1]!r}; expected 'ptmq export' "
+            f"version 1. Export the artifact again."
+        )
+    return dict(manifest)
