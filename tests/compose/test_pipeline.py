@@ -184,6 +184,7 @@ def test_mixed_widths_are_chosen_evaluated_and_listed_per_layer(tmp_path: Path) 
     "options",
     [["method=ptmq_paper"], ["rounding=offset", "mixer=case1"], ["rounding=per_width", "loss=gd_chain"],
      ["rounding=nearest", "step_size=power_of_two"], ["loss=mse", "mixer=case2", "bits.edge=none"],
+     ["loss=aph", "recon.bias_correction=true"],
      ["bits=vit", "bits.groups=[[[4,6]],[[8,8]]]", "bits.evaluate=[w4a6,w8a8]", "mixer=none"]],
 )  # fmt: skip
 def test_methods_and_options_run_to_the_end(options: list[str], tmp_path: Path) -> None:

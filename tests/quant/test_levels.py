@@ -104,7 +104,7 @@ def test_the_step_of_a_table_has_the_gradient_of_a_straight_through_estimator(
     row = WIDTHS.index(3)
     log_step = quantizer.steps[row].log().requires_grad_()
     zero, scaled = quantizer.zero_points[row], twin / log_step.exp()
-    level = quantizer.tables[row][(scaled.round() + zero).clamp(0, 255).int()]  # type: ignore[index]
+    level = quantizer.tables[row][(scaled.round() + zero).clamp(0, 255).int()]
     inside = (scaled.round() + zero).clamp(0, 255) == scaled.round() + zero
     straight = torch.where(inside, scaled + (level - zero - scaled).detach(), level - zero)
     (straight * log_step.exp()).backward(upstream)

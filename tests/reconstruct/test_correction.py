@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,11 +26,13 @@ from tests.reconstruct.test_reconstruct import RECIPE, trainer
 NEAREST = replace(RECIPE, rounding=Rounding("nearest"), bias_correction=True)
 
 
-def layers_of(model: nn.Module) -> dict[str, WeightLayer]:
+def layers_of(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
 
 
+@pytest.fixture(scope="module")
 def corrected() -> MultiBitModel:
+    """A model rounded to nearest, for tests that only read it."""
     model = small_model()
     reconstruct(model, images(), NEAREST, trainer)
     return model
@@ -50,22 +53,23 @@ def float_inputs(model: MultiBitModel, x: Tensor) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
-def test_every_layers_mean_output_at_a_width_is_the_float_one(bits: int) -> None:
-    model, x = corrected(), images()
+def test_every_layers_mean_output_at_a_width_is_the_float_one(bits: int, corrected: MultiBitModel) -> None:
+    model, x = corrected, images()
     inputs = float_inputs(model, x)
     for name, layer in layers_of(model).items():
-        exact, found = layer.weight.at(None), layer.weight  # type: ignore[operator, union-attr]
+        exact, found = layer.weight.at(None), layer.weight
         width = bits if bits in found.widths else found.widths[0]  # type: ignore[union-attr, operator, index]
         wanted = layer.compute(inputs[name], exact, layer.bias).movedim(layer.channel, -1).flatten(0, -2).mean(0)
-        layer.weight.select(width)  # type: ignore[operator, union-attr]
+        layer.weight.select(width)
         mean = layer(inputs[name]).movedim(layer.channel, -1).flatten(0, -2).mean(0)
+        layer.weight.select(None)
         torch.testing.assert_close(mean, wanted, rtol=0, atol=1e-5)  # float32 means of outputs of size one
 
 
-def test_the_float_network_stays_as_it_is() -> None:
-    before, after, x = small_model(), corrected(), images()
-    with passthrough(before), passthrough(after), torch.no_grad():
-        assert torch.equal(after(x), before(x))
+def test_the_float_network_stays_as_it_is(corrected: MultiBitModel) -> None:
+    before, x = small_model(calibrated=False), images()
+    with passthrough(before), passthrough(corrected), torch.no_grad():
+        assert torch.equal(corrected(x), before(x))
 
 
 def test_without_the_option_no_layer_has_biases_of_its_own() -> None:
@@ -74,16 +78,16 @@ def test_without_the_option_no_layer_has_biases_of_its_own() -> None:
     assert all(layer.biases is None for layer in layers_of(model).values())
 
 
-def test_biases_are_saved_and_loaded_to_the_last_bit(tmp_path: Path) -> None:
-    model, x = corrected(), images()
+def test_biases_are_saved_and_loaded_to_the_last_bit(corrected: MultiBitModel, tmp_path: Path) -> None:
+    model, x = corrected, images()
     loaded = artifact.load(artifact.save(model, tmp_path / "model"))
     for which in (3, "w5a5", 8, None):
         with at_bits(model, which), at_bits(loaded, which), torch.no_grad():
             assert torch.equal(loaded(x), model(x)), which
 
 
-def test_biases_that_fit_no_width_are_refused() -> None:
-    data, tensors = describe(corrected().blocks[1])  # type: ignore[arg-type]
+def test_biases_that_fit_no_width_are_refused(corrected: MultiBitModel) -> None:
+    data, tensors = describe(corrected.blocks[1])  # type: ignore[arg-type]
     tensors["layer1.0.conv1.biases"] = tensors["layer1.0.conv1.biases"][:1]
     with pytest.raises(ArtifactError) as error:
         rebuild(data, tensors)
@@ -94,7 +98,8 @@ def test_biases_that_fit_no_width_are_refused() -> None:
 
 
 def test_a_layer_that_learns_again_starts_from_its_own_bias() -> None:
-    block = corrected().blocks[1]
+    block = small_model().blocks[1]
+    correct_biases(block, torch.randn(4, 8, 8, 8), batch=2)
     commit.make_trainable(block, Rounding("shared"), learn_steps=False, masks=MaskBank(0))
     assert all(layer.biases is None for layer in layers_of(block).values())
 
@@ -115,7 +120,7 @@ def test_a_corrected_run_taken_up_from_a_saved_block_ends_with_the_same_tensors(
 
 
 def test_a_layer_without_a_bias_gets_biases() -> None:
-    block = small_model().blocks[1]
+    block = small_model(calibrated=False).blocks[1]
     layer = block.get_submodule("layer1.0.conv1")
     layer.bias = None
     correct_biases(block, torch.randn(4, 8, 8, 8), batch=2)
