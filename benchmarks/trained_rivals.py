@@ -32,6 +32,7 @@ METHODS = {
     "multiquant": ["method=multiquant"],
     "any_precision": ["method=any_precision"],
 }
+PASSES = {"robustquant": "1", "multiquant": "3", "any_precision": str(len(PAIRS))}  # of an image per step
 # glibc hands big blocks back and faults them in again at each step: a third of the time of these small layers
 ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": "1000000000", "MALLOC_MMAP_THRESHOLD_": "1000000000"}
 
@@ -58,7 +59,7 @@ def main() -> None:
                 cells[name] = {"command": command, **read(folder)}
                 RESULTS.mkdir(exist_ok=True)
                 file.write_text(json.dumps(cells, indent=1) + "\n")
-                (RESULTS / "trained_rivals.md").write_text(page(cells, options.epochs, options.images))
+            (RESULTS / "trained_rivals.md").write_text(page(cells, options.epochs, options.images))
             print(name, {row["config"]: row["top1"] for row in cells[name]["rows"]}, flush=True)
 
 
@@ -102,9 +103,11 @@ def cell(runs: list[dict[str, Any]], pair: str) -> str:
 def costs(grouped: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Seconds, memory, storage, the switch, and top-1 on training images, from the first run of each method."""
     lines = [
-        "| method | labels | training s | peak MiB | stored KiB, all widths | switch ms | statistics at a switch "
-        "| top-1 on training images " + ", ".join(pair.upper() for pair in PAIRS) + " |",
-        "|---|---|---|---|---|---|---|---|",
+        "Seconds are wall seconds of one thread and depend on what else the machine does; passes do not.",
+        "",
+        "| method | labels | passes of an image per step | training s | peak MiB | stored KiB, all widths | switch ms "
+        "| statistics at a switch | top-1 on training images " + ", ".join(pair.upper() for pair in PAIRS) + " |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for method, runs in grouped.items():
         if "costs" not in (run := runs[0]):
@@ -115,7 +118,7 @@ def costs(grouped: dict[str, list[dict[str, Any]]]) -> list[str]:
         seen = ", ".join(f"{c['train_top1'][pair]:.1f}" for pair in PAIRS)
         seconds = statistics.mean(run["costs"]["seconds"] for run in runs)
         lines.append(
-            f"| {method} | {c['labels']} | {seconds:.0f} | {c['peak_memory_bytes'] / 2**20:.0f} "
+            f"| {method} | {c['labels']} | {PASSES[method]} | {seconds:.0f} | {c['peak_memory_bytes'] / 2**20:.0f} "
             f"| {c['stored_bytes'] / 2**10:.0f} | {c['switch_milliseconds']:.1f} | {note} | {seen} |"
         )
     return lines
