@@ -59,7 +59,7 @@ def test_every_option_composes_and_knows_its_name(group: str, option: str) -> No
 
 def test_combinations_of_all_method_groups_compose_as_asked() -> None:
     groups = ("method", "mixer", "loss", "rounding", "step_size")
-    asked = list(itertools.product(*(GROUPS[group] for group in groups)))  # 600: every twentieth, as each takes 0.1 s
+    asked = list(itertools.product(*(GROUPS[group] for group in groups)))  # thousands: 30, as each takes 0.1 s
     for options in asked[:: len(asked) // 30]:
         config = configuration([f"{group}={option}" for group, option in zip(groups, options, strict=True)])
         assert tuple(getattr(config, group).name for group in groups) == options
@@ -69,9 +69,51 @@ def test_combinations_of_all_method_groups_compose_as_asked() -> None:
     ("first", "second"), list(itertools.combinations(["method", "mixer", "loss", "rounding", "step_size"], 2))
 )
 def test_every_pair_of_method_groups_composes_as_asked(first: str, second: str) -> None:
-    for one, other in itertools.product(GROUPS[first], GROUPS[second]):
+    pairs = list(itertools.product(GROUPS[first], GROUPS[second]))
+    for one, other in pairs[:: -(-len(pairs) // 20)]:  # at most 20 of a pair of groups, as each takes 0.1 s
         config = configuration([f"{first}={one}", f"{second}={other}"])
         assert (getattr(config, first).name, getattr(config, second).name) == (one, other)
+
+
+SINGLE = ("adaround", "brecq", "qdrop", "flexround", "genie")
+
+
+@pytest.mark.parametrize("method", SINGLE)
+def test_a_single_pair_method_takes_one_pair_anywhere_in_the_command(method: str) -> None:
+    assert configuration([f"method={method}"]).bits.groups == [[[4, 4]]]
+    for overrides in (["bits=w3a3", f"method={method}"], [f"method={method}", "bits=w3a3"]):
+        config = configuration(overrides)
+        assert (config.bits.groups, config.bits.evaluate) == ([[[3, 3]]], ["w3a3"])
+
+
+@pytest.mark.parametrize("experiment", ["cifar_resnet20", "cifar_vit", "imagenet_vit_t", "imagenet_mobileone"])
+def test_an_experiment_takes_one_pair_too(experiment: str) -> None:
+    config = configuration([f"experiment={experiment}", "method=qdrop", "bits=w4a6"])
+    assert (config.bits.groups, config.bits.evaluate, config.bits.extra) == ([[[4, 6]]], ["w4a6"], [])
+
+
+def test_any_pair_is_made_of_its_two_numbers() -> None:
+    config = configuration(["method=qdrop", "bits=pair", "bits.w=3", "bits.a=7"])
+    assert (config.bits.groups, config.bits.evaluate) == ([[[3, 7]]], ["w3a7"])
+
+
+def test_a_single_pair_method_refuses_several_pairs() -> None:
+    assert message("method=qdrop", "bits=uniform") == (
+        "method=qdrop learns one pair of widths at a time, but bits.groups holds 7; set bits=w2a4, or any pair by "
+        "bits=pair bits.w=2 bits.a=4"
+    )
+
+
+def test_activation_steps_cannot_be_learned_where_activations_stay_in_float() -> None:
+    assert message("recon.quantise=weights") == (
+        "recon.quantise=weights leaves activations in float, so that recon.activation=joint has nothing to learn; set "
+        "recon.activation=fixed or second_phase, or recon.quantise=all"
+    )
+
+
+def test_methods_that_learn_have_the_same_number_of_steps_per_unit() -> None:
+    steps = {configuration([f"method={method}", "recon=fast"]).recon.steps for method in (*SINGLE, "ptmq")}
+    assert steps == {300}
 
 
 def test_a_method_chooses_the_options_of_its_groups() -> None:
@@ -97,6 +139,14 @@ def test_an_explicit_recon_wins_in_an_experiment(experiment: str) -> None:
     assert configuration([f"experiment={experiment}", "recon=smoke"]).recon == smoke
 
 
+def test_a_loss_is_a_form_with_or_without_a_weight() -> None:
+    asked = (["loss=mse"], ["loss=fim"], ["loss=gd_figure", "loss.weight=aph"], ["loss=aph", "loss.form=gd_chain"])
+    losses = [configuration(overrides).loss for overrides in asked]
+    assert [(loss.form, loss.weight) for loss in losses] == [
+        ("mse", "none"), ("gd_direct", "fim"), ("gd_figure", "aph"), ("gd_chain", "aph"),
+    ]  # fmt: skip
+
+
 def test_an_explicit_key_wins_over_the_method() -> None:
     assert configuration(["step_size.learn=false"]).step_size.learn is False
 
@@ -120,7 +170,7 @@ def test_an_unknown_key_is_answered_with_the_nearest_ones_and_its_siblings() -> 
 def test_an_unknown_group_is_answered_with_the_nearest_one() -> None:
     assert message("mixr=case3") == (
         "mixr is no key (nearest: mixer); the groups and keys are model, data, bits, mixer, loss, rounding, step_size, "
-        "recon, method, trainer, logger, fold, seed, resume, experiment"
+        "recon, method, trainer, logger, fold, quant, finetune, seed, resume, experiment"
     )
 
 

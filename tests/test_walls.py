@@ -14,7 +14,8 @@ import pytest
 import ptmq_lightning
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {"runtime", "data", "models", "quant", "reconstruct", "evaluate", "allocate", "report", "compose"}
+ROOMS = {"runtime", "data", "models", "quant", "reconstruct", "finetune", "evaluate", "allocate", "report",
+         "compose"}  # fmt: skip
 FORBIDDEN = "lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "matplotlib", "pandas", "timm", "PIL"
 ALWAYS = {"torch", "numpy", "safetensors"}
 WHEN_USED = ALWAYS | {"timm", "onnx", "onnxruntime", "huggingface_hub", "PIL"}
@@ -34,6 +35,7 @@ CROSSINGS = [  # the importing file, what it may not import
     ("models/extra.py", "import ptmq_lightning.quant.steps"),
     ("quant/extra.py", "import ptmq_lightning.data.module"),
     ("reconstruct/extra.py", "import ptmq_lightning.evaluate.accuracy"),
+    ("finetune/extra.py", "import ptmq_lightning.reconstruct.block"),
     ("evaluate/extra.py", "import ptmq_lightning.allocate.search"),
     ("report/extra.py", "from omegaconf import DictConfig"),
     ("allocate/extra.py", "import ptmq_lightning.compose.schema"),

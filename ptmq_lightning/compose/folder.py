@@ -29,8 +29,8 @@ from ptmq_lightning.runtime.model import MultiBitModel
 log = logging.getLogger(__name__)
 
 CONFIG, RESULTS, LOG, RESUME = "config.yaml", "results.json", "train.log", "resume"
-OURS = (CONFIG, RESULTS, "metrics.csv", "layers.csv", "calibration.json", "report.html", "model", RESUME, "wandb",
-        "tensorboard")  # fmt: skip
+OURS = (CONFIG, RESULTS, "metrics.csv", "layers.csv", "calibration.json", "finetune.json", "report.html", "model",
+        RESUME, "wandb", "tensorboard")  # fmt: skip
 NOT_COMPARED = ("resume", "logger", "trainer.threads", "data.workers")  # what changes no tensor
 
 
@@ -60,24 +60,29 @@ class RunFolder:
         return read_results(self.path / RESULTS) if complete else None
 
     def finished_blocks(self) -> int:
-        """How many blocks a killed run that is to be resumed has finished."""
+        """How many blocks a killed run that is to be resumed has finished, over all its passes."""
         blocks = itertools.takewhile(lambda index: self._block(index, "json").exists(), itertools.count())
         return sum(1 for _ in blocks) if self.config.resume else 0
+
+    def finished_steps(self) -> int:
+        """How many steps went into them."""
+        last = self.finished_blocks() - 1
+        return int(json.loads(self._block(last, "json").read_text(encoding="utf-8"))["steps"]) if last >= 0 else 0
 
     def restore(self, model: MultiBitModel) -> list[BlockResult]:
         """Put the finished blocks of a killed run into the calibrated ``model``; how each of them went, in order."""
         results = []
         for index in range(self.finished_blocks()):
-            load_block(model.blocks[index], self._block(index, "safetensors"))
+            load_block(model.blocks[index % len(model.blocks)], self._block(index, "safetensors"))
             results.append(BlockResult(**json.loads(self._block(index, "json").read_text(encoding="utf-8"))))
         if results:
-            log.info("resume: %d of %d blocks are finished", len(results), len(model.blocks))
+            log.info("resume: %d blocks of %d in each pass are finished", len(results), len(model.blocks))
         return results
 
     @rank_zero_only
     def keep(self, model: MultiBitModel, index: int, result: BlockResult) -> None:
-        """Keep a finished block; the record last, so that a block without it counts as unfinished."""
-        save_block(model.blocks[index], self._block(index, "safetensors"))
+        """Keep a finished block, counted over all passes; the record last: a block without it counts as unfinished."""
+        save_block(model.blocks[index % len(model.blocks)], self._block(index, "safetensors"))
         write_atomically(self._block(index, "json"), json.dumps(asdict(result)) + "\n")
 
     @rank_zero_only

@@ -22,6 +22,7 @@ from ptmq_lightning.evaluate.accuracy import evaluate as evaluate_rows
 from ptmq_lightning.models.zoo import Network, Preprocessing
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
+from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
@@ -75,10 +76,18 @@ def reconstruct(
         steps: per block; None: recon's.
         loggers: Lightning loggers that receive the losses.
         overrides: further keys as on the command line. The groups of pairs are the model's own.
+
+    Raises:
+        ConfigError: an unknown or wrong setting, or a method that trains with labels.
     """
     chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.steps": steps, "seed": seed}
     given = [f"{key}={value}" for key, value in chosen.items() if value is not None]
     config = configuration([*_bits(model.info["groups"]), *given, *overrides])
+    if config.finetune.name != "none":
+        raise ConfigError(
+            f"method={method} trains with labels, and reconstruct has images alone; run it as a command: "
+            f"python train.py method={method}"
+        )
     parts.prepare(config.trainer, seed)
     return pipeline.learn(model, images, config, loggers)
 

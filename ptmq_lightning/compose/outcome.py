@@ -21,6 +21,8 @@ from ptmq_lightning.data.module import calibration_images
 from ptmq_lightning.data.sources import Sources
 from ptmq_lightning.evaluate.accuracy import Evaluation
 from ptmq_lightning.evaluate.cost import layer_macs
+from ptmq_lightning.finetune import store
+from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.report.record import write_calibration, write_layers, write_results
 from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.model import MultiBitModel
@@ -42,7 +44,7 @@ def record(
 ) -> None:
     """The model, the layer table, the calibration draw, and last results.json: with it the run is complete."""
     model.info["accuracy"] = evaluation.to_json()
-    artifact.save(model, path / "model")
+    save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
     for name, assignment in model.assignments.items():
         columns[name] = {layer: str(pair) for layer, pair in assignment.items()}
@@ -64,6 +66,14 @@ def record(
         "rows": [asdict(row) for row in evaluation.rows],
     }
     write_results(path, results)
+
+
+def save_model(model: MultiBitModel, folder: Path) -> None:
+    """The artifact; of a model trained as a whole the tensors of all its widths, which `finetune.store` reads again."""
+    if isinstance(model, SharedModel):
+        store.save(model, folder)
+    else:
+        artifact.save(model, folder)
 
 
 def example_of(sources: Sources, model: MultiBitModel) -> Tensor:

@@ -5,18 +5,21 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from ptmq_lightning.compose.memory import keep_freed_memory
 from ptmq_lightning.compose.schema import (
     BitsConfig,
     Config,
     LoggerConfig,
     LossConfig,
     MixerConfig,
+    QuantConfig,
     ReconConfig,
     RoundingConfig,
     StepSizeConfig,
@@ -35,10 +38,10 @@ from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 
-def placement(config: BitsConfig) -> Placement:
+def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
     """Which widths the layers may take."""
     overrides = tuple(Override(item.pattern, item.w, item.a) for item in config.overrides)
-    return Placement(pairs(config), config.edge, config.softmax, overrides)
+    return Placement(pairs(config), config.edge, config.softmax, overrides, quant.gelu)
 
 
 def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
@@ -50,16 +53,38 @@ def step_size(config: StepSizeConfig) -> StepSize:
     return StepSize(config.name, config.anchor, tuple(config.free_widths), config.learn, config.p)
 
 
-def recipe(config: Config, model: MultiBitModel) -> Recipe:
-    """Everything the reconstruction is made of; ``model`` tells whether there is attention."""
-    return Recipe(
+def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
+    """The passes over the network, none where nothing is learned; ``model`` tells whether there is attention.
+
+    The second phase learns activation steps alone, on the committed weights, from float features (as BRECQ's code).
+    """
+    recon, nearest = config.recon, config.rounding.name == "nearest"
+    if nearest and not recon.bias_correction:
+        return ()
+    first = Recipe(
         groups=BitGroups.of(config.bits.groups),
         mixer=mixer(config.mixer),
         objective=objective(config.loss, config.mixer, model),
         rounding=rounding(config.rounding),
-        settings=settings(config.recon, config.seed),
+        settings=settings(recon, config.seed),
         learn_steps=config.step_size.learn,
+        unit=recon.unit,
+        quantise_inputs=recon.quantise == "all",
+        learn_inputs=recon.activation == "joint" and not nearest,
+        bias_correction=recon.bias_correction,
     )
+    if nearest or recon.activation != "second_phase":
+        return (first,)
+    steps = recon.activation_steps or max(recon.steps // 4, 1)
+    second = replace(
+        first,
+        mixer=Mixer("float"),
+        rounding=Rounding("nearest"),
+        settings=replace(first.settings, steps=steps),
+        quantise_inputs=True,
+        learn_inputs=True,
+    )
+    return replace(first, bias_correction=False), second
 
 
 def mixer(config: MixerConfig) -> Mixer:
@@ -67,15 +92,18 @@ def mixer(config: MixerConfig) -> Mixer:
 
 
 def objective(config: LossConfig, mix: MixerConfig, model: MultiBitModel) -> Objective:
-    """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention."""
+    """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention, unless a
+    weight tells what matters."""
     attention = any(layer.kind == "matmul" for layer in model.layers.values())
-    norm = {"auto": "token" if attention else "none"}.get(config.norm, config.norm)
+    norm = {"auto": "token" if attention and config.weight == "none" else "none"}.get(config.norm, config.norm)
     gammas, mixture = tuple(config.gammas), tuple(mix.weights)
-    return Objective(config.name, norm, gammas, config.chain_k, config.stop_gradient, mixture)
+    return Objective(
+        config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight, config.tokens
+    )
 
 
 def rounding(config: RoundingConfig) -> Rounding:
-    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width)
+    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width, config.rate)
 
 
 def settings(config: ReconConfig, seed: int) -> Settings:
@@ -108,7 +136,7 @@ def trackers(config: LoggerConfig) -> TrackerSettings:
 
 
 def prepare(config: TrainerConfig, seed: int) -> None:
-    """Seeds and threads of this process; Lightning says nothing about its defaults."""
+    """Seeds, threads and memory of this process; Lightning says nothing about its defaults."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if getattr(rank_zero_only, "rank", 0):
@@ -116,6 +144,9 @@ def prepare(config: TrainerConfig, seed: int) -> None:
     warnings.filterwarnings("ignore", message=".*(does not have many workers|treespec, LeafSpec).*")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    keep_freed_memory()
+    # deterministic algorithms would also fill all new memory, which no result here is read from
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     L.seed_everything(seed, workers=True, verbose=False)
 
 

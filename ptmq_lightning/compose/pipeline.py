@@ -13,16 +13,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
-from ptmq_lightning.compose import parts
+from ptmq_lightning.compose import parts, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
-from ptmq_lightning.compose.outcome import figure, record, table
+from ptmq_lightning.compose.outcome import figure, peak_memory, record, table
 from ptmq_lightning.compose.progress import Progress
 from ptmq_lightning.compose.schema import BitsConfig, Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
@@ -30,7 +31,7 @@ from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.evaluate.accuracy import Evaluation, evaluate
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.blocks import Block, cut, opaque_layers
-from ptmq_lightning.models.fold import fold
+from ptmq_lightning.models.fold import FoldReport, fold
 from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize
 from ptmq_lightning.models.zoo import Network
@@ -67,7 +68,7 @@ def run(config: Config, path: Path) -> float:
         parts.trackers(config.logger),
         widths=[str(pair) for pair in BitGroups.of(config.bits.groups).pairs],
         hyperparameters=asdict(config),
-        resume_step=folder.finished_blocks() * config.recon.steps,
+        resume_step=folder.finished_steps(),
     ) as loggers:
         rows = walk(config, folder, loggers)
     folder.close()
@@ -82,22 +83,28 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         network = build(config.model)
     with stage("data", seconds):
         sources, indices, images = load(config, network)
+    with stage("fine-tune", seconds):
+        tuned = trained.tune(network, images.to(device), sources, indices, config, loggers)
     with stage("fold and cut", seconds):
-        blocks = prepare(network, images, config.fold)
+        blocks = prepare(tuned, images, config.fold, norms=not trained.as_a_whole(config))
     with stage("insert", seconds):
         model = quantise(blocks, config, network).to(device)
     images = images.to(device)
     with stage("calibrate", seconds):
         calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=config.seed)
     with stage("reconstruct", seconds):
-        fits = learn(model, images, config, loggers, folder)
+        if trained.as_a_whole(config):
+            model, fits = trained.train(model, images, sources, indices, config, loggers)
+        else:
+            fits = learn(model, images, config, loggers, folder)
     with stage("allocate", seconds):
         sensitivity = allocate(model, images, config.bits)
     with stage("evaluate", seconds):
         evaluation = measure(model, sources, config, network.module)
-    seconds["reconstruct"] = sum(fit.seconds for fit in fits)
+    seconds["reconstruct"] = seconds["fine-tune"] + sum(fit.seconds for fit in fits)
     with stage("save", seconds):
         record(folder.path, model, config, sources, indices, evaluation, sensitivity, seconds)
+        trained.record_costs(folder.path, model, sources, indices, config, seconds["reconstruct"], peak_memory())
     rows = [asdict(row) for row in evaluation.rows]
     log_summary(loggers, {f"{row['config']}/{name}": row[name] for row in rows for name in FIGURES})
     return rows
@@ -153,10 +160,13 @@ def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
     return sources, indices, images
 
 
-def prepare(network: Network, images: Tensor, config: FoldConfig) -> list[Block]:
-    """The float network without foldable norms, cut into blocks whose chain computes the same; images (N, C, H, W)."""
+def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool = True) -> list[Block]:
+    """The float network without foldable norms, cut into blocks whose chain computes the same; images (N, C, H, W).
+
+    norms: false keeps every norm, for a method that trains them.
+    """
     gm = trace(network.module, network.preprocessing.input_size)
-    report = fold(gm, equalize=config.equalize)
+    report = fold(gm, equalize=config.equalize) if norms else FoldReport()
     if config.reparam:
         report += reparametrize(gm, images[:FOLD_IMAGES])
     blocks = cut(gm, images[:2], name=network.name)
@@ -170,7 +180,7 @@ def prepare(network: Network, images: Tensor, config: FoldConfig) -> list[Block]
 
 def quantise(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
     """Quantisers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
-    model = insert(blocks, parts.placement(config.bits), parts.step_size(config.step_size))
+    model = insert(blocks, parts.placement(config.bits, config.quant), parts.step_size(config.step_size))
     model.info = {
         "name": network.name,
         "source": network.source,
@@ -187,25 +197,31 @@ def learn(
     loggers: Sequence[Logger] = (),
     folder: RunFolder | None = None,
 ) -> list[BlockResult]:
-    """Reconstruct every block that an earlier, killed run of ``folder`` did not finish; images (N, C, H, W)."""
-    recipe = parts.recipe(config, model)
-    size = predict_bytes(model, images, recipe.mixer, recipe.groups)
+    """Every pass over the network, from the first block that an earlier, killed run of ``folder`` did not finish;
+    images (N, C, H, W)."""
+    passes = parts.recipes(config, model)
+    size = max((predict_bytes(model, images, recipe.mixer, recipe.groups) for recipe in passes), default=0)
     log.info("feature cache: %.0f MiB at its largest", size / 2**20)
-    done = folder.restore(model) if folder else []
-    progress = Progress(recipe.settings.steps, first_block=len(done))
+    results = folder.restore(model) if folder else []
+    done, blocks, before = len(results), len(model.blocks), (0, 0)
+    for number, recipe in enumerate(passes):
+        first = min(max(done - number * blocks, 0), blocks)
+        units = [recipe.count(layer for layer in model.layers.values() if layer.block < end) for end in (first, blocks)]
+        progress = Progress(recipe.settings.steps, first_block=before[0] + units[0])
 
-    def keep(index: int, result: BlockResult) -> None:
-        if folder:
-            folder.keep(model, index, result)
+        def keep(index: int, result: BlockResult, number: int = number) -> None:
+            if folder:
+                folder.keep(model, number * blocks + index, result)
 
-    return done + reconstruct(
-        model,
-        images,
-        recipe,
-        lambda: parts.trainer(config.trainer, loggers=loggers, callbacks=[progress]),
-        from_block=len(done),
-        after_block=keep,
-    )
+        def new_trainer(progress: Progress = progress) -> L.Trainer:
+            return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
+
+        if first < blocks:
+            results += reconstruct(
+                model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
+            )
+        before = (before[0] + units[1], before[1] + units[1] * recipe.settings.steps)
+    return results
 
 
 def allocate(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:

@@ -61,6 +61,8 @@ class BitsConfig:
     evaluate: list[str] = MISSING  # names such as w4a8
     mixed_averages: list[float] = field(default_factory=list)  # average weight bits of per-layer assignments
     sensitivity_images: int = 128  # of the calibration images, for those assignments
+    w: int | None = None  # bits=pair: weight bits of the one pair
+    a: int | None = None  # bits=pair: activation bits of the one pair
     edge: str = "qdrop"  # first and last layer: qdrop, brecq, 8bit, none
     softmax: int = 8  # width of the attention probabilities
     overrides: list[LayerOverride] = field(default_factory=list)  # the first pattern that fits wins
@@ -76,7 +78,10 @@ class MixerConfig:
 @dataclass
 class LossConfig:
     name: str = MISSING
-    norm: str = "auto"  # none, token, auto: token where there is attention
+    form: str = "${loss.name}"  # gd_figure, gd_direct, gd_chain, mse
+    weight: str = "none"  # of every squared error: none, fim, aph
+    norm: str = "auto"  # none, token, auto: token where there is attention and no weight
+    tokens: str = "fisher"  # under the norm token: fisher (a token counts by what the logits mind), even
     gammas: list[float] = field(default_factory=lambda: [1.0, 1.0, 1.0])  # gd_figure
     chain_k: float = 0.5  # gd_chain
     stop_gradient: bool = False  # gd_figure: on the widest width's output
@@ -87,6 +92,7 @@ class RoundingConfig:
     name: str = MISSING
     planes: list[list[int]] = field(default_factory=list)  # per_group: sets of weight widths
     init_width: int = 4  # whose fractions the rounding variables start from
+    rate: float = 1.0  # factor on recon.lr_rounding
 
 
 @dataclass
@@ -111,6 +117,11 @@ class ReconConfig:
     beta_start: float = 20.0
     beta_end: float = 2.0
     drop: float = 0.5  # share of activations that pass unquantised inside the block
+    bias_correction: bool = False  # the mean error of a layer's rounding off its bias, a bias per weight width
+    unit: str = "block"  # what one fit is about: block, or layer (with its activation function)
+    quantise: str = "all"  # while rounding is learned, in the unit and before it: all, weights (activations in float)
+    activation: str = "joint"  # the steps: joint (learned with rounding), fixed, second_phase (learned alone after it)
+    activation_steps: int | None = None  # of the second phase, per unit; null: a quarter of steps
     log_every: int = 50
     calibration_images: int | None = None  # at most so many of data.calibration_images
 
@@ -118,6 +129,7 @@ class ReconConfig:
 @dataclass
 class MethodConfig:
     name: str = MISSING
+    single_pair: bool = False  # learns one pair of widths at a time
 
 
 @dataclass
@@ -150,6 +162,26 @@ class FoldConfig:
 
 
 @dataclass
+class QuantConfig:
+    gelu: str = "uniform"  # levels of what leaves a GELU, SiLU or the like: uniform, table
+
+
+@dataclass
+class FinetuneConfig:
+    name: str = "none"  # training with labels: none, any_precision, multiquant, robustquant
+    epochs: int = 10
+    batch: int = 32
+    lr: float = 1e-3  # of weights, biases and norms
+    lr_step: float = 1e-3  # of the logarithm of the steps: multiquant; of first and last layer: any_precision
+    weight_decay: float = 1e-4
+    crop: int = 0  # random shifts of up to so many pixels
+    flip: bool = False  # random mirror images
+    kurtosis_weight: float = 1.0  # robustquant
+    statistics_images: int = 512  # of the calibration images, for norms after a switch: multiquant
+    log_every: int = 20
+
+
+@dataclass
 class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -163,13 +195,23 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     fold: FoldConfig = field(default_factory=FoldConfig)
+    quant: QuantConfig = field(default_factory=QuantConfig)
+    finetune: FinetuneConfig = field(default_factory=FinetuneConfig)
     seed: int = 0
     resume: bool = False
 
 
 CHOICES = {
     "bits.edge": ("qdrop", "brecq", "8bit", "none"),
+    "loss.form": ("gd_figure", "gd_direct", "gd_chain", "mse"),
+    "loss.weight": ("none", "fim", "aph"),
     "loss.norm": ("none", "token", "auto"),
+    "loss.tokens": ("fisher", "even"),
+    "quant.gelu": ("uniform", "table"),
+    "recon.unit": ("block", "layer"),
+    "recon.quantise": ("all", "weights"),
+    "recon.activation": ("joint", "fixed", "second_phase"),
+    "finetune.name": ("none", "any_precision", "multiquant", "robustquant"),
     "logger.mode": ("online", "offline", "disabled"),
 }
 
@@ -217,8 +259,24 @@ def check(config: Config) -> None:
     for key in _fields(ModelConfig).keys() & config.model.kwargs.keys():
         value = config.model.kwargs[key]
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
+    if config.finetune.name != "none" and config.trainer.name == "ddp":
+        raise ConfigError(
+            f"method={config.finetune.name} trains in one process, but trainer=ddp starts several; set trainer=gpu or "
+            "trainer=cpu"
+        )
+    if config.recon.quantise == "weights" and config.recon.activation == "joint":
+        raise ConfigError(
+            "recon.quantise=weights leaves activations in float, so that recon.activation=joint has nothing to learn; "
+            "set recon.activation=fixed or second_phase, or recon.quantise=all"
+        )
+    pairs = BitGroups.of(config.bits.groups).pairs
+    if config.method.single_pair and len(pairs) > 1:
+        raise ConfigError(
+            f"method={config.method.name} learns one pair of widths at a time, but bits.groups holds {len(pairs)}; set "
+            f"bits={pairs[0]}, or any pair by bits=pair bits.w={pairs[0].w} bits.a={pairs[0].a}"
+        )
     extra = [BitWidth.parse(pair) for pair in config.bits.extra]
-    known = [*BitGroups.of(config.bits.groups).pairs, *extra]
+    known = [*pairs, *extra]
     if doubled := sorted({str(pair) for pair in extra if known.count(pair) > 1}):
         raise ConfigError(f"{', '.join(doubled)} of bits.extra stands more than once in bits; expected it once")
     names = [str(pair) for pair in known]

@@ -75,19 +75,22 @@ def size_bytes(model: MultiBitModel, assignment: BitAssignment) -> int:
     """Bytes of a model shipped at this one assignment.
 
     Weights at their width, packed per layer to whole bytes; one fp32 step per output channel; biases fp32; one step
-    and one zero point (fp32) per activation quantiser; every other tensor of the network (embeddings, norms) as it
-    is. The file of all widths together is larger than the size at any one of them.
+    and one zero point (fp32) per activation quantiser, a byte per level where the levels stand in a table; every other
+    tensor of the network (embeddings, norms) as it is. The file of all widths together is larger than the size at any
+    one of them.
     """
     modules = layer_modules(model)
     quantizers = [module for block in model.blocks for _, module in quantizers_of(block)]
     counted = {id(tensor) for module in (*modules.values(), *quantizers) for tensor in _tensors(module)}
     total = sum(tensor.nbytes for tensor in _tensors(model) if id(tensor) not in counted)
     total += 2 * FLOAT_BYTES * len(quantizers)
+    widths = dict(assignment.items())
+    total += sum(2 ** (q.pin or widths[q.owner].a) for q in quantizers if q.tables is not None)
     for name, pair in assignment.items():
         layer = model.layers[name]
         if layer.weight_shape:
-            bias = getattr(modules[name], "bias", None)
-            floats = layer.weight_shape[0] + (bias.numel() if isinstance(bias, Tensor) else 0)
+            biased = any(getattr(modules[name], held, None) is not None for held in ("bias", "biases"))
+            floats = layer.weight_shape[0] * (2 if biased else 1)
             total += math.ceil(layer.weights * layer.width(pair).w / 8) + FLOAT_BYTES * floats
     return total
 

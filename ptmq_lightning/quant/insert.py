@@ -31,6 +31,9 @@ from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
 from ptmq_lightning.runtime.spec import BitWidth
 
 EDGES = ("qdrop", "brecq", "8bit", "none")
+LEVELS = ("uniform", "table")
+ONE_LONG_SIDE = (nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
+ONE_LONG_SIDE_FUNCTIONS = (F.gelu, F.silu, F.hardswish, F.mish)
 
 
 @dataclass(frozen=True)
@@ -48,17 +51,21 @@ class Placement:
 
     edge: "qdrop" (first and last weights and the last input at 8 bits), "brecq" (the stem's output at 8 bits too),
     "8bit" (qdrop and the image at 8 bits), "none". softmax_bits: of attention probabilities (None: the drawn width).
-    overrides: the first match wins.
+    overrides: the first match wins. gelu: levels of what leaves a GELU or one of its kind (ONE_LONG_SIDE), "uniform" or
+    "table" (quant.levels).
     """
 
     pairs: tuple[BitWidth, ...]
     edge: str = "qdrop"
     softmax_bits: int | None = 8
     overrides: tuple[Override, ...] = ()
+    gelu: str = "uniform"
 
     def __post_init__(self) -> None:
         if self.edge not in EDGES:
             raise ConfigError(f"found bits.edge={self.edge!r}; expected one of {', '.join(EDGES)}.")
+        if self.gelu not in LEVELS:
+            raise ConfigError(f"found quant.gelu={self.gelu!r}; expected one of {', '.join(LEVELS)}.")
 
     def pins(self, name: str, *, first: bool, second: bool, last: bool) -> tuple[int | None, int | None]:
         """(pin_w, pin_a) of a layer. second: it reads the first quantised tensor."""
@@ -94,17 +101,22 @@ def _weight_layers(blocks: Sequence[Block]) -> list[str]:
 
 
 class _Inserter:
-    """What one walk over the blocks has to remember: the layer table, and whether the first tensor was quantised."""
+    """What one walk over the blocks has to remember: the layer table, whether the first tensor was quantised, and
+    which tensors of the block in turn have one long side (`carried`: its input has)."""
 
     def __init__(self, placement: Placement, step_size: StepSize, weight_layers: list[str]) -> None:
         self.placement, self.step_size = placement, step_size
         self.first, self.last = weight_layers[0], weight_layers[-1]
         self.table: dict[str, LayerInfo] = {}
         self.quantizers = 0
+        self.one_long_side: set[fx.Node] = set()
+        self.carried = False
 
     def block(self, index: int, gm: fx.GraphModule) -> None:
         image = next(node for node in gm.graph.nodes if node.op == "placeholder") if index == 0 else None
         done: dict[fx.Node, str] = {}
+        self.one_long_side = {node for node in gm.graph.nodes if self._has_one_long_side(gm, node)}
+        self.carried = next(iter(gm.graph.find_nodes(op="output"))).args[0] in self.one_long_side
         for node in list(gm.graph.nodes):
             module = module_of(gm, node)
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -115,6 +127,11 @@ class _Inserter:
                 self._matmul(index, gm, node, done)
         gm.graph.lint()
         gm.recompile()
+
+    def _has_one_long_side(self, gm: fx.GraphModule, node: fx.Node) -> bool:
+        if node.op == "placeholder":
+            return self.carried
+        return node.target in ONE_LONG_SIDE_FUNCTIONS or isinstance(module_of(gm, node), ONE_LONG_SIDE)
 
     def _layer(self, index: int, name: str, module: nn.Conv2d | nn.Linear) -> LayerInfo:
         pins = self.placement.pins(
@@ -163,7 +180,8 @@ class _Inserter:
         pin = (info.pin_w if info.kind == "matmul" and position == 0 else None) or info.pin_a
         widths = (pin,) if pin else tuple(sorted({pair.a for pair in self.placement.pairs}))
         path = f"quantizers.{info.name.replace('.', '_')}" + (f"_{'ab'[position]}" if info.kind == "matmul" else "")
-        _add(gm, path, ActivationQuantizer(widths, info.name, pin))
+        table = self.placement.gelu == "table" and source in self.one_long_side
+        _add(gm, path, ActivationQuantizer(widths, info.name, pin, table))
         with gm.graph.inserting_after(source):
             quantized = gm.graph.call_module(path, (source,))
         quantized.meta = dict(source.meta)

@@ -7,6 +7,7 @@ The autograd functions keep only what the gradient needs; their arithmetic is ru
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -41,18 +42,23 @@ class _SoftWeight(torch.autograd.Function):
 
 
 class _QuantDrop(torch.autograd.Function):
-    """LSQ fake quantisation with step exp(log s); where `keep` is 1 the input passes as it is (QDrop).
+    """LSQ fake quantisation with step exp(log s); where `keep` is 1 the input passes as it is (QDrop). With a table
+    (256,) the codes 0..top become its levels.
 
     Masks are floats: multiplying is several times faster than selecting.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None, table: Tensor | None = None
+    ) -> Tensor:
         step = log_step.exp()
         scaled = x / step
         raw = torch.round(scaled).add_(zero)
         q = raw.clamp(0, top)
         inside = torch.eq(raw, q, out=raw)
+        if table is not None:
+            q = table[q.int()].to(x.dtype)
         q.sub_(zero)
         y = q * step
         slope = q.addcmul_(scaled, inside, value=-1)  # d(x^)/ds: q - x/s inside the range, q at its ends
@@ -68,7 +74,7 @@ class _QuantDrop(torch.autograd.Function):
         inside, slope, step = ctx.saved_tensors
         grad_x = grad * inside if ctx.needs_input_grad[0] else None
         grad_log = torch.dot(grad.flatten(), slope.flatten()) * step if ctx.needs_input_grad[1] else None
-        return grad_x, grad_log, None, None, None
+        return grad_x, grad_log, None, None, None, None
 
 
 class MaskBank:
@@ -91,36 +97,18 @@ class MaskBank:
         return self.bank[first : first + count].view(shape)
 
 
-class TrainableWeight(nn.Module):
-    """A MultiBitWeight whose rounding V (and, where asked for, log steps) are parameters; the integers stay frozen.
-
-    Widths that share a plane share one V (O, ...). Kind "offset": V_b = V0(phi_b) + dV with one dV for all widths.
-    """
+class LearnedWeight(nn.Module, ABC):
+    """What every trainable weight has: the frozen MultiBitWeight it stands for, a width, and, where asked for, log
+    steps. What is learned about rounding is its subclasses' own."""
 
     def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
         super().__init__()
         self._frozen = [frozen]  # not a submodule: its tensors are no parameters of the fit
         self.how = how
-        self.plane_of = how.plane_of(frozen.widths)
         self.bits: int | None = None
-        positions = {b: grid.position(frozen.latent, rho) for b, rho in zip(frozen.widths, frozen.ratios, strict=True)}
-        self.floors = {bits: torch.floor(u) for bits, u in positions.items()}
-        fractions = {bits: u - self.floors[bits] for bits, u in positions.items()}
-        self.offsets: dict[int, Tensor] = {}
-        if how.kind == "offset":
-            self.offsets = {bits: soft.start(phi) for bits, phi in fractions.items()}
-            starts = [torch.zeros_like(next(iter(fractions.values())))]
-        else:
-            starts = [soft.start(fractions[self._start_width(plane)]) for plane in sorted(set(self.plane_of.values()))]
-        self.v = nn.ParameterList(nn.Parameter(s) for s in starts)
         self.log_gain = nn.ParameterDict(
             {str(bits): nn.Parameter(torch.zeros_like(frozen.latent_step)) for bits in frozen.widths if learn_steps}
         )
-
-    def _start_width(self, plane: int) -> int:
-        """The width whose fraction V starts from: init_width where the plane has it, else the plane's lowest."""
-        widths = [bits for bits, row in self.plane_of.items() if row == plane]
-        return min(widths, key=lambda bits: (bits != self.how.init_width, bits))
 
     @property
     def frozen(self) -> MultiBitWeight:
@@ -131,15 +119,73 @@ class TrainableWeight(nn.Module):
             index_of(bits, self.frozen.widths, "the weight")
         self.bits = bits
 
+    def step(self, bits: int) -> Tensor:
+        """s_b (O,), learned or frozen."""
+        step = self.frozen.steps[self.frozen.widths.index(bits)]
+        return step * self.log_gain[str(bits)].exp() if str(bits) in self.log_gain else step
+
+    @abstractmethod
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters of the rounding."""
+
+    def regulariser(self, drawn: set[int], beta: float) -> Tensor:
+        """What pulls the rounding of the drawn widths to its ends, a scalar; 0 where nothing is soft."""
+        return self.frozen.latent_step.new_zeros(())
+
+    def undecided(self, widths: set[int]) -> list[Tensor]:
+        """The soft roundings h that these widths read, which end at 0 or 1; none where nothing is soft."""
+        return []
+
+    @abstractmethod
+    def committed(self) -> MultiBitWeight:
+        """The runtime weight with what was learned."""
+
+
+class TrainableWeight(LearnedWeight):
+    """A MultiBitWeight whose rounding V (and, where asked for, log steps) are parameters; the integers stay frozen.
+
+    Widths that share a plane share one V (O, ...). Kind "offset": V_b = V0(phi_b) + dV with one dV for all widths.
+    """
+
+    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
+        super().__init__(frozen, how, learn_steps=learn_steps)
+        self.plane_of = how.plane_of(frozen.widths)
+        positions = {b: grid.position(frozen.latent, rho) for b, rho in zip(frozen.widths, frozen.ratios, strict=True)}
+        self.floors = {bits: torch.floor(u) for bits, u in positions.items()}
+        fractions = {bits: u - self.floors[bits] for bits, u in positions.items()}
+        self.offsets: dict[int, Tensor] = {}
+        if how.kind == "offset":
+            self.offsets = {bits: soft.start(phi) for bits, phi in fractions.items()}
+            starts = [torch.zeros_like(next(iter(fractions.values())))]
+        else:
+            starts = [soft.start(fractions[self._start_width(plane)]) for plane in sorted(set(self.plane_of.values()))]
+        self.v = nn.ParameterList(nn.Parameter(s) for s in starts)
+
+    def _start_width(self, plane: int) -> int:
+        """The width whose fraction V starts from: init_width where the plane has it, else the plane's lowest."""
+        widths = [bits for bits, row in self.plane_of.items() if row == plane]
+        return min(widths, key=lambda bits: (bits != self.how.init_width, bits))
+
     def logits(self, bits: int) -> Tensor:
         """V (O, ...) of a width."""
         v: Tensor = self.v[self.plane_of[bits]]
         return v + self.offsets[bits] if self.how.kind == "offset" else v
 
-    def step(self, bits: int) -> Tensor:
-        """s_b (O,), learned or frozen."""
-        step = self.frozen.steps[self.frozen.widths.index(bits)]
-        return step * self.log_gain[str(bits)].exp() if str(bits) in self.log_gain else step
+    def learned(self) -> list[nn.Parameter]:
+        return list(self.v)
+
+    def undecided(self, widths: set[int]) -> list[Tensor]:
+        rows = {row for bits, row in self.plane_of.items() if bits in widths} or set(self.plane_of.values())
+        return [soft.rectified_sigmoid(self.v[row]) for row in sorted(rows)]
+
+    def regulariser(self, drawn: set[int], beta: float) -> Tensor:
+        """sum of 1 - |2h(V) - 1|^beta, once per plane that a drawn width uses; "offset": mean over the drawn widths
+        (PTMQ §1.5)."""
+        widths = [b for b in self.frozen.widths if b in drawn] or list(self.frozen.widths[-1:])
+        if self.how.kind != "offset":
+            widths = list({self.plane_of[bits]: bits for bits in widths}.values())
+        terms = torch.stack([soft.regulariser(soft.rectified_sigmoid(self.logits(b)), beta) for b in widths])
+        return terms.mean() if self.how.kind == "offset" else terms.sum()
 
     def forward(self) -> Tensor:
         if self.bits is None:
@@ -192,16 +238,23 @@ class TrainableActivation(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:
             return x
-        zero = self.frozen.zero_points[self.widths.index(self.bits)]
+        row = self.widths.index(self.bits)
+        zero = self.frozen.zero_points[row]
+        table = None if self.frozen.tables is None else self.frozen.tables[row]
         mask = self.masks(x.shape) if self.masks is not None and self.training else None
-        log_step, top = self.log_step[str(self.bits)], 2**self.bits - 1
-        result: Tensor = _QuantDrop.apply(x, log_step, zero, top, mask)  # type: ignore[no-untyped-call]
+        log_step, top = self.log_step[str(self.bits)], 2 ** (self.bits if table is None else grid.TABLE_BITS) - 1
+        result: Tensor = _QuantDrop.apply(x, log_step, zero, top, mask, table)  # type: ignore[no-untyped-call]
         return result
 
     @torch.no_grad()
     def committed(self) -> ActivationQuantizer:
-        quantizer = ActivationQuantizer(self.widths, self.owner, self.pin)
+        if not any(log_step.requires_grad for log_step in self.log_step.values()):
+            self.frozen.select(self.bits)
+            return self.frozen
+        tables = self.frozen.tables
+        quantizer = ActivationQuantizer(self.widths, self.owner, self.pin, table=tables is not None)
         quantizer.steps = torch.stack([self.log_step[str(bits)].exp() for bits in self.widths])
         quantizer.zero_points = self.frozen.zero_points.clone()
+        quantizer.tables = None if tables is None else tables.clone()
         quantizer.select(self.bits)
         return quantizer

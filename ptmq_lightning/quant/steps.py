@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptmq_lightning.quant.levels import activation_tables
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
@@ -109,7 +110,8 @@ def activation_step(sample: Tensor, low: float, high: float, bits: int, p: float
 
 @torch.no_grad()
 def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: int = 32, seed: int = 0) -> None:
-    """Set every activation quantiser's steps and zero points from images (N, C, H, W) run through the float network."""
+    """Set every activation quantiser's steps, zero points and tables; images (N, C, H, W) run through the float
+    network."""
     seen: dict[str, list[Tensor]] = {}
     ranges: dict[str, tuple[float, float]] = {}
     hooks = []
@@ -140,7 +142,12 @@ def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: in
             handle.remove()
     for key, quantizer in quantizers.items():
         sample = torch.cat(seen[key])
-        found = [activation_step(sample, *ranges[key], bits, p) for bits in quantizer.widths]
         device = quantizer.steps.device
+        if quantizer.tables is None:
+            found = [activation_step(sample, *ranges[key], bits, p) for bits in quantizer.widths]
+        else:
+            tables = activation_tables(sample, *ranges[key], quantizer.widths, p)
+            found = [(step, zero) for step, zero, _ in tables]
+            quantizer.tables = torch.stack([table for _, _, table in tables]).to(device)
         quantizer.steps = torch.tensor([s for s, _ in found], device=device)
         quantizer.zero_points = torch.tensor([z for _, z in found], device=device)

@@ -1,4 +1,4 @@
-"""One block's reconstruction as a LightningModule: PTMQ's inner loop (§1.5 to §1.9).
+"""One block's (or layer's) reconstruction as a LightningModule: PTMQ's inner loop (§1.5 to §1.9).
 
 Each step draws one width per group, mixes an input for each, runs the block at each with soft rounding, and pulls the
 outputs to the float block's. Only the rounding variables, the drawn widths' activation steps and, where asked for,
@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
 from ptmq_lightning.quant import rounding as soft
-from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, TrainableWeight
+from ptmq_lightning.quant.layers import LearnedWeight, MaskBank, TrainableActivation
 from ptmq_lightning.reconstruct.features import FeatureBatch
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
@@ -27,7 +27,7 @@ from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 @dataclass(frozen=True)
 class Settings:
-    """Of every block's fit. lr_*: Adam's rates for V, log activation steps, log weight steps (0: not learned);
+    """Of every unit's fit. lr_*: Adam's rates for V, log activation steps, log weight steps (0: not learned);
     lambda_rounding: weight of the regulariser; drop: share of elements that activation quantisers pass unquantised."""
 
     steps: int = 500
@@ -46,7 +46,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Place:
-    """Which block of how many; offset: steps of the blocks before it."""
+    """Which unit of how many; offset: steps of the units before it."""
 
     index: int
     count: int
@@ -55,7 +55,9 @@ class Place:
 
 
 class BlockReconstruction(L.LightningModule):
-    """block: with trainable layers. layers: its rows of the layer table. channel: the output's channel dimension."""
+    """block: a block or a layer with its activation function, with trainable layers. layers: its rows of the layer
+    table. channel: the output's channel dimension. quantise_inputs: False leaves all activations in float (AdaRound,
+    BRECQ)."""
 
     def __init__(
         self,
@@ -70,12 +72,13 @@ class BlockReconstruction(L.LightningModule):
         channel: int,
         rows: Tensor | None,
         place: Place,
+        quantise_inputs: bool = True,
     ) -> None:
         super().__init__()
         self.block, self.layers, self.groups, self.mixer = block, layers, groups, mixer
         self.objective, self.settings, self.masks, self.place = objective, settings, masks, place
-        self.channel, self.read_tokens = channel, rows
-        self.weights = [w for _, w in weights_of(block) if isinstance(w, TrainableWeight)]
+        self.channel, self.read_tokens, self.quantise_inputs = channel, rows, quantise_inputs
+        self.weights = [w for _, w in weights_of(block) if isinstance(w, LearnedWeight)]
         self.activations = [q for _, q in quantizers_of(block) if isinstance(q, TrainableActivation)]
         self.beta = soft.BetaSchedule(settings.steps, settings.warmup, settings.beta_start, settings.beta_end)
         self.draws = torch.Generator().manual_seed(settings.seed * 1_000_003 + place.index)
@@ -89,13 +92,14 @@ class BlockReconstruction(L.LightningModule):
             pick = int(torch.randint(len(drawn), (), generator=self.draws))
             drawn, inputs = [drawn[pick]], [inputs[pick]]
         outputs = [self.at(width, x) for width, x in zip(drawn, inputs, strict=True)]
-        target = batch.target
+        target, weight = batch.target, batch.weight
         if self.read_tokens is not None:  # (B, T, C) -> (B, T', C): the tokens that the rest of the network reads
             outputs, target = [o[:, self.read_tokens] for o in outputs], target[:, self.read_tokens]
-        reconstruction, own = self.objective(outputs, target, self.channel)
+            weight = None if weight is None else weight[:, self.read_tokens]
+        reconstruction, own = self.objective(outputs, target, self.channel, weight)
         rounding = target.new_zeros(())
-        if self.beta.active(index):
-            rounding = self.regulariser({width.w for width in drawn}, self.beta(index))
+        if self.beta.active(index):  # PTMQ §1.5
+            rounding = sum((w.regulariser({b.w for b in drawn}, self.beta(index)) for w in self.weights), rounding)
         if index % self.settings.log_every == 0 or index == self.settings.steps - 1:
             self.report(index, drawn, own, rounding)
         return reconstruction + self.settings.lambda_rounding * rounding
@@ -106,38 +110,35 @@ class BlockReconstruction(L.LightningModule):
 
     def at(self, width: BitWidth, x: Tensor) -> Tensor:
         """The block at a width with soft rounding; x (B, ...)."""
-        select(self.block, {name: layer.width(width) for name, layer in self.layers.items()})
+        widths = {name: layer.width(width) for name, layer in self.layers.items()}
+        select(self.block, widths, activations=self.quantise_inputs)
         output: Tensor = self.block(x)
         return output
 
-    def regulariser(self, drawn: set[int], beta: float) -> Tensor:
-        """sum over layers and weights of 1 - |2h(V) - 1|^beta, once per plane that a drawn width uses (PTMQ §1.5)."""
-        total = []
-        for weight in self.weights:
-            widths = [b for b in weight.frozen.widths if b in drawn] or list(weight.frozen.widths[-1:])
-            planes = {weight.plane_of[bits]: bits for bits in widths}
-            values = widths if weight.how.kind == "offset" else planes.values()
-            terms = [soft.regulariser(soft.rectified_sigmoid(weight.logits(b)), beta) for b in values]
-            total.append(torch.stack(terms).mean() if weight.how.kind == "offset" else torch.stack(terms).sum())
-        return torch.stack(total).sum()
-
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """Adam; V at a constant rate, steps on a cosine to 0 (PTMQ §1.5)."""
-        s = self.settings
-        groups = [
-            ([v for weight in self.weights for v in weight.v], s.lr_rounding, _constant),
-            ([p for q in self.activations for p in q.log_step.values()], s.lr_activation, _cosine(s.steps)),
-            ([p for weight in self.weights for p in weight.log_gain.values()], s.lr_weight_step, _cosine(s.steps)),
-        ]
-        groups = [group for group in groups if group[0]]
+        """Adam; the rounding at a constant rate, steps on a cosine to 0 (PTMQ §1.5)."""
+        groups = [group for group in self.groups_of_parameters() if group[0]]
         optimizer = torch.optim.Adam([{"params": params, "lr": rate} for params, rate, _ in groups], fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, [factor for _, _, factor in groups])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def groups_of_parameters(self) -> list[tuple[list[nn.Parameter], float, Callable[[int], float]]]:
+        """What is learned: parameters, rate and its factor over the steps, for rounding, activation and weight
+        steps."""
+        s, cosine = self.settings, _cosine(self.settings.steps)
+        learned = [q for q in self.activations if self.quantise_inputs]
+        rate = s.lr_rounding * next((w.how.rate for w in self.weights), 1.0)
+        return [
+            ([p for weight in self.weights for p in weight.learned()], rate, _constant),
+            ([p for q in learned for p in q.log_step.values() if p.requires_grad], s.lr_activation, cosine),
+            ([p for weight in self.weights for p in weight.log_gain.values()], s.lr_weight_step, cosine),
+        ]
+
     @torch.no_grad()
     def report(self, index: int, drawn: list[BitWidth], own: list[Tensor], rounding: Tensor) -> None:
         """Losses of this step to the loggers, against the step that only grows (`recon/step`)."""
-        h = [soft.rectified_sigmoid(v) for weight in self.weights for v in weight.v]
+        learned = {pair.w for pair in self.groups.pairs}
+        h = [h for weight in self.weights for h in weight.undecided(learned)]
         settled = sum(int(soft.settled(x)) for x in h) / max(sum(x.numel() for x in h), 1)
         self.latest = {f"loss/{width}": float(loss) for width, loss in zip(drawn, own, strict=True)}
         self.latest |= {"loss/rounding": float(rounding), "beta": self.beta(index), "settled": settled}
@@ -160,7 +161,7 @@ def channel_dim(block: nn.Module, output: Tensor) -> int:
     last (tokens, logits), or 1 for a feature map."""
     if output.dim() != 4:
         return output.dim() - 1
-    widths = [len(w.frozen.latent_step) for _, w in weights_of(block) if isinstance(w, TrainableWeight)]
+    widths = [len(weight.latent_step) for _, weight in weights_of(block)]
     last_is_channel = bool(widths) and output.shape[-1] == widths[-1] and output.shape[1] != widths[-1]
     return 3 if last_is_channel else 1
 

@@ -4,31 +4,47 @@ overwritten)."""
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, TrainableWeight
-from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.latent import LatentWeight
+from ptmq_lightning.quant.layers import LearnedWeight, MaskBank, TrainableActivation, TrainableWeight
+from ptmq_lightning.quant.rounding import LATENT, Rounding
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import quantizers_of, weights_of
 
+_LEARNED = ("steps", "ratios", "rounding")  # of a weight; its integers stay
 
-def make_trainable(block: nn.Module, rounding: Rounding, *, learn_steps: bool, masks: MaskBank | None) -> None:
-    """Put a trainable weight and activation quantiser in the place of every one of the block's."""
-    for name, weight in list(weights_of(block)):
-        block.get_submodule(name).weight = TrainableWeight(weight, rounding, learn_steps=learn_steps)
+
+def make_trainable(
+    block: nn.Module,
+    rounding: Rounding,
+    *,
+    learn_steps: bool,
+    masks: MaskBank | None,
+    learn_activations: bool = True,
+) -> None:
+    """Put a trainable weight and activation quantiser in the place of every one of the block's.
+
+    Rounding "nearest" leaves the weights as they are. learn_activations=False: their steps stay, gradients pass.
+    """
+    for name, weight in list(weights_of(block)) if rounding.kind != "nearest" else []:
+        kind = LatentWeight if rounding.kind in LATENT else TrainableWeight
+        layer: Any = block.get_submodule(name)
+        layer.weight, layer.biases = kind(weight, rounding, learn_steps=learn_steps), None
     for path, quantizer in list(quantizers_of(block)):
-        block.set_submodule(path, TrainableActivation(quantizer, masks))
+        block.set_submodule(path, TrainableActivation(quantizer, masks).requires_grad_(learn_activations))
 
 
 def commit(block: nn.Module) -> None:
     """Freeze what was learned: R = [V >= 0], steps as they stand; the trainable layers go."""
     for name, weight in list(weights_of(block)):
-        if isinstance(weight, TrainableWeight):
+        if isinstance(weight, LearnedWeight):
             block.get_submodule(name).weight = weight.committed()
     for path, quantizer in list(quantizers_of(block)):
         if isinstance(quantizer, TrainableActivation):
@@ -40,7 +56,10 @@ def save_block(block: nn.Module, file: Path) -> None:
     tensors: dict[str, torch.Tensor] = {}
     kinds: dict[str, str] = {}
     for name, weight in weights_of(block):
-        tensors |= {f"{name}.steps": weight.steps, f"{name}.rounding": weight.rounding}
+        tensors |= {f"{name}.{part}": getattr(weight, part) for part in _LEARNED}
+        layer: Any = block.get_submodule(name)
+        if layer.biases is not None:
+            tensors[f"{name}.biases"] = layer.biases
         kinds[name] = weight.kind + "".join(f" {bits}:{row}" for bits, row in weight.plane_of.items())
     for path, quantizer in quantizers_of(block):
         tensors |= {f"{path}.steps": quantizer.steps, f"{path}.zero_points": quantizer.zero_points}
@@ -55,7 +74,8 @@ def load_block(block: nn.Module, file: Path) -> None:
     device = next(block.buffers()).device
     with safe_open(file, framework="pt") as saved:
         names = set(saved.keys())
-        wanted = {f"{n}.{part}" for n, _ in weights_of(block) for part in ("steps", "rounding")}
+        wanted = {f"{n}.{part}" for n, _ in weights_of(block) for part in _LEARNED}
+        wanted |= {f"{n}.biases" for n, _ in weights_of(block)} & names
         wanted |= {f"{p}.{part}" for p, _ in quantizers_of(block) for part in ("steps", "zero_points")}
         if names != wanted:
             odd = sorted(names ^ wanted)
@@ -68,7 +88,9 @@ def load_block(block: nn.Module, file: Path) -> None:
     for name, weight in weights_of(block):
         assert isinstance(weight, MultiBitWeight)
         kind, *planes = kinds[name].split()
-        weight.steps = tensors[f"{name}.steps"]
+        weight.steps, weight.ratios = tensors[f"{name}.steps"], tensors[f"{name}.ratios"]
+        layer: Any = block.get_submodule(name)
+        layer.biases = tensors.get(f"{name}.biases")
         plane_of = {int(bits): int(row) for bits, row in (plane.split(":") for plane in planes)}
         weight.set_rounding(kind, tensors[f"{name}.rounding"], plane_of)
     for path, quantizer in quantizers_of(block):

@@ -26,10 +26,12 @@ class Features:
 
 
 class FeatureBatch:
-    """Rows of the cache for one step: fp (B, ...), target (B, ...), and by key the streams, gathered when asked for."""
+    """Rows of the cache for one step: fp (B, ...), target (B, ...), weight of the target's errors (B or 1, ...) or
+    None, and by key the streams, gathered when asked for."""
 
-    def __init__(self, features: Features, target: Tensor, rows: Tensor) -> None:
+    def __init__(self, features: Features, target: Tensor, rows: Tensor, weight: Tensor | None = None) -> None:
         self.fp, self.target = features.fp[rows], target[rows]
+        self.weight = weight if weight is None or len(weight) == 1 else weight[rows]
         self._streams, self._rows = features.streams, rows
 
     def __getitem__(self, key: Hashable) -> Tensor:
@@ -39,14 +41,14 @@ class FeatureBatch:
 class FeatureDataset(Dataset[FeatureBatch]):
     """Indexed by a whole batch of rows."""
 
-    def __init__(self, features: Features, target: Tensor) -> None:
-        self.features, self.target = features, target
+    def __init__(self, features: Features, target: Tensor, weight: Tensor | None = None) -> None:
+        self.features, self.target, self.weight = features, target, weight
 
     def __len__(self) -> int:
         return len(self.target)
 
     def __getitem__(self, rows: Tensor) -> FeatureBatch:
-        return FeatureBatch(self.features, self.target, rows)
+        return FeatureBatch(self.features, self.target, rows, self.weight)
 
 
 class StepSampler(Sampler[Tensor]):
@@ -64,10 +66,12 @@ class StepSampler(Sampler[Tensor]):
             yield torch.randperm(self.count, generator=generator)[: self.batch].to(self.device)
 
 
-def loader(features: Features, target: Tensor, *, batch: int, steps: int, seed: int) -> DataLoader[FeatureBatch]:
+def loader(
+    features: Features, target: Tensor, *, batch: int, steps: int, seed: int, weight: Tensor | None = None
+) -> DataLoader[FeatureBatch]:
     """The steps of one block's fit, in this process, on the features' device."""
     sampler = StepSampler(len(target), batch, steps, seed, target.device)
-    return DataLoader(FeatureDataset(features, target), sampler=sampler, batch_size=None, num_workers=0)
+    return DataLoader(FeatureDataset(features, target, weight), sampler=sampler, batch_size=None, num_workers=0)
 
 
 @torch.no_grad()
@@ -100,11 +104,15 @@ def advance(
     groups: BitGroups,
     batch: int,
     generator: torch.Generator,
+    activations: bool = True,
 ) -> Features:
-    """Features behind a finished block; target: its float output (N, ...), the next float feature."""
+    """Features behind a finished block (or a part of one); target: its float output (N, ...), the next float feature.
+
+    activations=False: the streams are those of quantised weights alone.
+    """
 
     def run(x: Tensor, width: BitWidth) -> Tensor:
-        select(block, {name: layer.width(width) for name, layer in layers.items()})
+        select(block, {name: layer.width(width) for name, layer in layers.items()}, activations=activations)
         output: Tensor = block(x)
         return output
 

@@ -2,7 +2,8 @@
 
 A mixer keeps streams of quantised-prefix features. In the paper's cases there is one stream per group, made by running
 the finished block on their blend; "matched" keeps one stream per width, so that each width meets its own prefix error.
-M is Bernoulli(p), drawn anew in every step, the same for all groups; M = 1 takes the float feature.
+M is Bernoulli(p), drawn anew in every step, the same for all groups; M = 1 takes the float feature. "float" feeds the
+float feature alone and keeps no stream. With one width, "matched" is QDrop's mix and "none" the quantised prefix (§3).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class Streams(Protocol):
     def __getitem__(self, key: Hashable, /) -> Tensor: ...
 
 
-CASES = ("none", "case1", "case2", "case3", "matched")
+CASES = ("none", "case1", "case2", "case3", "matched", "float")
 
 
 @dataclass(frozen=True)
@@ -49,12 +50,16 @@ class Mixer:
 
     def streams(self, groups: BitGroups) -> tuple[Hashable, ...]:
         """Keys of the feature streams that are cached beside the float features."""
+        if self.case == "float":
+            return ()
         return groups.pairs if self.case == "matched" else tuple(range(len(groups.groups)))
 
     def propagate(
         self, streams: Streams, groups: BitGroups, run: Callable[[Tensor, BitWidth], Tensor], generator: torch.Generator
     ) -> dict[Hashable, Tensor]:
         """A batch's streams (B, ...) behind a finished block; in the paper's cases each group's width is drawn."""
+        if self.case == "float":
+            return {}
         if self.case == "matched":
             return {pair: run(streams[pair], pair) for pair in groups.pairs}
         chosen = _randint(len(groups.groups), generator)
@@ -73,6 +78,8 @@ class Mixer:
         if self.case == "matched":
             m = mask(fp.shape)
             return [torch.lerp(streams[pair], fp, m) for pair in drawn]
+        if self.case == "float":
+            return [fp] * len(drawn)
         features = [streams[g] for g in range(len(drawn))]
         if self.case == "none":
             mixed = self._blend(features, 0)

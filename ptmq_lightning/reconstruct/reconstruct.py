@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
@@ -15,17 +15,27 @@ from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.reconstruct.block import BlockReconstruction, Place, Settings, channel_dim, tokens_read
 from ptmq_lightning.reconstruct.commit import commit, make_trainable
-from ptmq_lightning.reconstruct.features import Features, advance, loader, run_float
+from ptmq_lightning.reconstruct.correction import correct_biases
+from ptmq_lightning.reconstruct.features import Features, advance, loader, map_batches, run_float
+from ptmq_lightning.reconstruct.importance import fisher, perturbation, scaled, token_weight
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of
+from ptmq_lightning.reconstruct.units import KINDS, Unit, units
+from ptmq_lightning.runtime.errors import ConfigError, ModelError
+from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of, select
 from ptmq_lightning.runtime.spec import BitGroups
+
+TOKEN_IMAGES = 32  # calibration images that tell how much each token matters
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a reconstruction is made of."""
+    """Everything one pass over the network is made of.
+
+    unit: "block" or "layer" (`units`). quantise_inputs: False fits on quantised weights alone, in the unit and before
+    it; activations stay in float. learn_inputs: False keeps the activation steps as they were calibrated.
+    bias_correction: of every block, once it is committed.
+    """
 
     groups: BitGroups
     mixer: Mixer
@@ -33,15 +43,29 @@ class Recipe:
     rounding: Rounding
     settings: Settings
     learn_steps: bool = False
+    unit: str = "block"
+    quantise_inputs: bool = True
+    learn_inputs: bool = True
+    bias_correction: bool = False
+
+    def __post_init__(self) -> None:
+        if self.unit not in KINDS:
+            raise ConfigError(f"found the unit {self.unit!r}; expected one of {', '.join(KINDS)}.")
+
+    def count(self, layers: Iterable[LayerInfo]) -> int:
+        """Units among the layers of a number of blocks."""
+        layers = list(layers)
+        return sum(bool(layer.weights) for layer in layers) if self.unit == "layer" else len({i.block for i in layers})
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What one block's fit came to. losses: the last logged values, by name."""
+    """What one block's fit came to. losses: the last logged values, by name. steps: of the run so far."""
 
     name: str
     seconds: float
     losses: dict[str, float]
+    steps: int = 0
 
 
 def reconstruct(
@@ -52,32 +76,107 @@ def reconstruct(
     *,
     from_block: int = 0,
     after_block: Callable[[int, BlockResult], None] = lambda index, result: None,
+    before: tuple[int, int] = (0, 0),
 ) -> list[BlockResult]:
     """Learn rounding and steps of every block, in place, in the order of execution; images (N, C, H, W).
 
-    new_trainer: a fresh Trainer per block (a Trainer that has reached its end trains nothing again). from_block: blocks
-    before it are committed already; their features are made again, which is exact, as every draw has its block's seed.
+    new_trainer: a fresh Trainer per unit (a Trainer that has reached its end trains nothing again). from_block: blocks
+    before it are committed already; their features are made again, which is exact, as every draw has its unit's seed.
+    before: units and steps of earlier passes over the network.
     """
     _check_calibrated(model)
     features = Features(images, {key: images for key in recipe.mixer.streams(recipe.groups)})
     results: list[BlockResult] = []
     model.switch(None)
+    count = before[0] + recipe.count(model.layers.values())
     for index, block in enumerate(model.blocks):
         layers = {name: layer for name, layer in model.layers.items() if layer.block == index}
         target = run_float(block, features.fp, recipe.settings.batch)
-        if index >= from_block and recipe.rounding.kind != "nearest":
-            started = time.perf_counter()
-            place = Place(index, len(model.blocks), model.block_names[index], index * recipe.settings.steps)
+        done = recipe.count(layer for layer in model.layers.values() if layer.block < index)
+        place = Place(before[0] + done, count, model.block_names[index], before[1] + done * recipe.settings.steps)
+        if index >= from_block:
             rest = nn.Sequential(*list(model.blocks)[index + 1 :])
-            losses = _fit(block, layers, features, target, tokens_read(rest, target), recipe, place, new_trainer())
-            results.append(BlockResult(place.name, time.perf_counter() - started, losses))
+            read = tokens_read(rest, target)
+            weight = _importance(block, layers, rest, features, target, read, recipe, index)
+            results.append(_fit_block(block, layers, features, target, read, weight, recipe, place, new_trainer))
+            if recipe.bias_correction:
+                correct_biases(block, features.fp, recipe.settings.batch)
             after_block(index, results[-1])
         if index + 1 < len(model.blocks):
-            features = advance(
-                block, layers, features, target, mixer=recipe.mixer, groups=recipe.groups, batch=recipe.settings.batch,
-                generator=torch.Generator().manual_seed(recipe.settings.seed * 1_000_003 + index),
-            )  # fmt: skip
+            features = _behind(block, layers, features, target, recipe, place)
     return results
+
+
+def _behind(
+    part: nn.Module, layers: dict[str, LayerInfo], features: Features, target: Tensor, recipe: Recipe, place: Place
+) -> Features:
+    """Features behind a finished block or part of one; target (N, ...): its float output."""
+    return advance(
+        part, layers, features, target, mixer=recipe.mixer, groups=recipe.groups, batch=recipe.settings.batch,
+        generator=torch.Generator().manual_seed(recipe.settings.seed * 1_000_003 + place.index),
+        activations=recipe.quantise_inputs,
+    )  # fmt: skip
+
+
+def _fit_block(
+    block: nn.Module,
+    layers: dict[str, LayerInfo],
+    features: Features,
+    target: Tensor,
+    read: Tensor | None,
+    weight: Tensor | None,
+    recipe: Recipe,
+    place: Place,
+    new_trainer: Callable[[], L.Trainer],
+) -> BlockResult:
+    """Every unit of a block in turn; place: of its first one; weight: of the errors of the block's output."""
+    started, batch = time.perf_counter(), recipe.settings.batch
+    losses: dict[str, float] = {}
+    for unit in units(block, place.name, recipe.unit):
+        if unit.module is block:
+            losses = _fit(block, layers, features, target, read, weight, recipe, place, new_trainer)
+        else:
+            inputs = _inputs(unit, layers, features, recipe, place)
+            own, aim = {unit.name: layers[unit.name]}, run_float(unit.module, inputs.fp, batch)
+            at = replace(place, name=unit.name)
+            losses = _fit(unit.module, own, inputs, aim, None, None, recipe, at, new_trainer)
+            unit.settle(block)
+        place = replace(place, index=place.index + 1, offset=place.offset + recipe.settings.steps)
+    return BlockResult(place.name, time.perf_counter() - started, losses, place.offset)
+
+
+def _importance(
+    block: nn.Module,
+    layers: dict[str, LayerInfo],
+    rest: nn.Module,
+    features: Features,
+    target: Tensor,
+    read: Tensor | None,
+    recipe: Recipe,
+    index: int,
+) -> Tensor | None:
+    """Weights of the squared error (N or 1, ...), held while the block is fitted; None where they are all one."""
+    kind, batch = recipe.objective.weight, recipe.settings.batch
+    if kind == "none":
+        if recipe.objective.norm == "none" or recipe.objective.tokens == "even":
+            return None
+        generator = torch.Generator().manual_seed(recipe.settings.seed * 1_000_003 + index)
+        return token_weight(rest, target[:TOKEN_IMAGES], generator)
+    if kind == "aph":
+        return scaled(perturbation(rest, target, batch), target, read)
+    narrowest = recipe.groups.pairs[0]
+    select(block, {name: layer.width(narrowest) for name, layer in layers.items()})
+    quantised = map_batches(block, next(iter(features.streams.values())), batch)
+    select(block, None)
+    return scaled(fisher(rest, target, quantised, batch), target, read)
+
+
+def _inputs(unit: Unit, layers: dict[str, LayerInfo], features: Features, recipe: Recipe, place: Place) -> Features:
+    """The block's features (N, ...) carried to the unit's input."""
+    if unit.before is None:
+        return features
+    fp = run_float(unit.before, features.fp, recipe.settings.batch)
+    return _behind(unit.before, layers, features, fp, recipe, place)
 
 
 def _fit(
@@ -86,15 +185,19 @@ def _fit(
     features: Features,
     target: Tensor,
     read: Tensor | None,
+    weight: Tensor | None,
     recipe: Recipe,
     place: Place,
-    trainer: L.Trainer,
+    new_trainer: Callable[[], L.Trainer],
 ) -> dict[str, float]:
-    """One block's fit and commit; the last losses."""
+    """One unit's fit and commit; the last losses, none where nothing is learned."""
     s = recipe.settings
     seed = s.seed * 1_000_003 + place.index
     drop = MaskBank(seed, s.drop, target.device) if s.drop else None
-    make_trainable(block, recipe.rounding, learn_steps=recipe.learn_steps, masks=drop)
+    channel = channel_dim(block, target)
+    make_trainable(
+        block, recipe.rounding, learn_steps=recipe.learn_steps, masks=drop, learn_activations=recipe.learn_inputs
+    )
     module = BlockReconstruction(
         block,
         layers,
@@ -103,16 +206,18 @@ def _fit(
         objective=recipe.objective,
         settings=s,
         masks=MaskBank(seed + 1, recipe.mixer.p, target.device),
-        channel=channel_dim(block, target),
+        channel=channel,
         rows=read,
         place=place,
+        quantise_inputs=recipe.quantise_inputs,
     )
-    module.train()
-    trainer.fit(module, loader(features, target, batch=s.batch, steps=s.steps, seed=seed))
+    if any(parameters for parameters, *_ in module.groups_of_parameters()):
+        module.train()
+        new_trainer().fit(module, loader(features, target, batch=s.batch, steps=s.steps, seed=seed, weight=weight))
     block.eval()
     commit(block)
     losses = module.latest
-    del module, trainer  # held in reference cycles: memory would grow with every block
+    del module  # held in reference cycles, as its trainer is: memory would grow with every unit
     gc.collect()
     return losses
 

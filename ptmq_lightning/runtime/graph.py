@@ -2,8 +2,8 @@
 
 A node is {"name", "op", "target", "args", "kwargs"}. In arguments JSON stands for itself, and what JSON cannot tell is
 tagged: {"node": name}, {"tuple": [...]}, {"slice": [start, stop, step]}, {"const": "torch.float32"} (dtypes, Ellipsis,
-infinities). A called module is {"type", "spec"} (and for a weight layer {"bias", "weight"}); all tensors travel
-apart, by path.
+infinities). A called module is {"type", "spec"} (and for a weight layer {"bias", "biases", "weight"}); all tensors
+travel apart, by path.
 fx turns a graph into Python source, so every name that comes from a file is checked before it gets there.
 """
 
@@ -112,7 +112,8 @@ def describe(gm: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def _describe_module(path: str, module: nn.Module) -> dict[str, Any]:
     kind = type(module).__name__
     if type(module) in (QuantConv2d, QuantLinear) and isinstance(weight := module.weight, CommittedWeight):
-        return {"type": kind, "spec": module.spec(), "bias": module.bias is not None, "weight": weight.spec()}  # type: ignore
+        held = {name: getattr(module, name) is not None for name in ("bias", "biases")}
+        return {"type": kind, "spec": module.spec(), **held, "weight": weight.spec()}  # type: ignore[operator]
     if type(module) in (QuantMatmul, ActivationQuantizer):
         return {"type": kind, "spec": module.spec()}  # type: ignore[operator]
     if kind not in LAYERS or type(module) is not getattr(nn, kind):
@@ -222,9 +223,12 @@ def _decode(value: Any, known: Mapping[str, fx.Node]) -> Any:
 def _rebuild_module(path: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     kind, spec = entry["type"], dict(entry["spec"])
     if kind in ("QuantConv2d", "QuantLinear"):
-        bias = tensors[f"{path}.bias"] if entry["bias"] else None
+        weight = _rebuild_weight(f"{path}.weight", entry["weight"], tensors)
+        bias, biases = (tensors[f"{path}.{name}"] if entry[name] else None for name in ("bias", "biases"))
+        if biases is not None and biases.shape != weight.steps.shape:
+            _refuse(f"whose layer {path!r} has biases of shape {tuple(biases.shape)}", "one for each step")
         layer = QuantConv2d if kind == "QuantConv2d" else QuantLinear
-        return layer(_rebuild_weight(f"{path}.weight", entry["weight"], tensors), bias, **spec)
+        return layer(weight, bias, biases=biases, **spec)
     if kind == "QuantMatmul":
         return QuantMatmul(**spec)
     if kind == "ActivationQuantizer":
@@ -256,7 +260,7 @@ def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Te
         _refuse(f"whose weight {path!r} has ratios of shape {tuple(ratios.shape)}", f"{tuple(steps.shape)}")
     weight = MultiBitWeight(latent, latent_step, widths, steps, ratios)
     if spec["kind"] != "nearest":
-        if set(plane_of) != set(widths):
+        if spec["kind"] != "latent" and set(plane_of) != set(widths):
             _refuse(f"whose weight {path!r} has no plane for some of its widths {widths}", "one for each")
         weight.set_rounding(spec["kind"], own["rounding"], plane_of)
     return weight

@@ -14,6 +14,7 @@ from torch import Tensor
 
 LATENT_BITS = 11
 OFFSET_BITS = 5
+TABLE_BITS = 8
 EPS = 1e-8
 PIECE = 1 << 17  # values worked on at once: as float32 they stay in a core's cache
 
@@ -74,6 +75,13 @@ def quantize_activation(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) 
     """Fake-quantised activations, shape of x: (clip(round(x / s) + z, 0, 2^a - 1) - z) * s (PTMQ §1.2)."""
     q = torch.round(x / step).add_(zero_point).clamp_(0, 2**bits - 1)
     return q.sub_(zero_point).mul_(step)
+
+
+def look_up_activation(x: Tensor, step: Tensor, zero_point: Tensor, table: Tensor) -> Tensor:
+    """Fake-quantised activations, shape of x, whose levels are chosen ones of the uniform 8-bit grid:
+    (table[clip(round(x / s) + z, 0, 255)] - z) * s. table: uint8 (256,), code -> level."""
+    q = torch.round(x / step).add_(zero_point).clamp_(0, 2**TABLE_BITS - 1)
+    return table[q.int()].to(x.dtype).sub_(zero_point).mul_(step)
 
 
 @dataclass(frozen=True)

@@ -110,7 +110,8 @@ class MultiBitWeight(CommittedWeight):
     """A weight on the latent grid. P rounding planes.
 
     latent n int16 (O, ...), latent_step s_L (O,), ratios rho (K, O), steps s (K, O), rounding uint8 (P, O, ...):
-    kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of), "offset" (tau in 31sts, P = 1).
+    kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of), "offset" (tau in 31sts, P = 1),
+    "latent" (int16, P = 1: learned integers n' that are rounded to nearest in the place of n).
     """
 
     def __init__(
@@ -132,7 +133,7 @@ class MultiBitWeight(CommittedWeight):
     rounding: Tensor
 
     def set_rounding(self, kind: str, rounding: Tensor, plane_of: dict[int, int]) -> None:
-        """Commit a rounding: uint8 (P, O, ...)."""
+        """Commit a rounding: uint8 (P, O, ...), of kind "latent" int16."""
         self.kind, self.rounding, self.plane_of, self._active = kind, rounding, dict(plane_of), None
 
     @property
@@ -149,7 +150,12 @@ class MultiBitWeight(CommittedWeight):
         if self.kind == "offset":
             tau = self.rounding[0, rows].double() / (2**grid.OFFSET_BITS - 1)
             return grid.code_offset(latent, rho, bits, tau).float()
-        return grid.levels(latent, rho, bits)
+        return grid.levels(self.integers[rows], rho, bits)
+
+    @property
+    def integers(self) -> Tensor:
+        """What is rounded to nearest where nothing else is: n, or the learned n' of kind "latent", int16 (O, ...)."""
+        return self.rounding[0] if self.kind == "latent" else self.latent
 
     def at(self, bits: int | None) -> Tensor:
         """Weight float32 (O, ...) of a width; None: the float network's, n * s_L."""
@@ -172,15 +178,18 @@ class ActivationQuantizer(nn.Module):
     """Per-tensor activation quantiser with a step s_a and an integer zero point per width; identity at bits None.
 
     steps, zero_points: float32 (K,), NaN before calibration. owner: the layer whose width it follows. pin: a fixed
-    width. in_place: it may overwrite its input (runtime.inplace decides).
+    width. table: the 2^a levels are chosen ones of the uniform 8-bit grid of that step and zero point; tables then
+    holds code -> level, uint8 (K, 256), else None. in_place: it may overwrite its input (runtime.inplace decides).
     """
 
-    def __init__(self, widths: tuple[int, ...], owner: str, pin: int | None = None) -> None:
+    def __init__(self, widths: tuple[int, ...], owner: str, pin: int | None = None, table: bool = False) -> None:
         super().__init__()
         self.widths = tuple(widths)
         self.owner, self.pin = owner, pin
         self.register_buffer("steps", torch.full((len(widths),), torch.nan))
         self.register_buffer("zero_points", torch.zeros(len(widths)))
+        empty = torch.zeros((len(widths), 2**grid.TABLE_BITS), dtype=torch.uint8) if table else None
+        self.register_buffer("tables", empty)
         self.bits: int | None = None
         self.in_place = False
         self._lean: dict[int, grid.LeanActivation] = {}
@@ -188,6 +197,7 @@ class ActivationQuantizer(nn.Module):
 
     steps: Tensor
     zero_points: Tensor
+    tables: Tensor | None
 
     @property
     def calibrated(self) -> bool:
@@ -203,8 +213,10 @@ class ActivationQuantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:
             return x
+        row = self.widths.index(self.bits)
+        if self.tables is not None:
+            return grid.look_up_activation(x, self.steps[row], self.zero_points[row], self.tables[row])
         if x.requires_grad and torch.is_grad_enabled():
-            row = self.widths.index(self.bits)
             return grid.quantize_activation(x, self.steps[row], self.zero_points[row], self.bits)
         return self._lean_at(self.bits)(x, in_place=self.in_place)
 
@@ -221,22 +233,53 @@ class ActivationQuantizer(nn.Module):
         return self._lean[bits]
 
     def spec(self) -> dict[str, Any]:
-        return {"widths": list(self.widths), "owner": self.owner, "pin": self.pin}
+        return {"widths": list(self.widths), "owner": self.owner, "pin": self.pin, "table": self.tables is not None}
 
 
-class QuantConv2d(nn.Module):
-    """A convolution on a multi-bit weight; (B, C, H, W) -> (B, O, H', W')."""
+class WeightLayer(nn.Module):
+    """A layer on a multi-bit weight. bias (O,): the float network's, and of every width where biases is None;
+    biases (K, O): of the weight's widths."""
 
-    def __init__(
-        self, weight: nn.Module, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
-    ) -> None:
+    channel = -1  # the output's dimension of length O
+
+    def __init__(self, weight: nn.Module, bias: Tensor | None, biases: Tensor | None = None) -> None:
         super().__init__()
         self.weight = weight
         self.register_buffer("bias", bias)
-        self.stride, self.dilation, self.groups = tuple(stride), tuple(dilation), groups
-        self.padding = padding if isinstance(padding, str) else tuple(padding)
+        self.register_buffer("biases", biases)
 
     bias: Tensor | None
+    biases: Tensor | None
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight: Any = self.weight
+        if self.biases is None or weight.bits is None:
+            return self.compute(x, weight(), self.bias)
+        return self.compute(x, weight(), self.biases[weight.widths.index(weight.bits)])
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's function of an input, a weight (O, ...) and a bias (O,)."""
+        raise NotImplementedError
+
+
+class QuantConv2d(WeightLayer):
+    """A convolution on a multi-bit weight; (B, C, H, W) -> (B, O, H', W')."""
+
+    channel = 1
+
+    def __init__(
+        self,
+        weight: nn.Module,
+        bias: Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        biases: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, bias, biases)
+        self.stride, self.dilation, self.groups = tuple(stride), tuple(dilation), groups
+        self.padding = padding if isinstance(padding, str) else tuple(padding)
 
     @classmethod
     def of(cls, conv: nn.Conv2d, weight: nn.Module) -> QuantConv2d:
@@ -247,30 +290,23 @@ class QuantConv2d(nn.Module):
         bias = None if conv.bias is None else conv.bias.detach().clone()
         return cls(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.conv2d(x, self.weight(), self.bias, self.stride, self.padding, self.dilation, self.groups)
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def spec(self) -> dict[str, Any]:
         names = ("stride", "padding", "dilation", "groups")
         return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
 
 
-class QuantLinear(nn.Module):
+class QuantLinear(WeightLayer):
     """A linear layer on a multi-bit weight; (..., C) -> (..., O)."""
-
-    def __init__(self, weight: nn.Module, bias: Tensor | None) -> None:
-        super().__init__()
-        self.weight = weight
-        self.register_buffer("bias", bias)
-
-    bias: Tensor | None
 
     @classmethod
     def of(cls, linear: nn.Linear, weight: nn.Module) -> QuantLinear:
         return cls(weight, None if linear.bias is None else linear.bias.detach().clone())
 
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight(), self.bias)
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.linear(x, weight, bias)
 
     def spec(self) -> dict[str, Any]:
         return {}

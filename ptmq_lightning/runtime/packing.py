@@ -1,6 +1,6 @@
 """Integers as bit strings, and which integers of a weight are stored (PTMQ §2).
 
-A bit string holds values of L bits (1 to 15) in a row, two's complement, most significant bit first, in the order of
+A bit string holds values of L bits (1 to 16) in a row, two's complement, most significant bit first, in the order of
 the flattened tensor, with zeros up to the last whole byte. Eight values fill L bytes, so both directions work on groups
 of eight.
 """
@@ -33,7 +33,8 @@ class Field(NamedTuple):
 def fields(spec: Mapping[str, Any]) -> dict[str, Field]:
     """The packed tensors of a weight by name. spec: what a weight's spec() says, shape (O, ...) among it."""
     shape = tuple(spec["shape"])
-    rounding = Field(grid.OFFSET_BITS if spec["kind"] == "offset" else 1, False, (spec["planes"], *shape))
+    bits = {"offset": grid.OFFSET_BITS, "latent": 16}.get(spec["kind"], 1)
+    rounding = Field(bits, spec["kind"] == "latent", (spec["planes"], *shape))
     if spec["packing"] == "latent":
         found = {"latent": Field(grid.LATENT_BITS, True, shape), "rounding": rounding}
     else:
@@ -78,7 +79,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, count: int, *, signed: bool) -> Tensor:
-    """The first `count` values of a bit string uint8 (M,) -> int16 (count,)."""
+    """The first `count` values of a bit string uint8 (M,) -> int16 (count,); 16 bits are signed."""
     if packed.dtype != torch.uint8 or packed.shape != (_length(count, bits),):
         raise ValueError(f"{count} values of {bits} bits in {tuple(packed.shape)} {packed.dtype}")
     groups = -(-count // 8)
@@ -87,7 +88,7 @@ def unpack(packed: Tensor, bits: int, count: int, *, signed: bool) -> Tensor:
     values = np.zeros((groups, 8), dtype=np.int16)
     for value, byte, down, up, mask in _pieces(bits):
         values[:, value] |= ((rows[:, byte].astype(np.int16) >> up) & mask) << down
-    if signed:
+    if signed and bits < 16:
         sign = np.int16(1 << (bits - 1))
         values = (values ^ sign) - sign
     return torch.from_numpy(values.reshape(-1)[:count])

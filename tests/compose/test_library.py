@@ -69,3 +69,12 @@ def test_evaluate_gives_a_row_for_each_pair(model: MultiBitModel, images: torch.
     evaluation = evaluate(model, loader, ["w8a8", 3])
     assert [row.config for row in evaluation.rows] == ["w8a8", "w3a3"]
     assert evaluation.images == 24
+
+
+def test_a_method_that_needs_labels_is_refused(model: MultiBitModel, images: torch.Tensor) -> None:
+    with pytest.raises(ConfigError) as caught:
+        reconstruct(model, images, method="multiquant")
+    assert str(caught.value) == (
+        "method=multiquant trains with labels, and reconstruct has images alone; run it as a command: python train.py "
+        "method=multiquant"
+    )

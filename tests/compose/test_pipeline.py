@@ -117,6 +117,19 @@ def test_a_killed_run_resumes_to_the_same_bytes(whole: Path, tmp_path: Path, mon
     assert not (tmp_path / "resume").exists()
 
 
+@pytest.mark.parametrize("method", ["brecq", "adaround", "flexround"])
+def test_a_killed_run_of_several_passes_or_units_resumes_to_the_same_bytes(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = [*TINY[:5], f"method={method}", "bits=w3a3"]
+    run(configuration(options), tmp_path / "whole")
+    blocks = len({line["block_name"] for line in metrics(tmp_path / "whole")}) if method == "brecq" else 0
+    killed_after(blocks + 1, tmp_path / "killed", options, monkeypatch)  # of brecq: within the second pass
+    run(configuration([*options, "resume=true"]), tmp_path / "killed")
+    assert model_bytes(tmp_path / "killed") == model_bytes(tmp_path / "whole")
+    assert metrics(tmp_path / "killed") == metrics(tmp_path / "whole")
+
+
 def test_a_half_fitted_block_is_fitted_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed_after(1, tmp_path, TINY, monkeypatch)
     (tmp_path / "resume" / "block_001.json").unlink()  # the kill came between a block's tensors and its record

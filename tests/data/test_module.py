@@ -8,7 +8,7 @@ import pytest
 import torch
 from pictures import PREPROCESSING, folders, png, tar, values
 
-from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
+from ptmq_lightning.data.module import calibration_images, calibration_labels, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.runtime.errors import DataError
 
@@ -72,3 +72,22 @@ def test_the_evaluation_loader_gives_every_image_once_in_order(tmp_path: Path, w
     assert [len(batch) for batch in images] == [4, 4, 2]
     assert torch.equal(torch.cat(images), torch.stack([val[i][0] for i in range(10)]))
     assert torch.cat(labels).tolist() == [0] * 5 + [1] * 5
+
+
+def test_labels_come_in_the_order_of_the_draw(tmp_path: Path) -> None:
+    folders(tmp_path / "train", "ab", 3)
+    folders(tmp_path / "val", "ab", 1, first=50)
+    train = open_data("imagefolder", root=tmp_path, preprocessing=PREPROCESSING).train
+    assert calibration_labels(train, [5, 0, 4]).tolist() == [1, 0, 1]
+
+
+def test_images_without_a_label_cannot_be_trained_on(tmp_path: Path) -> None:
+    folders(tmp_path / "train", "xy", 2)
+    folders(tmp_path / "val", "ab", 1, first=50)
+    train = open_data("imagefolder", root=tmp_path, preprocessing=PREPROCESSING).train
+    with pytest.raises(DataError) as error:
+        calibration_labels(train, [1, 0, 2])
+    assert str(error.value) == (
+        f"3 of 3 calibration images have no label, first {train.filename(1)}; this method trains with labels: give "
+        "data.train as folders named by the classes that data.val has"
+    )

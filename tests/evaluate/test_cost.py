@@ -120,6 +120,10 @@ def test_the_size_counts_a_step_and_a_zero_point_per_activation_quantiser() -> N
     assert size_bytes(*mixed(act=ActivationQuantizer((3, 4, 8), "a"))) == LAYER_BYTES + 8
 
 
+def test_the_size_counts_a_byte_per_level_of_a_table() -> None:
+    assert size_bytes(*mixed(act=ActivationQuantizer((3, 4, 8), "a", table=True))) == LAYER_BYTES + 8 + 2**4
+
+
 def test_a_layer_without_a_module_is_an_error() -> None:
     model, assignment = mixed()
     model.layers["gone"] = info("linear", (3, 3))

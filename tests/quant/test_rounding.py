@@ -65,7 +65,9 @@ def test_widths_find_their_plane(how: Rounding, expected: dict[int, int]) -> Non
 def test_an_unknown_kind_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         Rounding("best")
-    assert str(error.value) == ("found rounding 'best'; expected one of shared, offset, per_group, per_width, nearest.")
+    assert str(error.value) == (
+        "found rounding 'best'; expected one of shared, offset, per_group, per_width, ste, flexround, nearest."
+    )
 
 
 def test_groups_of_planes_must_be_listed() -> None:

@@ -90,4 +90,4 @@ def test_weights_must_sum_to_one() -> None:
 def test_an_unknown_case_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         Mixer("case4")
-    assert str(error.value) == "found mixer 'case4'; expected one of none, case1, case2, case3, matched."
+    assert str(error.value) == "found mixer 'case4'; expected one of none, case1, case2, case3, matched, float."

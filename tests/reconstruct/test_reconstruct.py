@@ -182,7 +182,7 @@ def test_a_saved_block_of_another_network_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ArtifactError) as error:
         commit.load_block(model.blocks[0], tmp_path / "1.safetensors")
     assert str(error.value) == (
-        "1.safetensors holds 8 tensors where the block has 2; the first that differs is 'conv1.rounding'. Expected the "
+        "1.safetensors holds 10 tensors where the block has 3; the first that differs is 'conv1.ratios'. Expected the "
         "block of the same run: start again without resume."
     )
 

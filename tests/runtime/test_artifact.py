@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from ptmq_lightning.quant.latent import LatentWeight
 from ptmq_lightning.quant.layers import TrainableWeight
-from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.rounding import LATENT, Rounding
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruct.commit import make_trainable
 from ptmq_lightning.runtime import artifact
@@ -31,6 +32,8 @@ KINDS = {
     "offset": Rounding("offset"),
     "per_group": Rounding("per_group", ((3,), (4, 5, 6, 8))),
     "per_width": Rounding("per_width"),
+    "ste": Rounding("ste"),
+    "flexround": Rounding("flexround"),
 }
 
 
@@ -49,7 +52,7 @@ def committed(
     for block in model.blocks:
         for name, weight in list(weights_of(block)):
             if how is not None:
-                trainable = TrainableWeight(weight, how, learn_steps=True)
+                trainable = (LatentWeight if kind in LATENT else TrainableWeight)(weight, how, learn_steps=True)
                 for parameter in trainable.parameters():
                     torch.nn.init.normal_(parameter)
                 block.get_submodule(name).weight = trainable.committed()

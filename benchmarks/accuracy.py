@@ -1,0 +1,315 @@
+"""Who wins: methods x widths on one network, with mean and spread over seeds, and what each method costs.
+
+    python benchmarks/accuracy.py cifar_resnet20 --bits w2a4 w3a3 w4a4 --seeds 0 1 2
+    python benchmarks/accuracy.py cifar_resnet20 --methods qdrop ptmq ptmq+rounding=ste --set recon.steps=300
+    python benchmarks/accuracy.py cifar_resnet20 --set recon.steps=300 --only-table
+
+A cell is one run of train.py in a process and a folder of its own: for a method that learns one pair of widths at a
+time (method.single_pair) one per width and seed, for every other method one per seed, which gives all widths. What is
+done is skipped, what was killed continues. A method's name may carry overrides behind plus signs. The results hold
+every finished cell of the experiment with the same --set, in benchmarks/results/accuracy_EXPERIMENT.{json,csv,md,png};
+the figure needs matplotlib (pip install ".[figures]").
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import io
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from ptmq_lightning.compose.cli import configuration  # noqa: E402
+from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
+from ptmq_lightning.report.tables import DIGITS, Line, collect, summarise  # noqa: E402
+
+RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
+VALUES = ("top1", "agreement", "logit_error")
+FITTED = ("calibrate", "reconstruct")  # the stages of results.json that are the method's own cost
+CELL, RESULTS, TRAINED = "cell.json", "results.json", "finetune.json"  # the last: of methods that train with labels
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run. bits: the pair it learns; None: all of the method's."""
+
+    experiment: str
+    label: str
+    bits: str | None
+    seed: int
+    settings: tuple[str, ...]
+
+    def folder(self, work: Path) -> Path:
+        return home(work, self.experiment, self.settings) / self.label / (self.bits or "all") / f"seed{self.seed}"
+
+    def overrides(self) -> list[str]:
+        method, *changes = self.label.split("+")
+        bits = [f"bits={self.bits}"] if self.bits else []
+        return [
+            f"experiment={self.experiment}", f"method={method}", *bits, *self.settings, *changes, f"seed={self.seed}",
+        ]  # fmt: skip
+
+    def run(self, work: Path) -> str | None:
+        """Run train.py unless it is done; the last lines of what went wrong, if it did."""
+        folder = self.folder(work)
+        if (folder / RESULTS).exists():
+            return None
+        fresh = not folder.exists()
+        folder.mkdir(parents=True, exist_ok=True)
+        command = ["train.py", *self.overrides()]
+        with (folder / "process.log").open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, *command, "resume=true", f"hydra.run.dir='{folder}'"], cwd=ROOT, stdout=output,
+                stderr=subprocess.STDOUT,
+            )  # fmt: skip
+            _, status, usage = os.wait4(process.pid, 0)
+        if os.waitstatus_to_exitcode(status):
+            return "\n".join((folder / "process.log").read_text().splitlines()[-5:])
+        note = {
+            "experiment": self.experiment, "settings": self.settings, "method": self.label, "bits": self.bits,
+            "seed": self.seed,
+            "command": " ".join(["python", *command]),
+            "cpu_seconds": usage.ru_utime + usage.ru_stime if fresh else None,  # a continued run's are not all here
+        }  # fmt: skip
+        write_atomically(folder / CELL, json.dumps(note) + "\n")
+        return None
+
+
+def home(work: Path, experiment: str, settings: Sequence[str]) -> Path:
+    return work / experiment / (",".join(settings) or "default")
+
+
+def cells(options: argparse.Namespace) -> list[Cell]:
+    """Every run that the command asks for; seed by seed, so that a first table is early there."""
+    found = []
+    for seed in options.seeds:
+        for label in options.methods:
+            single = configuration([f"method={label.split('+')[0]}"]).method.single_pair
+            for bits in options.bits if single else [None]:
+                found.append(Cell(options.experiment, label, bits, seed, tuple(options.set)))
+    return found
+
+
+def finished(place: Path) -> list[dict[str, Any]]:
+    """Every finished cell below ``place``: its note, its results, its flat rows."""
+    found = []
+    for file in sorted(place.rglob(CELL)):
+        note, results = json.loads(file.read_text()), read_results(file.with_name(RESULTS))
+        rows = [record | {"label": note["method"]} for record in collect([file.parent])]
+        trained = file.with_name(TRAINED)
+        labels = json.loads(trained.read_text())["labels"] if trained.exists() else 0
+        found.append({**note, "results": results, "rows": rows, "labels": labels})
+    return found
+
+
+def order(config: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in config[1:].split("a"))
+
+
+def costs(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Per method, means over seeds: seconds of calibration and fits, CPU seconds of whole processes.
+
+    widths: how many its runs cover, one per run of a method that learns one pair at a time.
+    """
+    rows = []
+    for label in dict.fromkeys(cell["method"] for cell in done):
+        mine = [cell for cell in done if cell["method"] == label]
+        runs = [[cell for cell in mine if cell["bits"] == bits] for bits in dict.fromkeys(c["bits"] for c in mine)]
+        walls = [[sum(cell["results"]["seconds"][k] for k in FITTED) for cell in seeds] for seeds in runs]
+        cpus = [[s for cell in seeds if (s := cell["cpu_seconds"]) is not None] for seeds in runs]
+        total = sum(map(statistics.fmean, walls))
+        widths = len({row["config"] for cell in mine for row in cell["results"]["rows"]})
+        rows.append(
+            {
+                "method": label,
+                "runs_for_all_widths": len(runs),
+                "widths": widths,
+                "seconds_total": total,
+                "seconds_per_width": total / widths,
+                "cpu_seconds_total": sum(map(statistics.fmean, cpus)) if all(cpus) else None,
+                "peak_memory_bytes": max(cell["results"]["peak_memory_bytes"] for cell in mine),
+                "images": max(cell["results"]["calibration_images"] for cell in mine),
+                "labels": max(cell["labels"] for cell in mine),
+            }
+        )
+    return rows
+
+
+def commands(done: Sequence[dict[str, Any]], widths: Sequence[str]) -> list[str]:
+    """The commands that make these cells: one for the seeds that share their methods and widths."""
+    asked: dict[tuple[str, str], list[str]] = {}
+    for seed in sorted({cell["seed"] for cell in done}):
+        mine = [cell for cell in done if cell["seed"] == seed]
+        bits = [width for width in widths if any(cell["bits"] == width for cell in mine)] or widths
+        methods = dict.fromkeys(cell["method"] for cell in mine)
+        asked.setdefault((" ".join(methods), " ".join(bits)), []).append(str(seed))
+    first, settings = done[0], done[0]["settings"]
+    given = f" --set {' '.join(settings)}" if settings else ""
+    return [
+        f"python benchmarks/accuracy.py {first['experiment']} --methods {methods} --bits {bits} "
+        f"--seeds {' '.join(seeds)}{given}"
+        for (methods, bits), seeds in asked.items()
+    ]
+
+
+def write(options: argparse.Namespace) -> None:
+    """The results of every finished cell: JSON, CSV, Markdown and the figure."""
+    done = finished(home(options.work, options.experiment, options.set))
+    if not done:
+        return
+    known = {label: number for number, label in enumerate(dict.fromkeys([*options.methods, *RIVALS]))}
+    done.sort(key=lambda cell: (known.get(cell["method"], len(known)), cell["method"]))
+    widths = sorted({cell["bits"] for cell in done if cell["bits"]} or {*options.bits}, key=order)
+    lines = summarise([row for cell in done for row in cell["rows"]], by=("label",), values=VALUES, rows=widths)
+    spent = costs(done)
+    stem = options.results / f"accuracy_{options.experiment}"
+    fp = done[0]["results"]["fp"]
+    record = {
+        "commands": commands(done, widths),
+        "settings": list(options.set),
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
+        "versions": done[0]["results"]["versions"],
+        "data": done[0]["results"]["data"],
+        "evaluation_images": done[0]["results"]["evaluation_images"],
+        "fp": fp,
+        "rows": [_row(line) for line in lines],
+        "costs": spent,
+        "cells": [{key: cell[key] for key in ("command", "method", "bits", "seed", "cpu_seconds")} for cell in done],
+    }  # fmt: skip
+    write_atomically(stem.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
+    write_atomically(stem.with_suffix(".csv"), _csv(record["rows"]))
+    write_atomically(stem.with_suffix(".md"), _markdown(record, lines, widths))
+    draw(lines, widths, fp, stem.with_suffix(".png"))
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] \
+        if info.exists() else []  # fmt: skip
+    return names[0] if names else platform.processor()
+
+
+def _row(line: Line) -> dict[str, Any]:
+    row: dict[str, Any] = {"method": line.settings[0], "bits": line.config}
+    for value, cell in line.cells.items():
+        assert cell is not None
+        row |= {f"{value}_mean": cell.mean, f"{value}_std": cell.spread, "runs": cell.runs}
+    return row
+
+
+def _csv(rows: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _markdown(record: dict[str, Any], lines: Sequence[Line], widths: Sequence[str]) -> str:
+    """A table per figure, methods down and widths across, and one of costs."""
+    cells = {(line.settings[0], line.config): line.cells for line in lines}
+    methods = list(dict.fromkeys(line.settings[0] for line in lines))
+    titles = {
+        "top1": "Top-1, %",
+        "agreement": "Agreement with the float network, %",
+        "logit_error": "Relative logit error",
+    }
+    parts = [
+        "".join(f"    {command}\n" for command in record["commands"])
+        + f"\nFloat top-1 {record['fp']['top1']:.2f} %, {record['evaluation_images']} images; "
+        "mean ± standard deviation over seeds (in brackets: how many, where more than one).\n"
+    ]
+    for value, title in titles.items():
+        parts.append(f"\n{title}\n\n| method | {' | '.join(widths)} |\n| --- |{' ---: |' * len(widths)}\n")
+        for method in methods:
+            texts = [_text(cells.get((method, width), {}).get(value), value) for width in widths]
+            parts.append(f"| {method} | {' | '.join(texts)} |\n")
+    names = ("method", "runs", "widths", "s in all", "s per width", "CPU s in all", "peak MiB", "images", "labels")
+    parts.append("\nCost: seconds of calibration and fits; CPU seconds of whole processes, evaluation included.\n\n")
+    parts.append(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}\n")
+    for row in record["costs"]:
+        numbers = [
+            row["seconds_total"],
+            row["seconds_per_width"],
+            row["cpu_seconds_total"],
+            row["peak_memory_bytes"] / 2**20,
+        ]
+        texts = ["-" if number is None else f"{number:.0f}" for number in numbers]
+        whole = [row["runs_for_all_widths"], row["widths"], *texts, row["images"], row["labels"]]
+        parts.append(f"| {row['method']} | {' | '.join(map(str, whole))} |\n")
+    return "".join(parts)
+
+
+def _text(cell: Any, value: str) -> str:
+    if cell is None:
+        return "-"
+    digits = DIGITS[value]
+    return f"{cell.mean:.{digits}f}" + ("" if cell.spread is None else f" ± {cell.spread:.{digits}f} ({cell.runs})")
+
+
+def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file: Path) -> None:
+    """Accuracy and logit error against bits, a line per method; nothing where matplotlib is not installed."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("no figure: pip install matplotlib", file=sys.stderr)
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    for axis, value, title in zip(axes, ("top1", "logit_error"), ("top-1, %", "relative logit error"), strict=True):
+        for method in dict.fromkeys(line.settings[0] for line in lines):
+            mine = {line.config: line.cells[value] for line in lines if line.settings[0] == method}
+            there = [(number, cell) for number, width in enumerate(widths) if (cell := mine.get(width)) is not None]
+            axis.errorbar(
+                [number for number, _ in there], [cell.mean for _, cell in there],
+                yerr=[cell.spread or 0 for _, cell in there], label=method, marker="o", markersize=3, capsize=2,
+                linewidth=2.5 if method.startswith("ptmq") else 1.2,
+            )  # fmt: skip
+        axis.set(xticks=range(len(widths)), xticklabels=widths, ylabel=title)
+    axes[0].axhline(fp["top1"], color="grey", linestyle=":", label="float")
+    axes[1].set_yscale("log")
+    axes[0].legend(fontsize=8)
+    figure.savefig(file, dpi=150)
+    pyplot.close(figure)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", help="of conf/experiment; it reads the folder PTMQ_DATA")
+    parser.add_argument("--methods", nargs="+", default=list(RIVALS))
+    parser.add_argument("--bits", nargs="+", default=["w2a4", "w3a3", "w4a4", "w6a6", "w8a8"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every method")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "accuracy", help="the runs' folders")
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--only-table", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    failed = 0
+    with ThreadPoolExecutor(options.jobs) as pool:
+        asked = [] if options.only_table else cells(options)
+        for cell, error in zip(asked, pool.map(lambda cell: cell.run(options.work), asked), strict=True):
+            failed += error is not None
+            print(cell.label, cell.bits or "all widths", f"seed {cell.seed}:", error or "done", flush=True)
+            write(options)
+    write(options)
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What the options are worth: quant.gelu, recon.bias_correction and the losses fim and aph, each on and off.
+
+    PTMQ_DATA=DIR python benchmarks/options.py                     # every case, on the CPU
+    PTMQ_DATA=DIR python benchmarks/options.py --cases vit_t resnet20_learned
+
+One run of train.py a row; results go to benchmarks/results/options.json row by row and, as a table, to options.md. A
+row that is there already with the same command is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "benchmarks" / "results" / "options.json"
+RESNET20 = ["experiment=cifar_resnet20", "data.calibration_images=512", "bits.evaluate=[w2a4,w3a3,w4a4,w6a6,w8a8]"]
+VIT_T = [
+    "experiment=imagenet_vit_t",
+    "bits.groups=[[[4,4]],[[8,8]]]",
+    "bits.extra=[[8,4]]",
+    "bits.evaluate=[w4a4,w8a4,w8a8]",
+    "data.calibration_images=64",
+    "data.val_images=200",
+]
+GELU = {"quant.gelu=uniform": [], "quant.gelu=table": ["quant.gelu=table"]}
+CORRECTION = {"recon.bias_correction=false": [], "recon.bias_correction=true": ["recon.bias_correction=true"]}
+CASES: dict[str, tuple[list[str], dict[str, list[str]]]] = {  # what all rows share, and what each adds
+    "vit_t": ([*VIT_T, "rounding=nearest"], GELU),
+    "resnet20": ([*RESNET20, "rounding=nearest"], CORRECTION),
+    "resnet20_learned": (
+        [*RESNET20, "recon.steps=50"],
+        {
+            "loss=gd_direct": [],
+            "loss=fim": ["loss=fim"],
+            "loss=aph": ["loss=aph"],
+            "recon.bias_correction=true": ["recon.bias_correction=true"],
+        },
+    ),
+    "vit_t_learned": ([*VIT_T, "recon.steps=20"], GELU),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    for case in parser.parse_args().cases:
+        shared, rows = CASES[case]
+        for option, added in rows.items():
+            found = json.loads(FILE.read_text()) if FILE.exists() else {}
+            command = [*shared, *added]
+            if found.get(case, {}).get(option, {}).get("command") != command:
+                result = {"command": command, **measure(command)}
+                found.setdefault(case, {})[option] = result
+                FILE.parent.mkdir(parents=True, exist_ok=True)
+                FILE.write_text(json.dumps(found, indent=2) + "\n")
+            FILE.with_suffix(".md").write_text(table(found))
+            print(case, option, found[case][option], flush=True)
+
+
+def measure(command: list[str]) -> dict[str, Any]:
+    """One run of train.py: its accuracy, agreement and logit error by width, and seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        run = [sys.executable, "train.py", *command, f"hydra.run.dir={folder}"]
+        subprocess.run(run, cwd=ROOT, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        results = json.loads((Path(folder) / "results.json").read_text())
+    figures = ("top1", "agreement", "logit_error")
+    return {
+        "fp": results["fp"]["top1"],
+        "evaluation_images": results["evaluation_images"],
+        "seconds": results["seconds"]["reconstruct"],
+        "rows": {row["config"]: {name: row[name] for name in figures} for row in results["rows"]},
+    }
+
+
+def table(found: dict[str, Any]) -> str:
+    """One table a case; a cell is top-1 / agreement with the float network / relative logit error."""
+    parts = [
+        "# Options on and off\n",
+        "Made by `PTMQ_DATA=DIR python benchmarks/options.py`; one seed. Cells: top-1 / agreement with the float",
+        "network (both in percent) / relative error of the logits, which is the sharpest of the three on few images.",
+    ]
+    for case in (name for name in CASES if name in found):
+        rows = {option: found[case][option] for option in CASES[case][1] if option in found[case]}
+        first = next(iter(rows.values()))
+        widths = list(first["rows"])
+        images, fp = first["evaluation_images"], first["fp"]
+        parts += [
+            f"\n## {case}\n",
+            f"`train.py {' '.join(CASES[case][0])}`; {images} evaluation images, float {fp:.1f}.\n",
+            "| | " + " | ".join(widths) + " | seconds |",
+            "|---" * (len(widths) + 2) + "|",
+        ]
+        for option, result in rows.items():
+            cells = [
+                f"{r['top1']:.1f} / {r['agreement']:.1f} / {r['logit_error']:.4f}" for r in result["rows"].values()
+            ]
+            parts.append(f"| {option} | " + " | ".join(cells) + f" | {result['seconds']:.0f} |")
+    return "\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""The stages of the methods that train with labels; for every other method they do nothing.
+
+robustquant trains the float network, before it is folded; any_precision and multiquant train the quantised network as a
+whole, in place of the reconstruction. What a comparison wants to know of each goes to finetune.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+
+from ptmq_lightning.compose import parts
+from ptmq_lightning.compose.progress import Progress
+from ptmq_lightning.compose.schema import Config
+from ptmq_lightning.data.module import calibration_labels, eval_loader
+from ptmq_lightning.data.sources import Sources
+from ptmq_lightning.evaluate.accuracy import evaluate
+from ptmq_lightning.finetune.any_precision import any_precision
+from ptmq_lightning.finetune.fit import Batches, FineTuning, Settings, fit
+from ptmq_lightning.finetune.multiquant import multiquant
+from ptmq_lightning.finetune.network import SharedModel, commit, reestimate
+from ptmq_lightning.finetune.robustquant import RobustQuant
+from ptmq_lightning.finetune.switching import switch_milliseconds
+from ptmq_lightning.models.zoo import Network
+from ptmq_lightning.reconstruct.reconstruct import BlockResult
+from ptmq_lightning.report.record import write_atomically
+from ptmq_lightning.runtime.model import MultiBitModel
+
+WHOLE: dict[str, Callable[[MultiBitModel, Settings, int], FineTuning]] = {
+    "any_precision": any_precision,
+    "multiquant": multiquant,
+}
+TRAIN_IMAGES = 500  # training images on which the accuracy is told beside the evaluation's
+
+
+def as_a_whole(config: Config) -> bool:
+    """Whether the quantised network itself is trained: its norms stay, and no block is reconstructed."""
+    return config.finetune.name in WHOLE
+
+
+def settings(config: Config) -> Settings:
+    f = config.finetune
+    return Settings(f.epochs, f.batch, f.lr, f.lr_step, f.weight_decay, f.crop, f.flip, f.log_every, config.seed)
+
+
+def tune(
+    network: Network, images: Tensor, sources: Sources, indices: list[int], config: Config, loggers: Sequence[Logger]
+) -> Network:
+    """The float network, with robustquant a trained copy of it; images (N, C, H, W) where the fit is to run."""
+    if config.finetune.name != "robustquant":
+        return network
+    batches = labelled(images, sources, indices, config)
+    module = copy.deepcopy(network.module).to(images.device)
+    fitted = RobustQuant(module, settings(config), len(batches), weight=config.finetune.kurtosis_weight)
+    run(fitted, batches, config, loggers)
+    return replace(network, module=module.cpu(), source=f"{network.source}, fine-tuned by robustquant")
+
+
+def train(
+    model: MultiBitModel,
+    images: Tensor,
+    sources: Sources,
+    indices: list[int],
+    config: Config,
+    loggers: Sequence[Logger],
+) -> tuple[SharedModel, list[BlockResult]]:
+    """The calibrated model with norms, trained as a whole and committed, and how the fit went; images (N, C, H, W)."""
+    batches = labelled(images, sources, indices, config)
+    fitted = WHOLE[config.finetune.name](model, settings(config), len(batches))
+    seconds = run(fitted, batches, config, loggers)
+    network = fitted.network
+    assert isinstance(network, SharedModel)
+    if config.finetune.name == "multiquant":
+        chosen, started = images[: config.finetune.statistics_images], time.perf_counter()
+        for pair in network.pairs:
+            reestimate(network, chosen, pair)
+        taken = time.perf_counter() - started
+        seconds += taken
+        network.info["statistics"] = {"images": len(chosen), "milliseconds": 1000 * taken / len(network.pairs)}
+    commit(network)
+    return network, [BlockResult("network", seconds, fitted.latest)]
+
+
+def labelled(images: Tensor, sources: Sources, indices: list[int], config: Config) -> Batches:
+    """The calibration images with their labels, in batches for all epochs."""
+    labels = calibration_labels(sources.train, indices).to(images.device)
+    return Batches(images, labels, settings(config))
+
+
+def run(module: FineTuning, batches: Batches, config: Config, loggers: Sequence[Logger]) -> float:
+    """One fit with the run's Trainer; seconds."""
+    trainer = parts.trainer(config.trainer, loggers=loggers, callbacks=[Progress(len(batches))])
+    return fit(module, batches, trainer)
+
+
+@rank_zero_only
+def record_costs(
+    path: Path,
+    model: MultiBitModel,
+    sources: Sources,
+    indices: list[int],
+    config: Config,
+    seconds: float,
+    peak_memory_bytes: int,
+) -> None:
+    """finetune.json: labels, epochs, storage, the cost of a switch, and the accuracy on training images.
+
+    seconds: of the training. stored_bytes: of the files of model/, which serve all widths.
+    """
+    if config.finetune.name == "none":
+        return
+    seen = sources.train.take(indices[:TRAIN_IMAGES])
+    training = evaluate(model, eval_loader(seen, config.data.eval_batch), config.bits.evaluate)
+    costs: dict[str, Any] = {
+        "method": config.finetune.name,
+        "images": len(indices),
+        "labels": len(indices),
+        "epochs": config.finetune.epochs,
+        "seconds": seconds,
+        "peak_memory_bytes": peak_memory_bytes,
+        "stored_bytes": sum(file.stat().st_size for file in (path / "model").iterdir()),
+        "switch_milliseconds": switch_milliseconds(model, model.pairs),
+        "statistics": statistics(model),
+        "train_images": training.images,
+        "train_top1": {row.config: row.top1 for row in training.rows},
+    }
+    write_atomically(path / "finetune.json", json.dumps(costs, indent=2) + "\n")
+
+
+def statistics(model: MultiBitModel) -> dict[str, Any]:
+    """What a norm's statistics cost at a switch: nothing (folded), memory (kept per width), or passes of images."""
+    if not isinstance(model, SharedModel):
+        return {"kind": "folded", "images": 0, "milliseconds": 0.0}
+    if "statistics" in model.info:
+        return {"kind": "re-estimated", **model.info["statistics"]}
+    return {"kind": "kept per width", "images": 0, "milliseconds": 0.0}

@@ -1,0 +1,90 @@
+"""A learned latent weight W' that every width rounds to nearest, straight-through: "ste" and "flexround".
+
+Source: FlexRound (PTMQ §3): W^ = s1 * round(W / (s1 * S2 * s3 * s4)), S2 of W's shape, s3 per output and s4 per input
+channel (convolutions), all 1 at the start; dequantised by s1 alone. Here W' = W / (S2 s3 s4) is one tensor for all
+widths and s1 is each width's own step. "ste" adds to W instead of dividing it (LSQ-like fine-tuning of the weight).
+What we do otherwise: training rounds W' to integers n' of the latent grid first (same s_L, PTMQ §2) and takes codes by
+runtime.grid's rule from n'; n' is what the artifact stores, so what is trained is what ships. The float network's own
+integers n stay beside it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.quant.layers import LearnedWeight
+from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.layers import MultiBitWeight
+
+_WIDEST = float(torch.iinfo(torch.int16).max)
+
+
+class _NearestWeight(torch.autograd.Function):
+    """W^ = clip(round(n' rho)) * s with n' = round(W' / s_L); straight-through to W' / s_L, LSQ's gradient to s."""
+
+    @staticmethod
+    def forward(ctx: Any, position: Tensor, step: Tensor, latent_step: Tensor, low: int, high: int) -> Tensor:
+        u = grid.position(torch.round(position), grid.ratio(latent_step, step))
+        floor = torch.floor(u)
+        raw = floor + (u - floor >= 0.5)  # exact in float32, where adding 1/2 to u is not
+        q = raw.clamp(low, high)
+        inside = raw == q
+        ctx.save_for_backward(inside, q - u * inside, latent_step)  # d(q s)/ds: q - u inside, q at the ends
+        return q * grid.per_channel(step, q)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        inside, slope, latent_step = ctx.saved_tensors
+        grad_position = grad * inside * grid.per_channel(latent_step, grad)
+        grad_step = (grad * slope).flatten(1).sum(1) if ctx.needs_input_grad[1] else None
+        return grad_position, grad_step, None, None, None
+
+
+class LatentWeight(LearnedWeight):
+    """One learned W' (O, ...) for all widths, in units of s_L per channel.
+
+    ste: W' = W + p * s_init, p (O, ...) in steps of init_width, or of the nearest width there is.
+    flexround: W' = W / exp(d2 + d3 + d4), d2 (O, ...), d3 (O, 1, ...), d4 (1, C, 1, 1) for convolutions.
+    """
+
+    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
+        super().__init__(frozen, how, learn_steps=learn_steps)
+        n = frozen.latent.float()
+        shapes = [n.shape]
+        if how.kind == "flexround":
+            rest = [1] * (n.dim() - 2)
+            shapes += [torch.Size([len(n), 1, *rest]), *([torch.Size([1, n.shape[1], *rest])] if rest else [])]
+        self.d = nn.ParameterList(nn.Parameter(n.new_zeros(shape)) for shape in shapes)
+        width = min(frozen.widths, key=lambda bits: (abs(bits - how.init_width), bits))
+        self._unit = grid.per_channel(frozen.steps[frozen.widths.index(width)] / frozen.latent_step, n)
+
+    def learned(self) -> list[nn.Parameter]:
+        return list(self.d)
+
+    def position(self) -> Tensor:
+        """W' / s_L (O, ...), not yet an integer."""
+        n = self.frozen.latent.float()
+        first, *others = self.d
+        moved: Tensor = n + first * self._unit if self.how.kind == "ste" else n * torch.exp(-sum(others, first))
+        return moved.clamp(-_WIDEST, _WIDEST)
+
+    def forward(self) -> Tensor:
+        if self.bits is None:
+            return self.frozen.at(None)
+        step, limits = self.step(self.bits), grid.limits(self.bits)
+        result: Tensor = _NearestWeight.apply(self.position(), step, self.frozen.latent_step, *limits)  # type: ignore[no-untyped-call]
+        return result
+
+    @torch.no_grad()
+    def committed(self) -> MultiBitWeight:
+        """The runtime weight with the integers n' and the learned steps, which here move the codes too."""
+        frozen = self.frozen
+        steps = torch.stack([self.step(bits) for bits in frozen.widths])
+        weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, steps)
+        weight.set_rounding("latent", torch.round(self.position()).to(torch.int16).unsqueeze(0), {})
+        weight.select(self.bits)
+        return weight

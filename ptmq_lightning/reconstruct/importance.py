@@ -1,0 +1,95 @@
+"""How much the logits mind an element of a block's output: weights on its squared error (PTMQ §4, fim and aph; tokens).
+
+Both come from KL(softmax(f / T) || softmax(f' / T)), f the float logits, f' those behind another output of the block;
+no labels. That divergence has no gradient at the float output itself, so it is taken beside it:
+fim (BRECQ's squared gradients): at the block's output at the narrowest width, rounded to nearest and fed by its own
+quantised prefix (APHQ-ViT's way of running BRECQ); one weight per image and element.
+aph (APHQ-ViT's perturbation Hessian): mean over images of |gradient at z + e - gradient at z - e|, e the same for every
+element, a thousandth of the output's standard deviation (theirs, 1e-6, is within float32's noise).
+What we do otherwise: a weight is scaled so that the loss is the channels' number times the weighted relative error, in
+every block, whatever the size of gradients and features.
+What is ours: `token_weight`. Under the norm "token" each of T tokens would count 1/T of the loss, the class token too,
+although in the later blocks nearly all of the logits' Fisher information lies in it (ViT-Tiny: 11 % behind the stem,
+95 % behind block 10): its error then grows above nearest rounding's while the mean falls.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+WEIGHTS = ("none", "fim", "aph")
+TEMPERATURE = 20.0  # APHQ-ViT's
+PERTURBATION = 1e-3  # of the output's standard deviation
+
+
+def fisher(rest: nn.Module, target: Tensor, quantised: Tensor, batch: int) -> Tensor:
+    """Squared gradients (N, ...) at `quantised`, the outputs (N, ...) whose float ones are `target`.
+
+    rest: the float network behind the block.
+    """
+    weight = torch.empty_like(target)
+    for first in range(0, len(target), batch):
+        rows = slice(first, first + batch)
+        expected = log_probabilities(rest, target[rows])
+        weight[rows] = divergence_gradient(rest, expected, quantised[rows]).square_()
+    return weight
+
+
+def perturbation(rest: nn.Module, target: Tensor, batch: int) -> Tensor:
+    """Mean over images of the gradients' differences at outputs moved up and down, (1, ...) for target (N, ...)."""
+    shift = PERTURBATION * target.std()
+    weight = torch.zeros_like(target[:1])
+    for z in target.split(batch):
+        expected = log_probabilities(rest, z)
+        up, down = (divergence_gradient(rest, expected, z + e) for e in (shift, -shift))
+        weight += (up - down).abs_().sum(0, keepdim=True)
+    return weight / len(target)
+
+
+@torch.no_grad()
+def log_probabilities(rest: nn.Module, z: Tensor) -> Tensor:
+    """log softmax(rest(z) / T), float64 (B, classes): the difference of two that are nearly equal counts."""
+    return F.log_softmax(rest(z).double() / TEMPERATURE, dim=-1)
+
+
+def divergence_gradient(rest: nn.Module, expected: Tensor, z: Tensor) -> Tensor:
+    """d/dz of sum over images of KL(exp(expected) || softmax(rest(z) / T)), shape of z (B, ...).
+
+    In full float32, and without a gradient left on any tensor of `rest`.
+    """
+    with torch.backends.cudnn.flags(allow_tf32=False), torch.enable_grad():
+        z = z.detach().requires_grad_(True)
+        found = F.log_softmax(rest(z).double() / TEMPERATURE, dim=-1)
+        (gradient,) = torch.autograd.grad(F.kl_div(found, expected, reduction="sum", log_target=True), z)
+    return gradient
+
+
+def scaled(weight: Tensor, target: Tensor, read: Tensor | None = None) -> Tensor:
+    """The weight (N or 1, ...) over the weighted mean square of the target (N, ...): then a loss of C is an error as
+    large as the target. read: the tokens that count, all where None."""
+    w, t = (weight, target) if read is None else (weight[:, read], target[:, read])
+    return weight / (w * t.square()).mean().clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def token_weight(rest: nn.Module, target: Tensor, generator: torch.Generator, *, evenly: float = 0.5) -> Tensor | None:
+    """Weights (1, T, 1) with mean 1 of the squared errors of normalised tokens, for an output (B, T, C); else None.
+
+    A token's share of the Fisher information: the squared gradient of log softmax(rest(x))[y], y drawn from the
+    softmax, in units of the token's standard deviation. A share `evenly` of all weight is spread over the tokens that
+    are read at all; a token that nothing reads has no weight.
+    """
+    if target.dim() != 3:
+        return None
+    with torch.enable_grad():
+        x = target.detach().requires_grad_(True)
+        logits = F.log_softmax(rest(x), dim=-1)  # (B, classes)
+        drawn = torch.multinomial(logits.detach().exp().cpu(), 1, generator=generator).to(logits.device)
+        (gradient,) = torch.autograd.grad(logits.gather(1, drawn).sum(), x)
+    information = (gradient.square().sum(-1) * target.var(-1)).mean(0)  # (T,)
+    read = (information > 0).to(target.dtype)
+    if not read.any():
+        return None
+    weight = evenly * read / read.sum() + (1 - evenly) * information / information.sum()
+    return (weight * len(weight)).reshape(1, -1, 1)

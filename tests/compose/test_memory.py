@@ -1,0 +1,33 @@
+"""Freed memory stays with the process where glibc is, and nothing breaks where it is not."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+from types import SimpleNamespace
+
+import pytest
+
+from ptmq_lightning.compose.memory import SETTINGS, keep_freed_memory
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
+def test_glibc_accepts_every_setting() -> None:
+    assert keep_freed_memory()
+
+
+def test_a_c_library_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    assert not keep_freed_memory()
+
+
+def test_every_setting_is_made_and_a_refused_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, int]] = []
+
+    def mallopt(name: int, value: int) -> int:
+        made.append((name, value))
+        return 0 if len(made) == 2 else 1
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
+    assert not keep_freed_memory()
+    assert dict(made) == SETTINGS

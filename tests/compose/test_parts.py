@@ -1,0 +1,27 @@
+"""The configuration's groups become the values that the rooms take."""
+
+from __future__ import annotations
+
+from ptmq_lightning.compose import parts
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.reconstruct.objective import Objective
+from tests.networks import small_model
+
+
+def objective(*overrides: str) -> Objective:
+    """That of a network with attention."""
+    config = configuration(overrides)
+    return parts.objective(config.loss, config.mixer, small_model(calibrated=False))
+
+
+def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
+    found = [objective("loss=gd_direct"), objective("loss=fim"), objective("loss=mse", "loss.weight=aph")]
+    assert [(o.form, o.norm, o.weight) for o in found] == [
+        ("gd_direct", "token", "none"), ("gd_direct", "none", "fim"), ("mse", "none", "aph"),
+    ]  # fmt: skip
+
+
+def test_options_of_the_quantisers_and_of_the_commit_reach_their_rooms() -> None:
+    config = configuration(["quant.gelu=table", "recon.bias_correction=true"])
+    assert parts.placement(config.bits, config.quant).gelu == "table"
+    assert parts.recipe(config, small_model(calibrated=False)).bias_correction

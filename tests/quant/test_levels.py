@@ -1,0 +1,143 @@
+"""Levels in a table are the best ones of the 8-bit grid, and train, ship and count like the uniform ones."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.models import blocks, fold, graph
+from ptmq_lightning.quant.insert import Placement, insert
+from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
+from ptmq_lightning.quant.levels import activation_tables, best_tables
+from ptmq_lightning.quant.steps import StepSize, activation_step, calibrate
+from ptmq_lightning.runtime import artifact, grid
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.layers import ActivationQuantizer
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of
+from tests.networks import GROUPS, images
+
+WIDTHS = (2, 3, 4, 6, 8)
+
+
+@pytest.fixture(scope="module")
+def sample() -> Tensor:
+    """What leaves a GELU: a long positive side and a short negative one."""
+    return nn.functional.gelu(2 * torch.randn(8000, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.fixture(scope="module")
+def quantizer(sample: Tensor) -> ActivationQuantizer:
+    found = activation_tables(sample, float(sample.min()), float(sample.max()), WIDTHS)
+    made = ActivationQuantizer(WIDTHS, "fc2", table=True)
+    made.steps, made.zero_points = torch.tensor([s for s, _, _ in found]), torch.tensor([z for _, z, _ in found])
+    made.tables = torch.stack([table for _, _, table in found])
+    return made
+
+
+def error(x: Tensor, y: Tensor) -> float:
+    return float((x - y).abs().pow(2.4).mean())
+
+
+@pytest.mark.parametrize("bits", [1, 2])
+def test_no_other_levels_of_the_grid_have_a_smaller_error(bits: int) -> None:
+    counts = torch.tensor([5, 0, 9, 1, 4, 0, 0, 2])
+    codes = torch.arange(len(counts))
+    (table,) = best_tables(counts, [bits], 2.4)
+    found = float((counts * (table - codes).abs().pow(2.4)).sum())
+    each = [
+        float((counts * (codes.unsqueeze(1) - torch.tensor(levels)).abs().amin(1).double().pow(2.4)).sum())
+        for levels in itertools.combinations(range(len(counts)), 2**bits)
+    ]
+    assert found == pytest.approx(min(each), rel=1e-9)
+
+
+def test_a_width_has_no_more_levels_than_codes(quantizer: ActivationQuantizer) -> None:
+    assert quantizer.tables is not None
+    for bits, table in zip(WIDTHS, quantizer.tables, strict=True):
+        assert len(table.unique()) <= 2**bits
+    assert torch.equal(quantizer.tables[-1], torch.arange(256, dtype=torch.uint8))
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 6])
+def test_behind_a_gelu_a_table_has_clearly_less_error_than_equal_steps(
+    bits: int, sample: Tensor, quantizer: ActivationQuantizer
+) -> None:
+    step, zero = activation_step(sample, float(sample.min()), float(sample.max()), bits)
+    uniform = grid.quantize_activation(sample, torch.tensor(step), torch.tensor(zero), bits)
+    quantizer.select(bits)
+    assert error(quantizer(sample), sample) < 0.95 * error(uniform, sample)
+
+
+def test_a_tensor_of_zeros_has_a_table_too() -> None:
+    step, zero, table = activation_tables(torch.zeros(10), 0.0, 0.0, (4,))[0]
+    x = torch.zeros(3)
+    assert torch.equal(grid.look_up_activation(x, torch.tensor(step), torch.tensor(zero), table), x)
+
+
+def test_the_table_of_all_codes_is_the_uniform_8_bit_quantiser(sample: Tensor) -> None:
+    step, zero = torch.tensor(0.05), torch.tensor(4.0)
+    table = torch.arange(256, dtype=torch.uint8)
+    expected = grid.quantize_activation(sample, step, zero, 8)
+    assert torch.equal(grid.look_up_activation(sample, step, zero, table), expected)
+
+
+def test_a_table_is_trained_as_it_is_committed(sample: Tensor, quantizer: ActivationQuantizer) -> None:
+    trainable = TrainableActivation(quantizer, MaskBank(0)).eval()
+    for bits in WIDTHS:
+        trainable.select(bits)
+        assert torch.equal(trainable(sample), trainable.committed()(sample))
+
+
+def test_the_step_of_a_table_has_the_gradient_of_a_straight_through_estimator(
+    sample: Tensor, quantizer: ActivationQuantizer
+) -> None:
+    trainable = TrainableActivation(quantizer, masks=None)
+    trainable.select(3)
+    x, twin = (sample[:200].clone().requires_grad_() for _ in range(2))
+    upstream = torch.randn(200)
+    trainable(x).backward(upstream)
+
+    row = WIDTHS.index(3)
+    log_step = quantizer.steps[row].log().requires_grad_()
+    zero, scaled = quantizer.zero_points[row], twin / log_step.exp()
+    level = quantizer.tables[row][(scaled.round() + zero).clamp(0, 255).int()]  # type: ignore[index]
+    inside = (scaled.round() + zero).clamp(0, 255) == scaled.round() + zero
+    straight = torch.where(inside, scaled + (level - zero - scaled).detach(), level - zero)
+    (straight * log_step.exp()).backward(upstream)
+    torch.testing.assert_close(x.grad, twin.grad)
+    torch.testing.assert_close(trainable.log_step["3"].grad, log_step.grad, rtol=1e-4, atol=1e-5)  # sums of 200 floats
+
+
+def activated(gelu: str) -> MultiBitModel:
+    """Stem, GELU, convolution, SiLU, convolution, ReLU, convolution, head."""
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 6, 3), nn.GELU(), nn.Conv2d(6, 6, 1), nn.SiLU(), nn.Conv2d(6, 6, 1), nn.ReLU()]
+    network = nn.Sequential(*layers, nn.Conv2d(6, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).eval()
+    gm = graph.trace(network, (3, 8, 8))
+    fold.fold(gm)
+    model = insert(blocks.cut(gm, images(2)), Placement(GROUPS.pairs, gelu=gelu), StepSize())
+    calibrate(model, images())
+    return model
+
+
+def test_tables_stand_behind_a_gelu_and_its_kind_alone() -> None:
+    tabled = {gelu: [q.tables is not None for _, q in quantizers_of(activated(gelu))] for gelu in ("uniform", "table")}
+    assert tabled == {"uniform": [False] * 4, "table": [True, True, False, False]}
+
+
+def test_tables_are_saved_and_loaded_to_the_last_bit(tmp_path: Path) -> None:
+    model, x = activated("table"), images()
+    loaded = artifact.load(artifact.save(model, tmp_path / "model"))
+    for which in (3, "w5a5", 8, None):
+        with at_bits(model, which), at_bits(loaded, which), torch.no_grad():
+            assert torch.equal(loaded(x), model(x)), which
+
+
+def test_unknown_levels_are_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        Placement(GROUPS.pairs, gelu="log2")
+    assert str(error.value) == "found quant.gelu='log2'; expected one of uniform, table."

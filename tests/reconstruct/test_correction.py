@@ -1,0 +1,122 @@
+"""A corrected bias takes a layer's mean rounding error away, is stored, and goes when the layer learns again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.quant.layers import MaskBank
+from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.reconstruct import commit
+from ptmq_lightning.reconstruct.correction import correct_biases
+from ptmq_lightning.reconstruct.reconstruct import reconstruct
+from ptmq_lightning.runtime import artifact
+from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.graph import describe, rebuild
+from ptmq_lightning.runtime.layers import WeightLayer
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
+from tests.networks import images, small_model
+from tests.reconstruct.test_reconstruct import RECIPE, trainer
+
+NEAREST = replace(RECIPE, rounding=Rounding("nearest"), bias_correction=True)
+
+
+def layers_of(model: nn.Module) -> dict[str, WeightLayer]:
+    return {name: module for name, module in model.named_modules() if isinstance(module, WeightLayer)}
+
+
+def corrected() -> MultiBitModel:
+    model = small_model()
+    reconstruct(model, images(), NEAREST, trainer)
+    return model
+
+
+@torch.no_grad()
+def float_inputs(model: MultiBitModel, x: Tensor) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen.__setitem__(name, inputs[0]))
+        for name, layer in layers_of(model).items()
+    ]
+    with passthrough(model):
+        model(x)
+    for handle in hooks:
+        handle.remove()
+    return seen
+
+
+@pytest.mark.parametrize("bits", [3, 4, 8])
+def test_every_layers_mean_output_at_a_width_is_the_float_one(bits: int) -> None:
+    model, x = corrected(), images()
+    inputs = float_inputs(model, x)
+    for name, layer in layers_of(model).items():
+        exact, found = layer.weight.at(None), layer.weight  # type: ignore[operator, union-attr]
+        width = bits if bits in found.widths else found.widths[0]  # type: ignore[union-attr, operator, index]
+        wanted = layer.compute(inputs[name], exact, layer.bias).movedim(layer.channel, -1).flatten(0, -2).mean(0)
+        layer.weight.select(width)  # type: ignore[operator, union-attr]
+        mean = layer(inputs[name]).movedim(layer.channel, -1).flatten(0, -2).mean(0)
+        torch.testing.assert_close(mean, wanted, rtol=0, atol=1e-5)  # float32 means of outputs of size one
+
+
+def test_the_float_network_stays_as_it_is() -> None:
+    before, after, x = small_model(), corrected(), images()
+    with passthrough(before), passthrough(after), torch.no_grad():
+        assert torch.equal(after(x), before(x))
+
+
+def test_without_the_option_no_layer_has_biases_of_its_own() -> None:
+    model = small_model()
+    reconstruct(model, images(), replace(NEAREST, bias_correction=False), trainer)
+    assert all(layer.biases is None for layer in layers_of(model).values())
+
+
+def test_biases_are_saved_and_loaded_to_the_last_bit(tmp_path: Path) -> None:
+    model, x = corrected(), images()
+    loaded = artifact.load(artifact.save(model, tmp_path / "model"))
+    for which in (3, "w5a5", 8, None):
+        with at_bits(model, which), at_bits(loaded, which), torch.no_grad():
+            assert torch.equal(loaded(x), model(x)), which
+
+
+def test_biases_that_fit_no_width_are_refused() -> None:
+    data, tensors = describe(corrected().blocks[1])  # type: ignore[arg-type]
+    tensors["layer1.0.conv1.biases"] = tensors["layer1.0.conv1.biases"][:1]
+    with pytest.raises(ArtifactError) as error:
+        rebuild(data, tensors)
+    assert str(error.value) == (
+        "a graph whose layer 'layer1.0.conv1' has biases of shape (1, 8) is refused; expected one for each step. Use "
+        "an artifact that this version wrote, from a source you trust."
+    )
+
+
+def test_a_layer_that_learns_again_starts_from_its_own_bias() -> None:
+    block = corrected().blocks[1]
+    commit.make_trainable(block, Rounding("shared"), learn_steps=False, masks=MaskBank(0))
+    assert all(layer.biases is None for layer in layers_of(block).values())
+
+
+def test_a_corrected_run_taken_up_from_a_saved_block_ends_with_the_same_tensors(tmp_path: Path) -> None:
+    whole, resumed = small_model(), small_model()
+    recipe = replace(RECIPE, bias_correction=True)
+    reconstruct(
+        whole, images(), recipe, trainer,
+        after_block=lambda i, _: commit.save_block(whole.blocks[i], tmp_path / f"{i}.safetensors"),
+    )  # fmt: skip
+    for index in range(2):
+        commit.load_block(resumed.blocks[index], tmp_path / f"{index}.safetensors")
+    reconstruct(resumed, images(), recipe, trainer, from_block=2)
+    expected = whole.state_dict()
+    assert any(key.endswith(".biases") for key in expected) and set(expected) == set(resumed.state_dict())
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in resumed.state_dict().items())
+
+
+def test_a_layer_without_a_bias_gets_biases() -> None:
+    block = small_model().blocks[1]
+    layer = block.get_submodule("layer1.0.conv1")
+    layer.bias = None
+    correct_biases(block, torch.randn(4, 8, 8, 8), batch=2)
+    assert layer.biases is not None and layer.biases.shape == dict(weights_of(block))["layer1.0.conv1"].steps.shape

@@ -1,0 +1,155 @@
+"""Weights of the squared error are the derivatives they claim to be, label-free, and leave no trace on the model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.reconstruct import reconstruct as loop
+from ptmq_lightning.reconstruct.features import FeatureBatch, Features
+from ptmq_lightning.reconstruct.importance import (
+    PERTURBATION,
+    TEMPERATURE,
+    divergence_gradient,
+    fisher,
+    log_probabilities,
+    perturbation,
+    scaled,
+)
+from ptmq_lightning.reconstruct.objective import Objective
+from ptmq_lightning.reconstruct.reconstruct import reconstruct
+from ptmq_lightning.runtime.errors import ConfigError
+from tests.networks import images, small_model
+from tests.reconstruct.test_reconstruct import RECIPE, trainer
+
+N, C, CLASSES = 6, 4, 5
+
+
+@pytest.fixture
+def head() -> nn.Linear:
+    """The rest of a network whose derivatives can be written down."""
+    torch.manual_seed(0)
+    return nn.Linear(C, CLASSES).requires_grad_(False)
+
+
+@pytest.fixture
+def target() -> Tensor:
+    return 3 * torch.randn(N, C, generator=torch.Generator().manual_seed(1))
+
+
+def probabilities(head: nn.Linear, z: Tensor) -> Tensor:
+    return torch.softmax(head(z).double() / TEMPERATURE, dim=-1)
+
+
+def test_fim_is_the_squared_gradient_of_a_linear_head(head: nn.Linear, target: Tensor) -> None:
+    quantised = target + 0.5
+    expected = (probabilities(head, quantised) - probabilities(head, target)) @ head.weight.double() / TEMPERATURE
+    found = fisher(head, target, quantised, batch=4)
+    # float32 logits of size 10: their difference carries about six digits
+    torch.testing.assert_close(found.double(), expected.square(), rtol=1e-4, atol=1e-14)
+
+
+def test_aph_is_the_mean_row_sum_of_a_linear_heads_hessian(head: nn.Linear, target: Tensor) -> None:
+    p = probabilities(head, target)
+    inner = torch.diag_embed(p) - p.unsqueeze(2) * p.unsqueeze(1)  # (N, classes, classes)
+    hessian = head.weight.double().T @ inner @ head.weight.double() / TEMPERATURE**2  # (N, C, C)
+    expected = 2 * PERTURBATION * target.std() * hessian.sum(2).abs().mean(0, keepdim=True)
+    found = perturbation(head, target, batch=4)
+    assert found.shape == (1, C)
+    # differences over 2e-3 standard deviations of float32 outputs: three digits
+    torch.testing.assert_close(found.double(), expected, rtol=5e-3, atol=0)
+
+
+def test_the_divergence_has_no_gradient_at_the_float_output(head: nn.Linear, target: Tensor) -> None:
+    found = divergence_gradient(head, log_probabilities(head, target), target)
+    assert float(found.abs().max()) < 1e-15  # what float64 leaves of a difference of equals
+
+
+def test_a_scaled_weight_makes_an_error_as_large_as_the_target_the_number_of_channels(target: Tensor) -> None:
+    weight = scaled(torch.rand(N, C), target)
+    loss, _ = Objective("gd_direct", weight="fim")([torch.zeros_like(target)], target, 1, weight)
+    assert float(loss) == pytest.approx(C, rel=1e-5)
+
+
+def test_only_tokens_that_are_read_set_the_scale() -> None:
+    target, read = torch.randn(N, 7, C), torch.tensor([0])
+    weight = torch.rand(N, 7, C)
+    expected = scaled(weight[:, :1], target[:, :1])
+    torch.testing.assert_close(scaled(weight, target, read)[:, :1], expected)
+
+
+@pytest.mark.parametrize("form", ["gd_figure", "gd_direct", "gd_chain", "mse"])
+def test_a_weight_of_one_changes_no_form(form: str, target: Tensor) -> None:
+    outputs = [target + torch.randn_like(target) for _ in range(3)]
+    plain, _ = Objective(form)(outputs, target, 1)
+    weighted, _ = Objective(form, weight="aph")(outputs, target, 1, torch.ones(1, C))
+    torch.testing.assert_close(weighted, plain)
+
+
+@pytest.mark.parametrize("form", ["gd_figure", "gd_direct", "gd_chain", "mse"])
+def test_an_element_of_no_weight_counts_in_no_form(form: str, target: Tensor) -> None:
+    outputs = [target + torch.randn_like(target) for _ in range(3)]
+    weight = torch.tensor([[0.0, 1.0, 2.0, 3.0]])
+    loss, own = Objective(form, weight="aph")(outputs, target, 1, weight)
+    spoilt = [torch.cat([o[:, :1] + 100, o[:, 1:]], dim=1) for o in outputs]
+    again, own_again = Objective(form, weight="aph")(spoilt, target, 1, weight)
+    assert float(again) == float(loss) and [*map(float, own_again)] == [*map(float, own)]
+
+
+def test_weights_of_images_follow_their_rows_and_a_mean_serves_all(target: Tensor) -> None:
+    rows, features = torch.tensor([4, 1]), Features(target, {})
+    own = FeatureBatch(features, target, rows, weight=torch.arange(N).reshape(N, 1).float())
+    mean = FeatureBatch(features, target, rows, weight=torch.ones(1, C))
+    assert own.weight is not None and own.weight.flatten().tolist() == [4, 1]
+    assert mean.weight is not None and mean.weight.shape == (1, C)
+    assert FeatureBatch(features, target, rows).weight is None
+
+
+@pytest.mark.parametrize("kind", ["fim", "aph"])
+def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, x = small_model(), images(8)
+    before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    seen = []
+
+    def fit(
+        block: nn.Module, layers: object, features: object, target: Tensor, read: object, weight: Tensor, *_: object
+    ):
+        assert weight.shape == (target.shape if kind == "fim" else target[:1].shape)
+        assert bool(weight.isfinite().all()) and float(weight.min()) >= 0 and float(weight.max()) > 0
+        selected = [module.bits for module in model.modules() if hasattr(module, "select")]
+        seen.append(selected == [None] * len(selected))
+        return {}
+
+    monkeypatch.setattr(loop, "_fit", fit)
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    gradients = [None if p.grad is None else p.grad.clone() for m in norms for p in m.parameters()]
+    reconstruct(model, x, replace(RECIPE, objective=Objective(weight=kind)), trainer)
+    assert seen == [True] * len(model.blocks)
+    assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+    assert gradients == [p.grad for m in norms for p in m.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["fim", "aph"])
+@pytest.mark.parametrize("form", ["gd_figure", "gd_direct"])
+def test_every_weight_fits_every_block(kind: str, form: str) -> None:
+    recipe = replace(RECIPE, objective=Objective(form, weight=kind), settings=replace(RECIPE.settings, steps=2))
+    results = reconstruct(small_model(), images(8), recipe, trainer)
+    assert [r.name for r in results] == ["stem", "layer1.0", "layer1.1", "blocks.0", "head"]
+
+
+def test_an_unknown_weight_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        Objective(weight="hessian")
+    assert str(error.value) == "found loss weight 'hessian'; expected one of none, fim, aph."
+
+
+def test_a_weight_with_a_norm_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        Objective(norm="token", weight="fim")
+    assert str(error.value) == (
+        "found loss weight 'fim' with norm 'token'; expected norm 'none': the weight is one of features as they are. "
+        "Set loss.norm=none or auto."
+    )

@@ -1,0 +1,130 @@
+"""A block taken as layers: each unit is the float block's own arithmetic, and what it learns ends up in the block."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from ptmq_lightning.quant.insert import Placement
+from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.reconstruct.block import Settings
+from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.reconstruct.objective import Objective
+from ptmq_lightning.reconstruct.reconstruct import BlockResult, Recipe, reconstruct
+from ptmq_lightning.reconstruct.units import units
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, quantizers_of, weights_of
+from tests.networks import GROUPS, images, small_model
+
+RECIPE = Recipe(
+    GROUPS,
+    Mixer("matched"),
+    Objective("mse"),
+    Rounding("shared"),
+    Settings(steps=4, batch=4, log_every=2),
+    unit="layer",
+)
+RESIDUAL, ATTENTION = 1, 3  # blocks of the small network
+
+
+def trainer() -> L.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+def input_of(model: MultiBitModel, index: int) -> torch.Tensor:
+    with passthrough(model), torch.no_grad():
+        return nn.Sequential(*list(model.blocks)[:index])(images(4))
+
+
+def targets(unit: nn.Module) -> list[str]:
+    return [str(node.target) for node in unit.graph.nodes if node.op.startswith("call")]  # type: ignore[union-attr, operator]
+
+
+def test_a_whole_block_is_one_unit() -> None:
+    model = small_model()
+    (unit,) = units(model.blocks[RESIDUAL], "layer1.0", "block")
+    assert (unit.name, unit.module, unit.before) == ("layer1.0", model.blocks[RESIDUAL], None)
+
+
+def test_a_layer_comes_with_its_activation_function_and_its_own_quantiser() -> None:
+    first, second = units(small_model().blocks[RESIDUAL], "layer1.0", "layer")
+    assert (first.name, second.name) == ("layer1.0.conv1", "layer1.0.conv2")
+    assert len(targets(first.module)) == 3 and "relu" in targets(first.module)[-1]
+    # behind conv2 the shortcut is added: no activation function of its own
+    assert targets(second.module) == ["quantizers.layer1_0_conv2", "layer1.0.conv2"]
+    assert first.before is None and second.before is not None
+
+
+@pytest.mark.parametrize("index", [RESIDUAL, ATTENTION])
+def test_units_compute_the_float_blocks_own_tensors(index: int) -> None:
+    model = small_model()
+    block, x = model.blocks[index], input_of(model, index)
+    seen: dict[str, torch.Tensor] = {}
+    for name, _ in weights_of(block):
+        block.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
+    with torch.no_grad():
+        block(x)
+        expected = dict(seen)
+        for unit in units(block, "block", "layer"):
+            unit.module(x if unit.before is None else unit.before(x))
+            assert torch.equal(seen[unit.name], expected[unit.name])
+
+
+def test_products_of_activations_are_no_units() -> None:
+    names = [unit.name for unit in units(small_model().blocks[ATTENTION], "blocks.0", "layer")]
+    assert names == ["blocks.0.qkv", "blocks.0.proj"]
+
+
+def test_layers_learn_in_turn_and_the_block_gets_their_steps() -> None:
+    model = small_model(placement=Placement(GROUPS.pairs, edge="none"))
+    before = {path: quantizer.steps.clone() for path, quantizer in quantizers_of(model)}
+    reconstruct(model, images(), RECIPE, trainer)
+    assert all(type(weight) is MultiBitWeight and weight.kind == "planes" for _, weight in weights_of(model))
+    for path, quantizer in quantizers_of(model):
+        assert type(quantizer) is ActivationQuantizer
+        assert torch.equal(quantizer.steps, before[path]) == ("matmul" in path), path
+
+
+@pytest.mark.slow
+def test_layer_by_layer_beats_nearest_rounding_at_the_narrowest_width() -> None:
+    nearest, learned, x = small_model(), small_model(), images(64)
+    recipe = replace(RECIPE, settings=Settings(steps=120, batch=16, lambda_rounding=1e-3))
+    reconstruct(learned, x, recipe, trainer)
+    with passthrough(nearest):
+        target = nearest(x)
+    with at_bits(nearest, 3), at_bits(learned, 3):
+        assert (learned(x) - target).square().mean() < (nearest(x) - target).square().mean()
+
+
+def test_blocks_count_their_units_steps_and_a_resumed_run_makes_the_same_draws() -> None:
+    kept: list[tuple[int, BlockResult]] = []
+    whole, resumed = small_model(), small_model()
+    reconstruct(whole, images(), RECIPE, trainer, after_block=lambda index, result: kept.append((index, result)))
+    units_per_block = [1, 2, 2, 2, 1]
+    expected = [4 * sum(units_per_block[: n + 1]) for n in range(5)]
+    assert [(index, result.steps) for index, result in kept] == list(enumerate(expected))
+    for index in range(3):
+        resumed.blocks[index] = whole.blocks[index]
+    reconstruct(resumed, images(), RECIPE, trainer, from_block=3)
+    for (name, one), (_, other) in zip(weights_of(whole), weights_of(resumed), strict=True):
+        assert torch.equal(one.rounding, other.rounding), name
+
+
+def test_an_unknown_unit_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        replace(RECIPE, unit="stage")
+    assert str(error.value) == "found the unit 'stage'; expected one of block, layer."

@@ -1,0 +1,124 @@
+"""The accuracy benchmark asks for the right runs and makes its table of what they left behind."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def benchmark() -> Any:
+    spec = importlib.util.spec_from_file_location("accuracy_benchmark", ROOT / "benchmarks" / "accuracy.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
+    asked = {
+        "experiment": "cifar_resnet20", "methods": ["rtn", "qdrop", "ptmq+rounding=ste"], "bits": ["w3a3", "w4a4"],
+        "seeds": [0, 1], "set": ["recon.steps=9"], "work": tmp_path / "work", "results": tmp_path / "results",
+    }  # fmt: skip
+    return argparse.Namespace(**asked | changes)
+
+
+def finish(cell: Any, work: Path, widths: dict[str, float], *, seconds: float, labels: int = 0) -> None:
+    """What a run of the cell would have left. widths: name -> top-1."""
+    folder = cell.folder(work)
+    folder.mkdir(parents=True)
+    rows = [
+        {"config": width, "w_bits": 3.0, "a_bits": 3.0, "top1": top1, "top5": None, "agreement": top1 + 1,
+         "sqnr_db": 9.0, "logit_error": 1 / top1, "size_bytes": 10, "bit_ops": 10}
+        for width, top1 in widths.items()
+    ]  # fmt: skip
+    results = {
+        "schema": 1, "model": "m", "data": "d", "method": cell.label, "seed": cell.seed, "versions": {},
+        "calibration_images": 64, "evaluation_images": 100, "fp": {"top1": 91.5, "top5": None},
+        "seconds": {"calibrate": 1.0, "reconstruct": seconds, "evaluate": 5.0}, "peak_memory_bytes": 2**20,
+        "rows": rows,
+    }  # fmt: skip
+    note = {
+        "experiment": cell.experiment, "settings": cell.settings, "method": cell.label, "bits": cell.bits,
+        "seed": cell.seed, "command": " ".join(["python", "train.py", *cell.overrides()]), "cpu_seconds": seconds + 2,
+    }  # fmt: skip
+    (folder / "results.json").write_text(json.dumps(results))
+    (folder / "cell.json").write_text(json.dumps(note))
+    if labels:
+        (folder / "finetune.json").write_text(json.dumps({"labels": labels}))
+
+
+def test_a_single_pair_method_has_a_run_per_width_the_others_one_for_all(benchmark: Any, tmp_path: Path) -> None:
+    asked = [(cell.label, cell.bits, cell.seed) for cell in benchmark.cells(options(tmp_path, seeds=[3]))]
+    assert asked == [("rtn", None, 3), ("qdrop", "w3a3", 3), ("qdrop", "w4a4", 3), ("ptmq+rounding=ste", None, 3)]
+
+
+def test_a_run_is_the_methods_command_with_its_own_changes_last(benchmark: Any, tmp_path: Path) -> None:
+    cells = benchmark.cells(options(tmp_path, seeds=[1]))
+    assert cells[1].overrides() == ["experiment=cifar_resnet20", "method=qdrop", "bits=w3a3", "recon.steps=9", "seed=1"]
+    assert cells[3].overrides() == [
+        "experiment=cifar_resnet20", "method=ptmq", "recon.steps=9", "rounding=ste", "seed=1",
+    ]  # fmt: skip
+    assert len({cell.folder(tmp_path) for cell in benchmark.cells(options(tmp_path))}) == 8
+
+
+def test_what_is_done_is_not_run_again(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cell = benchmark.cells(options(tmp_path))[0]
+    finish(cell, tmp_path, {"w3a3": 60.0}, seconds=0.0)
+    monkeypatch.setattr(benchmark.subprocess, "Popen", None)
+    assert cell.run(tmp_path) is None
+
+
+def test_the_table_has_means_spreads_and_both_costs(benchmark: Any, tmp_path: Path) -> None:
+    asked = options(tmp_path)
+    for cell in benchmark.cells(asked):
+        top1 = 80.0 + 2 * cell.seed
+        widths = {cell.bits: top1} if cell.bits else {"w3a3": top1, "w4a4": top1, "w8a8": 91.0}
+        finish(cell, asked.work, widths, seconds=30.0 if cell.bits else 45.0)
+    benchmark.write(asked)
+    record = json.loads((asked.results / "accuracy_cifar_resnet20.json").read_text())
+    rows = {(row["method"], row["bits"]): row for row in record["rows"]}
+    assert set(rows) == {(m, b) for m in asked.methods for b in asked.bits}  # w8a8 was not asked for
+    qdrop = rows["qdrop", "w3a3"]
+    assert (qdrop["top1_mean"], qdrop["top1_std"], qdrop["runs"]) == (81.0, pytest.approx(2**0.5), 2)
+    costs = {row["method"]: row for row in record["costs"]}
+    assert (costs["qdrop"]["runs_for_all_widths"], costs["ptmq+rounding=ste"]["runs_for_all_widths"]) == (2, 1)
+    assert (costs["qdrop"]["seconds_total"], costs["qdrop"]["seconds_per_width"]) == (62.0, 31.0)
+    ptmq = costs["ptmq+rounding=ste"]  # its run gives three widths
+    assert (ptmq["seconds_total"], ptmq["widths"], ptmq["seconds_per_width"]) == (46.0, 3, pytest.approx(46 / 3))
+    assert record["commands"] == [
+        "python benchmarks/accuracy.py cifar_resnet20 --methods rtn qdrop ptmq+rounding=ste --bits w3a3 w4a4 --seeds 0 "
+        "1 --set recon.steps=9"
+    ]
+    with (asked.results / "accuracy_cifar_resnet20.csv").open(newline="") as file:
+        assert len(list(csv.DictReader(file))) == 6
+    text = (asked.results / "accuracy_cifar_resnet20.md").read_text()
+    assert "| qdrop | 81.00 ± 1.41 (2) | 81.00 ± 1.41 (2) |" in text
+    assert "| qdrop | 2 | 2 | 62 | 31 | 64 | 1 | 64 | 0 |" in text
+
+
+def test_labels_that_a_method_used_are_shown(benchmark: Any, tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["rtn"], seeds=[0])
+    finish(benchmark.cells(asked)[0], asked.work, {"w3a3": 60.0, "w4a4": 80.0}, seconds=0.0, labels=5000)
+    benchmark.write(asked)
+    assert json.loads((asked.results / "accuracy_cifar_resnet20.json").read_text())["costs"][0]["labels"] == 5000
+
+
+def test_cells_of_other_settings_are_not_mixed_in(benchmark: Any, tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["rtn"], seeds=[0])
+    finish(benchmark.cells(asked)[0], asked.work, {"w3a3": 60.0, "w4a4": 80.0}, seconds=0.0)
+    other = options(tmp_path, methods=["rtn"], seeds=[0], set=["recon.steps=10"])
+    finish(benchmark.cells(other)[0], asked.work, {"w3a3": 90.0, "w4a4": 90.0}, seconds=0.0)
+    benchmark.write(asked)
+    rows = json.loads((asked.results / "accuracy_cifar_resnet20.json").read_text())["rows"]
+    assert [row["top1_mean"] for row in rows] == [60.0, 80.0]

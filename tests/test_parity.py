@@ -1,0 +1,205 @@
+"""What the single-pair methods and PTMQ have in common, as equalities of the tensors they learn (PTMQ §3, P1 to P14).
+
+P1 to P5 stand in tests/quant/test_rounding.py and test_layers.py, P14 in tests/test_families.py.
+"""
+
+from __future__ import annotations
+
+import logging
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+
+import lightning as L
+import pytest
+import torch
+
+from ptmq_lightning.compose import parts
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.quant.insert import Placement
+from ptmq_lightning.quant.latent import LatentWeight
+from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, TrainableWeight
+from ptmq_lightning.quant.rounding import LATENT, Rounding
+from ptmq_lightning.reconstruct.reconstruct import BlockResult, Recipe, reconstruct
+from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.layers import ActivationQuantizer
+from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
+from ptmq_lightning.runtime.spec import BitWidth
+from tests.networks import images, small_model
+
+TINY = ["bits=w4a4", "recon.steps=4", "recon.batch=4", "recon.log_every=1", "recon.warmup=0"]
+
+
+def trainer() -> L.Trainer:
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+
+
+@cache
+def nearest() -> MultiBitModel:
+    """The small network at one pair of widths, as every fit finds it."""
+    return small_model(placement=Placement((BitWidth(4, 4),)))
+
+
+def passes(*overrides: str) -> tuple[Recipe, ...]:
+    return parts.recipes(configuration([*TINY, *overrides]), nearest())
+
+
+def fit(*recipes: Recipe) -> tuple[MultiBitModel, list[BlockResult]]:
+    """The small network after the passes, and every block's result."""
+    model, results = deepcopy(nearest()), []
+    for recipe in recipes:
+        results += reconstruct(model, images(8), recipe, trainer)
+    return model, results
+
+
+@cache
+def learned(*overrides: str) -> tuple[MultiBitModel, list[BlockResult]]:
+    """What the command learns, made once for all tests; the model is only to be read."""
+    return fit(*passes(*overrides))
+
+
+def same(one: MultiBitModel, other: MultiBitModel) -> bool:
+    """Equal codes, steps and zero points, bit by bit."""
+    weights = zip(weights_of(one), weights_of(other), strict=True)
+    inputs = zip(quantizers_of(one), quantizers_of(other), strict=True)
+    return all(torch.equal(a.at(b), c.at(b)) for (_, a), (_, c) in weights for b in a.widths) and all(
+        torch.equal(a.steps, c.steps) and torch.equal(a.zero_points, c.zero_points) for (_, a), (_, c) in inputs
+    )
+
+
+def test_p6_unclipped_weights_move_by_less_than_a_step() -> None:
+    for _, weight in weights_of(learned("method=qdrop")[0]):
+        for row, bits in enumerate(weight.widths):
+            u = grid.position(weight.latent, weight.ratios[row])
+            low, high = grid.limits(bits)
+            moved = (weight.code(bits).float() - u).abs()[(u > low) & (u < high)]
+            assert not moved.numel() or float(moved.max()) < 1 + 1e-4  # an integer u may be rounded up, a whole step
+
+
+@pytest.mark.parametrize("method", ["adaround", "flexround", "genie"])
+def test_p2_p7_without_a_step_taken_a_method_is_at_nearest(method: str) -> None:
+    recipe = passes(f"method={method}")[0]
+    rates = {"lr_rounding": 0.0, "lr_weight_step": 0.0, "steps": 1}
+    still = replace(recipe, settings=replace(recipe.settings, **rates), learn_inputs=False)  # type: ignore[arg-type]
+    assert same(fit(still)[0], nearest())
+
+
+def test_p8_genie_without_learned_steps_is_qdrop_and_with_them_is_not() -> None:
+    qdrop, _ = learned("method=qdrop")
+    assert same(learned("method=genie", "recon.lr_weight_step=0")[0], qdrop)
+    assert not same(learned("method=genie")[0], qdrop)
+
+
+def test_qdrop_without_drop_is_brecq_with_joint_activations() -> None:
+    qdrop, _ = learned("method=qdrop", "recon.drop=0", "mixer.p=0")
+    brecq, _ = learned("method=brecq", "recon.quantise=all", "recon.activation=joint")
+    assert same(qdrop, brecq)
+
+
+@pytest.mark.parametrize(("mixer", "loss"), [("case3", "gd_figure"), ("matched", "gd_direct"), ("case1", "gd_chain")])
+def test_p10_ptmq_with_one_width_makes_qdrops_steps(mixer: str, loss: str) -> None:
+    found, losses = learned(
+        "method=ptmq", f"mixer={mixer}", f"loss={loss}", "rounding=shared", "step_size=free", "step_size.learn=false"
+    )
+    qdrop, expected = learned("method=qdrop")
+    assert [result.losses for result in losses] == [result.losses for result in expected]
+    assert same(found, qdrop)
+
+
+def test_p9_drop_is_the_share_that_stays_in_float() -> None:
+    quantizer = ActivationQuantizer((2,), "layer")
+    quantizer.steps, quantizer.zero_points = torch.tensor([0.5]), torch.tensor([1.0])
+    x = torch.randn(100_000)
+    trainable = TrainableActivation(quantizer, MaskBank(0, 0.25)).train()
+    trainable.select(2)
+    # 1e5 draws: standard error 0.0014; next to none of the values lies on the grid
+    assert abs(float((trainable(x) == x).float().mean()) - 0.25) < 0.01
+
+
+def test_p11_the_regulariser_alone_is_nearest_rounding() -> None:
+    recipe = passes("method=qdrop", "loss=gd_figure", "loss.gammas=[0.0]")[0]  # nothing pulls but the regulariser
+    assert same(fit(replace(recipe, learn_inputs=False))[0], nearest())
+
+
+def test_p12_a_second_fit_starts_from_the_float_weight_again() -> None:
+    for _, weight in weights_of(learned("method=qdrop")[0]):
+        again = TrainableWeight(weight, Rounding("shared"), learn_steps=False)
+        for bits, rho in zip(weight.widths, weight.ratios, strict=True):
+            assert torch.equal(again.floors[bits], torch.floor(grid.position(weight.latent, rho)))
+
+
+@pytest.mark.parametrize("kind", ["shared", "offset", "ste", "flexround"])
+def test_p13_codes_stay_in_their_range(kind: str) -> None:
+    torch.manual_seed(0)
+    for _, weight in weights_of(nearest()):
+        trainable = (LatentWeight if kind in LATENT else TrainableWeight)(weight, Rounding(kind), learn_steps=True)
+        for parameter in trainable.parameters():
+            torch.nn.init.normal_(parameter, std=3.0)
+        committed = trainable.committed()
+        for bits in weight.widths:
+            low, high = grid.limits(bits)
+            assert low <= int(committed.code(bits).min()) and int(committed.code(bits).max()) <= high
+
+
+@pytest.mark.parametrize("method", ["adaround", "brecq"])
+def test_rounding_on_weights_alone_sees_no_activation_quantiser(method: str) -> None:
+    coarse = deepcopy(nearest())
+    for _, quantizer in quantizers_of(coarse):
+        quantizer.steps = quantizer.steps * 50
+    recipe = passes(f"method={method}")[0]
+    reconstruct(coarse, images(8), recipe, trainer)
+    for (name, one), (_, other) in zip(weights_of(fit(recipe)[0]), weights_of(coarse), strict=True):
+        assert torch.equal(one.rounding, other.rounding), name
+
+
+def test_fixed_activations_keep_their_calibrated_steps() -> None:
+    model, _ = learned("method=qdrop", "recon.activation=fixed")
+    for (path, found), (_, before) in zip(quantizers_of(model), quantizers_of(nearest()), strict=True):
+        assert torch.equal(found.steps, before.steps), path
+
+
+def test_the_second_phase_moves_activation_steps_and_nothing_else() -> None:
+    first, second = passes("method=brecq", "recon.activation_steps=3")
+    assert (first.settings.steps, second.settings.steps, second.mixer.case) == (4, 3, "float")
+    weights_only, _ = fit(first)
+    both = deepcopy(weights_only)
+    results = reconstruct(both, images(8), second, trainer)
+    assert results[0].losses == {}  # the stem reads the image, which has no step
+    for (name, one), (_, other) in zip(weights_of(weights_only), weights_of(both), strict=True):
+        assert torch.equal(one.rounding, other.rounding) and torch.equal(one.steps, other.steps), name
+    pairs = zip(quantizers_of(weights_only), quantizers_of(both), strict=True)
+    assert all(not torch.equal(one.steps, other.steps) for (_, one), (_, other) in pairs)
+
+
+def test_the_second_phase_is_a_quarter_of_the_first_unless_told() -> None:
+    assert passes("method=brecq", "recon.steps=100")[1].settings.steps == 25
+
+
+def test_nearest_rounding_has_no_pass_at_all() -> None:
+    assert passes("method=rtn") == ()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ste", "flexround"])
+def test_a_learned_weight_serves_ptmq_at_all_widths(kind: str) -> None:
+    config = configuration(
+        ["method=ptmq", f"rounding={kind}", "bits.groups=[[[3,3],[4,4]],[[5,5],[6,6]],[[8,8]]]",
+         "bits.evaluate=[w3a3]", *TINY[1:], "recon.steps=120", "recon.batch=16"]
+    )  # fmt: skip
+    x, model, before = images(64), small_model(), small_model()
+    for recipe in parts.recipes(config, model):
+        reconstruct(model, x, recipe, trainer)
+    with torch.no_grad():
+        target = before(x)
+        for width in (3, 4, 8):
+            model.switch(width)
+            before.switch(width)
+            assert (model(x) - target).square().mean() < (before(x) - target).square().mean(), width
