@@ -152,7 +152,12 @@ class MultiBitWeight(CommittedWeight):
         if self.kind == "offset":
             tau = self.rounding[0, rows].double() / (2**grid.OFFSET_BITS - 1)
             return grid.code_offset(latent, rho, bits, tau).float()
-        return grid.levels(self.rounding[0, rows] if self.kind == "latent" else latent, rho, bits)
+        return grid.levels(self.integers[rows], rho, bits)
+
+    @property
+    def integers(self) -> Tensor:
+        """What is rounded to nearest where nothing else is: n, or the learned n' of kind "latent", int16 (O, ...)."""
+        return self.rounding[0] if self.kind == "latent" else self.latent
 
     def at(self, bits: int | None) -> Tensor:
         """Weight float32 (O, ...) of a width; None: the float network's, n * s_L."""

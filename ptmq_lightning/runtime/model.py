@@ -160,7 +160,9 @@ def select(
     block: nn.Module, widths: Mapping[str, BitWidth] | None, *, activations: bool = True
 ) -> list[tuple[str, Any]]:
     """Set the widths of a block's layers by name; None sets every layer to float, activations=False its inputs.
-    Returns what `weights_of` gives."""
+
+    Returns what `weights_of` gives.
+    """
     weights = []
     for name, module in _switched(block):
         if name is None:
@@ -174,8 +176,11 @@ def select(
 def _switched(module: nn.Module, path: str = "") -> Iterator[tuple[str | None, Any]]:
     """(None, activation quantiser) and (layer name, weight module); leaner than named_modules, every switch is here."""
     for name, child in module._modules.items():
-        if hasattr(type(child), "select"):
-            yield (None if "owner" in child.__dict__ else path), child
+        switched = hasattr(type(child), "select")
+        if switched and "owner" in child.__dict__:
+            yield None, child
+        elif switched and name == "weight":
+            yield path, child
         elif child is not None and child._modules:
             yield from _switched(child, f"{path}.{name}" if path else name)
 

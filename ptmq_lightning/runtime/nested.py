@@ -126,8 +126,10 @@ def nested_of(weight: MultiBitWeight) -> NestedWeight:
     parts: dict[str, Tensor] = {}
     plane_of: dict[int, int] = {}
     if tied:
-        twice = weight.kind == "nearest"
-        position = torch.floor(grid.position(weight.latent, weight.ratios[weight.widths.index(tied[-1])]) * (1 + twice))
+        twice = weight.kind != "planes"
+        position = torch.floor(
+            grid.position(weight.integers, weight.ratios[weight.widths.index(tied[-1])]) * (1 + twice)
+        )
         low, high = grid.limits(tied[-1] + twice)
         parts |= {"floor": position.clamp(low, high).to(torch.int16), "shifts": shifts}
         if not twice:
@@ -135,7 +137,7 @@ def nested_of(weight: MultiBitWeight) -> NestedWeight:
             plane_of = {b: used.index(weight.plane_of[b]) for b in tied}
             parts["rounding"] = weight.rounding[used] * (position >= low)
     parts |= {f"code_{b}": weight.code(b) for b in weight.widths if b not in tied}
-    kind = "nearest" if weight.kind == "nearest" else "planes"
+    kind = "planes" if weight.kind in ("planes", "offset") else "nearest"
     nested = NestedWeight(weight.widths, weight.steps, tied, kind, plane_of, parts)
     nested.bits = weight.bits or nested.bits
     return nested
@@ -147,9 +149,10 @@ def _trunk(weight: MultiBitWeight) -> tuple[tuple[int, ...], Tensor]:
     best: tuple[int, ...] = ()
     shifts = torch.zeros((0, shape[0]), dtype=torch.uint8, device=weight.latent.device)
     least = bits_per_weight(_spec(shape, widths, best, "planes", 0))
-    for top in widths if weight.kind in ("planes", "nearest") else ():
+    for top in widths if weight.kind != "offset" else ():
         found = {b: k for b in widths if b <= top and (k := _shift(weight, b, top)) is not None}
-        kind, planes = weight.kind, len({weight.plane_of[b] for b in found}) if weight.kind == "planes" else 0
+        kind = "planes" if weight.kind == "planes" else "nearest"
+        planes = len({weight.plane_of[b] for b in found}) if kind == "planes" else 0
         bits = bits_per_weight(_spec(shape, widths, tuple(found), kind, planes))
         if len(found) > 1 and bits < least:
             least, best, shifts = bits, tuple(found), torch.stack(list(found.values()))

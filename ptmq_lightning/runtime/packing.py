@@ -1,6 +1,6 @@
 """Integers as bit strings, and which integers of a weight are stored (PTMQ §2).
 
-A bit string holds values of L bits (1 to 15) in a row, two's complement, most significant bit first, in the order of
+A bit string holds values of L bits (1 to 16) in a row, two's complement, most significant bit first, in the order of
 the flattened tensor, with zeros up to the last whole byte. Eight values fill L bytes, so both directions work on groups
 of eight.
 """
@@ -31,16 +31,12 @@ class Field(NamedTuple):
 
 
 def fields(spec: Mapping[str, Any]) -> dict[str, Field]:
-    """The packed tensors of a weight by name; learned integers n' (kind "latent") stay int16.
-
-    spec: what a weight's spec() says, shape (O, ...) among it.
-    """
+    """The packed tensors of a weight by name. spec: what a weight's spec() says, shape (O, ...) among it."""
     shape = tuple(spec["shape"])
-    rounding = Field(grid.OFFSET_BITS if spec["kind"] == "offset" else 1, False, (spec["planes"], *shape))
+    bits = {"offset": grid.OFFSET_BITS, "latent": 16}.get(spec["kind"], 1)
+    rounding = Field(bits, spec["kind"] == "latent", (spec["planes"], *shape))
     if spec["packing"] == "latent":
-        found = {"latent": Field(grid.LATENT_BITS, True, shape)}
-        if spec["kind"] != "latent":
-            found["rounding"] = rounding
+        found = {"latent": Field(grid.LATENT_BITS, True, shape), "rounding": rounding}
     else:
         found = {"rounding": rounding}
         if spec["tied"]:
@@ -51,9 +47,8 @@ def fields(spec: Mapping[str, Any]) -> dict[str, Field]:
 
 def bits_per_weight(spec: Mapping[str, Any]) -> int:
     """Bits that each weight takes, without what is stored per channel."""
-    weights = math.prod(tuple(spec["shape"]))
-    learned = 16 if (spec["kind"], spec["packing"]) == ("latent", "latent") else 0
-    return learned + sum(field.bits * field.size for field in fields(spec).values()) // int(weights)
+    weights = math.prod(spec["shape"])
+    return sum(field.bits * (field.size // weights) for field in fields(spec).values())
 
 
 def pack_weight(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -84,7 +79,7 @@ def pack(values: Tensor, bits: int) -> Tensor:
 
 
 def unpack(packed: Tensor, bits: int, count: int, *, signed: bool) -> Tensor:
-    """The first `count` values of a bit string uint8 (M,) -> int16 (count,)."""
+    """The first `count` values of a bit string uint8 (M,) -> int16 (count,); 16 bits are signed."""
     if packed.dtype != torch.uint8 or packed.shape != (_length(count, bits),):
         raise ValueError(f"{count} values of {bits} bits in {tuple(packed.shape)} {packed.dtype}")
     groups = -(-count // 8)
@@ -93,7 +88,7 @@ def unpack(packed: Tensor, bits: int, count: int, *, signed: bool) -> Tensor:
     values = np.zeros((groups, 8), dtype=np.int16)
     for value, byte, down, up, mask in _pieces(bits):
         values[:, value] |= ((rows[:, byte].astype(np.int16) >> up) & mask) << down
-    if signed:
+    if signed and bits < 16:
         sign = np.int16(1 << (bits - 1))
         values = (values ^ sign) - sign
     return torch.from_numpy(values.reshape(-1)[:count])

@@ -51,11 +51,11 @@ def _activations(model: MultiBitModel, wrong: str) -> str:
     for block in model.blocks:
         for path, quantizer in quantizers_of(block):
             for bits, step, zero in zip(quantizer.widths, quantizer.steps, quantizer.zero_points, strict=True):
-                good = bool(step.isfinite() & (step > 0)) and float(zero) in range(2**bits)
-                if not good:
+                top = 2 ** (bits if quantizer.tables is None else grid.TABLE_BITS) - 1
+                if not bool(step.isfinite() & (step > 0)) or float(zero) not in range(top + 1):
                     raise ArtifactError(
                         f"{wrong}: the quantiser '{path}' has step {float(step)} and zero point {float(zero)} at "
-                        f"{bits} bits; expected a positive step and a whole number from 0 to {2**bits - 1}. Save the "
+                        f"{bits} bits; expected a positive step and a whole number from 0 to {top}. Save the "
                         f"model again."
                     )
                 count += 1
