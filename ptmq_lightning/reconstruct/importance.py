@@ -74,7 +74,8 @@ def scaled(weight: Tensor, target: Tensor, read: Tensor | None = None) -> Tensor
 
 
 def token_weight(rest: nn.Module, target: Tensor, generator: torch.Generator, *, evenly: float = 0.5) -> Tensor | None:
-    """Weights (1, T, 1) with mean 1 of the squared errors of normalised tokens, for an output (B, T, C); else None.
+    """Weights (1, T, 1) of the squared errors of normalised tokens for an output (B, T, C), else None; their mean over
+    the tokens that are read is 1.
 
     A token's share of the Fisher information: the squared gradient of log softmax(rest(x))[y], y drawn from the
     softmax, in units of the token's standard deviation. A share `evenly` of all weight is spread over the tokens that
@@ -92,4 +93,4 @@ def token_weight(rest: nn.Module, target: Tensor, generator: torch.Generator, *,
     if not read.any():
         return None
     weight = evenly * read / read.sum() + (1 - evenly) * information / information.sum()
-    return (weight * len(weight)).reshape(1, -1, 1)
+    return (weight * read.sum()).reshape(1, -1, 1)
