@@ -18,7 +18,7 @@ ROOMS = {"runtime", "data", "models", "quant", "reconstruct", "finetune", "evalu
          "compose"}  # fmt: skip
 FORBIDDEN = "lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "matplotlib", "pandas", "timm", "PIL"
 ALWAYS = {"torch", "numpy", "safetensors"}
-WHEN_USED = ALWAYS | {"timm", "onnx", "onnxruntime", "huggingface_hub", "PIL"}
+WHEN_USED = ALWAYS | {"timm", "onnx", "onnxruntime", "openvino", "huggingface_hub", "PIL"}
 
 GUARD = f"""
 import importlib, pkgutil, sys
