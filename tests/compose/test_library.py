@@ -60,7 +60,7 @@ def test_options_are_those_of_the_command(model: MultiBitModel, images: torch.Te
     with pytest.raises(ConfigError) as caught:
         reconstruct(model, images, mixer="case9", steps=1)
     assert str(caught.value) == (
-        "mixer=case9 is no option (nearest: case3, case2, case1); expected mixer=case1|case2|case3|matched|none"
+        "mixer=case9 is no option (nearest: case3, case2, case1); expected mixer=case1|case2|case3|float|matched|none"
     )
 
 

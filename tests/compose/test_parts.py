@@ -24,4 +24,4 @@ def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
 def test_options_of_the_quantisers_and_of_the_commit_reach_their_rooms() -> None:
     config = configuration(["quant.gelu=table", "recon.bias_correction=true"])
     assert parts.placement(config.bits, config.quant).gelu == "table"
-    assert parts.recipe(config, small_model(calibrated=False)).bias_correction
+    assert [recipe.bias_correction for recipe in parts.recipes(config, small_model(calibrated=False))] == [True]
