@@ -20,7 +20,7 @@ GROUPS = {
     for folder in sorted((ROOT / "conf").iterdir())
     if folder.is_dir() and not folder.name.startswith("_")
 }
-NEEDED = {"timm": ["model.name=resnet34"]}
+NEEDED = {"timm": ["model.name=resnet34"], "onnx": ["artifact=DIR"], "openvino": ["artifact=DIR"]}
 
 
 @pytest.fixture(autouse=True)

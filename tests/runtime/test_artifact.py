@@ -85,7 +85,8 @@ def test_tables_and_info_travel_with_the_model(saved: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "bits"), [("nearest", 11), ("shared", 12), ("per_group", 13), ("per_width", 16), ("offset", 16)]
+    ("kind", "bits"),
+    [("nearest", 11), ("shared", 12), ("per_group", 13), ("per_width", 16), ("offset", 16), ("ste", 27)],
 )
 def test_a_latent_weight_takes_eleven_bits_and_its_rounding(kind: str, bits: int, tmp_path: Path) -> None:
     saved = artifact.save(committed(kind), tmp_path / "model")

@@ -76,7 +76,7 @@ def test_a_width_it_was_not_prepared_for_is_refused_and_changes_nothing() -> Non
     with pytest.raises(ConfigError) as error:
         model.switch(7)
     assert str(error.value) == (
-        "the input of layer1.0.conv1 has no width of 7 bits; it was prepared for 3, 4, 5, 6, 8. Choose one of these."
+        "the weight has no width of 7 bits; it was prepared for 3, 4, 5, 6, 8. Choose one of these."
     )
     assert {weight.bits for _, weight in weights_of(model)} == {8}
 

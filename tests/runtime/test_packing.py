@@ -15,11 +15,11 @@ from tests.golden_values import golden
 WIDTHS = tuple(range(2, 9))
 
 
-@pytest.mark.parametrize("bits", range(1, 16))
+@pytest.mark.parametrize("bits", range(1, 17))
 @pytest.mark.parametrize("count", [1, 7, 8, 9, 64])
 def test_what_is_packed_is_unpacked(bits: int, count: int) -> None:
     generator = torch.Generator().manual_seed(bits)
-    unsigned = torch.randint(2**bits, (count,), generator=generator)
+    unsigned = torch.randint(2 ** min(bits, 15), (count,), generator=generator)
     assert torch.equal(unpack(pack(unsigned, bits), bits, count, signed=False).long(), unsigned)
     if bits > 1:
         signed = torch.randint(-(2 ** (bits - 1)), 2 ** (bits - 1), (count,), generator=generator)
@@ -50,6 +50,8 @@ def weight_of(kind: str, step_size: StepSize, plane_of: dict[int, int], scale: f
     elif kind == "offset":
         tau = torch.randint(32, (1, *n.shape), generator=generator, dtype=torch.uint8)
         weight.set_rounding(kind, tau, dict.fromkeys(WIDTHS, 0))
+    elif kind == "latent":
+        weight.set_rounding(kind, torch.randint(-1500, 1500, (1, *n.shape), generator=generator).to(torch.int16), {})
     return weight
 
 
@@ -63,6 +65,7 @@ CASES = {
     "a power of two per channel": ("planes", StepSize("power_of_two"), ONE, None),
     "free steps": ("planes", StepSize(), ONE, 35),
     "offset": ("offset", NESTED, {}, 35),
+    "learned latents": ("latent", NESTED, {}, 9),
 }
 
 
