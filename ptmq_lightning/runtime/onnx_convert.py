@@ -55,11 +55,11 @@ class Converter:
         for op in ops:
             self.values[op] = self._made(op, self._emit(op))
         self.writer.node("Identity", [self.float(self.values[ops[-1]])], LOGITS)
-        return self.writer.model([(LOGITS, np.float32)], metadata)
+        return self.writer.model([(LOGITS, np.float32, shape_of(ops[-1]))], metadata)
 
     def layers(self, ops: Sequence[Op]) -> Any:
         """Every quantised layer by itself: inputs "<layer>.in<i>" -> outputs "<layer>.out", codes where they are."""
-        outputs: list[tuple[str, Any]] = []
+        outputs: list[tuple[str, Any, tuple[int, ...]]] = []
         for op in ops:
             if op.key in ("QuantConv2d", "QuantLinear", "QuantMatmul") and op.path not in self.plan.floating:
                 for i, source in enumerate(a for a in op.args if isinstance(a, Op)):
@@ -71,7 +71,7 @@ class Converter:
                 name, out = made, np.dtype(np.float32)
                 if isinstance(made, Codes):
                     name, out = made.name, self.writer.parameters[f"{made.quantizer}.zero_point"].dtype
-                outputs.append((self.writer.node("Identity", [name], f"{op.path}.out"), out))
+                outputs.append((self.writer.node("Identity", [name], f"{op.path}.out"), out, shape_of(op)))
         return self.writer.model(outputs, {})
 
     def float(self, value: Any) -> str:
@@ -157,6 +157,8 @@ class Converter:
             return w.node("Expand", [x, w.node("Concat", parts, f"{op.name}.shape", axis=0)], op.name)
         if op.key == "unbind":
             return self._unbind(op, x)
+        if op.key == "chunk":
+            return self._chunk(op, x)
         if op.key == "pad":
             return pad(w, op, x, w.constant(0, np.float32))
         emit = MOVES.get(op.key) or FLOATS.get(op.key)
@@ -177,6 +179,14 @@ class Converter:
         ]  # fmt: skip
         made = self.writer.node(BINARY[op.key], names, op.name)
         return Size(made) if sizes else made
+
+    def _chunk(self, op: Op, x: str) -> list[str]:
+        assert op.source is not None
+        count, axis = int(argument(op, 1, "chunks", 1)), int(argument(op, 2, "dim", 0)) % len(shape_of(op.source))
+        if shape_of(op.source)[axis] % count or axis == 0:
+            raise refuse(op, f"its {count} pieces are not equal")
+        pieces: list[str] = self.writer.node("Split", [x], op.name, outputs=count, axis=axis, num_outputs=count)
+        return pieces
 
     def _unbind(self, op: Op, x: str) -> list[str]:
         w, axis = self.writer, int(argument(op, 1, "dim", 0))

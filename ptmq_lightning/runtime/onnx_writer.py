@@ -62,10 +62,13 @@ class Writer:
         self.values[name] = self._helper.make_tensor_value_info(name, kind, [BATCH, *shape[1:]])
         return name
 
-    def model(self, outputs: Sequence[tuple[str, Any]], metadata: Mapping[str, str]) -> Any:
-        """The ModelProto; outputs: (name, dtype)."""
-        made = [self._helper.make_tensor_value_info(n, self._helper.np_dtype_to_tensor_dtype(np.dtype(d)), None)
-                for n, d in outputs]  # fmt: skip
+    def model(self, outputs: Sequence[tuple[str, Any, tuple[int, ...]]], metadata: Mapping[str, str]) -> Any:
+        """The ModelProto; outputs: (name, dtype, shape), the first axis the batch."""
+        kinds = [self._helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for _, dtype, _ in outputs]
+        made = [
+            self._helper.make_tensor_value_info(name, kind, [BATCH, *shape[1:]])
+            for (name, _, shape), kind in zip(outputs, kinds, strict=True)
+        ]
         graph = self._helper.make_graph(
             self.nodes, "ptmq", list(self.values.values()), made, list(self.initializers.values())
         )
