@@ -2,7 +2,8 @@
 
 Each convolution stands as DequantizeLinear -> Conv -> QuantizeLinear, each linear layer as a two-dimensional Gemm with
 an int32 bias, each product of activations as MatMul on u8 and s8: ONNX Runtime makes QLinearConv, QGemm and
-MatMulIntegerToFloat of them. A tensor is quantised once, where it is made; a width below 8 bits clips its codes.
+MatMulIntegerToFloat of them. A tensor is quantised once, where it is made; a width below 8 bits clips its codes, or
+looks them up in its table.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ptmq_lightning.runtime.onnx_values import Array
 from ptmq_lightning.runtime.onnx_writer import BATCH, Writer
 
 IMAGES, LOGITS = "images", "logits"
+INT32 = 6  # of onnx.TensorProto
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,9 @@ class Converter:
             ends = [(float(w.parameters[f"{quantizer}.{end}"]) - zero) * scale for end in ("low", "high")]
             x = w.node("Clip", [x, *(w.constant(end, np.float32) for end in ends)], f"{quantizer}.clip")
         made = w.node("QuantizeLinear", [x, *self._grid(quantizer, made=True)], quantizer)
+        if f"{quantizer}.table" in w.parameters:
+            index = w.node("Cast", [made], f"{quantizer}.index", to=INT32)
+            return Codes(w.node("Gather", [w.parameter(f"{quantizer}.table"), index], f"{quantizer}.level"), quantizer)
         return self._clipped(made, quantizer) if self.clip == "codes" else Codes(made, quantizer)
 
     def _clipped(self, x: str, quantizer: str) -> Codes:

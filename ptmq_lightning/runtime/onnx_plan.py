@@ -55,7 +55,7 @@ def plan(ops: Sequence[Op], *, early: bool = True, image: bool = False) -> Plan:
         if op.key not in LAYERS:
             continue
         source = _source(op, result)
-        bias = getattr(op.module, "bias", None) is not None
+        bias = any(getattr(op.module, name, None) is not None for name in ("bias", "biases"))
         result.table.layers[op.path] = LayerRow(op.path, source, op.key == "QuantLinear", bias)
         if source is None:
             result.floating.append(op.path)
@@ -84,7 +84,9 @@ def _place(op: Op, result: Plan, early: bool, signed: bool) -> None:
             upper = upper and upper * float(link.args[1])
         if link.key in RELU | RELU6 | {"mul"}:
             result.absorbed.add(link)
-    result.table.quantizers[op.path] = QuantizerRow(op.path, module.owner, module.pin, signed, relu, upper, factor)
+    result.table.quantizers[op.path] = QuantizerRow(
+        op.path, module.owner, module.pin, signed, relu, upper, factor, table=module.tables is not None
+    )
     result.at[root] = op.path
     if root is not op:
         result.absorbed.add(op)

@@ -38,7 +38,8 @@ class QuantizerRow:
     """A place where a tensor becomes integers.
 
     owner: the layer whose width it follows; None: 8 bits at every width over `range`. signed: s8 with a shift of 128.
-    relu, upper: what the clip takes over. factor: the tensor is multiplied by it after it became integers.
+    relu, upper: what the clip takes over. factor: the tensor is multiplied by it after it became integers. table: codes
+    of 8 bits are looked up in one, at every width.
     """
 
     name: str
@@ -49,6 +50,7 @@ class QuantizerRow:
     upper: float | None = None
     factor: float = 1.0
     range: tuple[float, float] | None = None
+    table: bool = False
 
 
 @dataclass
@@ -78,18 +80,21 @@ def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dic
     weight: MultiBitWeight
     for name, weight in weights_of(model):
         layer = name.split(".", 2)[2]  # blocks.<index>.<layer>
+        module: Any = model.blocks[model.layers[layer].block].get_submodule(layer)
         for bits in sorted({width.w for used_by, width in used if used_by == layer}):
             row = weight.widths.index(bits)
             arrays[f"{layer}.codes.{bits}"] = weight.code(bits).cpu().numpy()
             arrays[f"{layer}.steps.{bits}"] = weight.steps[row].detach().cpu().numpy()
-        bias = getattr(model.blocks[model.layers[layer].block].get_submodule(layer), "bias", None)
-        if bias is not None:
-            arrays[f"{layer}.bias"] = bias.detach().cpu().numpy()
+            bias = module.bias if module.biases is None else module.biases[row]
+            if bias is not None:
+                arrays[f"{layer}.bias.{bits}"] = bias.detach().cpu().numpy()
     for path, quantizer in quantizers_of(model):
         assert isinstance(quantizer, ActivationQuantizer)
         for row, bits in enumerate(quantizer.widths):
             pair = [float(quantizer.steps[row]), float(quantizer.zero_points[row])]
             arrays[f"{path.split('.', 2)[2]}.grid.{bits}"] = np.array(pair, dtype=np.float32)
+            if quantizer.tables is not None:
+                arrays[f"{path.split('.', 2)[2]}.table.{bits}"] = quantizer.tables[row].cpu().numpy()
     return arrays
 
 
@@ -105,7 +110,7 @@ def parameters(table: Table, arrays: Mapping[str, Array], assignment: BitAssignm
     for layer in table.layers.values():
         bits = widths[layer.name].w
         codes, step = arrays[f"{layer.name}.codes.{bits}"], arrays[f"{layer.name}.steps.{bits}"]
-        bias = arrays.get(f"{layer.name}.bias")
+        bias = arrays.get(f"{layer.name}.bias.{bits}")
         input_scale = scales[layer.source] if layer.source else None
         own = _layer(codes, step, bias, input_scale, bits, layer.transposed)
         found |= {f"{layer.name}.{key}": value for key, value in own.items()}
@@ -119,13 +124,16 @@ def _quantizer(row: QuantizerRow, arrays: Mapping[str, Array], bits: int) -> dic
         zero = float(np.clip(np.rint(-row.range[0] / step), 0, 255))
     else:
         step, zero = (float(value) for value in arrays[f"{row.name}.grid.{bits}"])
-        top = 2**bits - 1
+        top = 255 if row.table else 2**bits - 1
     high = top if row.upper is None else min(top, int(np.rint(np.float32(row.upper) / np.float32(step)) + zero))
     low = int(zero) if row.relu else 0
     dtype, shift = (np.int8, 128) if row.signed else (np.uint8, 0)
     codes = {"zero_point": zero, "low": low, "high": max(high, low)}
     found: dict[str, Array] = {key: np.array(int(value) - shift, dtype=dtype) for key, value in codes.items()}
     found["scale"] = np.array(step, dtype=np.float32)
+    if row.table:  # Gather counts a negative index from the end
+        codes_in = (np.arange(256) if shift == 0 else np.arange(256).astype(np.int8).astype(np.int64)) + shift
+        found["table"] = (arrays[f"{row.name}.table.{bits}"][codes_in].astype(np.int64) - shift).astype(dtype)
     if row.factor != 1:
         found["scale_in"] = np.array(step / row.factor, dtype=np.float32)
     return found

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from ptmq_lightning.compose.library import quantize
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.steps import StepSize, calibrate
@@ -81,6 +82,18 @@ def test_no_layer_of_a_network_is_left_in_float_and_each_is_within_a_step(
     assert not expected or {kernel: found[kernel] for kernel in expected} == expected
     products = sum(layer.kind == "matmul" for layer in model.layers.values())
     assert found["MatMulIntegerToFloat"] + found["QLinearMatMul"] == products
+
+
+@pytest.mark.parametrize("form", ["static", "switchable"])
+def test_levels_from_a_table_and_biases_of_each_width_are_exported(form: str, tmp_path: Path) -> None:
+    network = zoo.build("cifar_vit", pretrained=False).module
+    x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model = quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["quant.gelu=table"])
+    layer = model.blocks[1].get_submodule("blocks.0.mlp.fc2")
+    layer.biases = torch.stack([layer.bias + 0.5 * row for row in range(len(layer.weight.widths))])
+    reports = export(model, tmp_path / "out", x, ["w4a4", "w8a8"], form=form)
+    assert max(report.largest_step for report in reports.values()) <= 1
+    assert min(report.agreement for report in reports.values()) == 100
 
 
 def test_the_test_of_kernels_finds_a_float_one(tmp_path: Path) -> None:
@@ -159,7 +172,7 @@ def test_a_narrow_weight_fills_seven_bits_and_means_the_same() -> None:
 def test_a_bias_that_does_not_fit_32_bits_gets_a_coarser_step() -> None:
     codes, step = np.array([[127], [100]], np.int8), np.array([1e-9, 0.1], np.float32)
     bias = np.array([5.0, 1.0], np.float32)
-    arrays = {"l.codes.8": codes, "l.steps.8": step, "l.bias": bias, "q.grid.8": np.array([0.01, 0], np.float32)}
+    arrays = {"l.codes.8": codes, "l.steps.8": step, "l.bias.8": bias, "q.grid.8": np.array([0.01, 0], np.float32)}
     table = onnx_values.Table(
         {"l": onnx_values.LayerRow("l", "q", False, True)}, {"q": onnx_values.QuantizerRow("q", "l")}
     )
