@@ -1,7 +1,10 @@
-"""Small random networks and models made of them, for tests."""
+"""Small random networks, models made of them and what fits them, for tests."""
 
 from __future__ import annotations
 
+import logging
+
+import lightning as L
 import torch
 from torch import Tensor, nn
 
@@ -82,3 +85,16 @@ def small_model(
     if calibrated:
         calibrate(model, images())
     return model
+
+
+def trainer() -> L.Trainer:
+    """A Trainer for one block, without a trace."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    return L.Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor, nn
@@ -21,6 +19,7 @@ from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct
 from ptmq_lightning.runtime import artifact, grid
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitGroups
+from tests.networks import trainer
 
 SLOW = pytest.mark.slow
 GROUPS = BitGroups.of([[3, 4], [[5, 5], [6, 6]], [8]])
@@ -55,18 +54,6 @@ RECIPE = Recipe(
     Settings(steps=1, batch=2, warmup=0.0),
     learn_steps=True,
 )
-
-
-def trainer() -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 @torch.no_grad()

@@ -5,12 +5,10 @@ P1 to P5 stand in tests/quant/test_rounding.py and test_layers.py, P14 in tests/
 
 from __future__ import annotations
 
-import logging
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache
 
-import lightning as L
 import pytest
 import torch
 
@@ -25,21 +23,9 @@ from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitWidth
-from tests.networks import images, small_model
+from tests.networks import images, small_model, trainer
 
 TINY = ["bits=w4a4", "recon.steps=4", "recon.batch=4", "recon.log_every=1", "recon.warmup=0"]
-
-
-def trainer() -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 @cache

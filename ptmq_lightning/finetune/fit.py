@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -90,7 +91,7 @@ def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -
     return images.contiguous(memory_format=torch.channels_last)
 
 
-class FineTuning(L.LightningModule):
+class FineTuning(L.LightningModule, ABC):
     """network: images (B, C, H, W) -> logits (B, classes). steps: of the whole fit."""
 
     def __init__(self, network: nn.Module, settings: Settings, steps: int) -> None:
@@ -100,9 +101,9 @@ class FineTuning(L.LightningModule):
         self.draws = torch.Generator().manual_seed(settings.seed)
         self.place, self.latest = Whole(), dict[str, float]()
 
+    @abstractmethod
     def losses(self, images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
         """(name, loss) of each pass of a step; the caller goes backward through one before it asks for the next."""
-        raise NotImplementedError
 
     def training_step(self, batch: Batch, index: int) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()

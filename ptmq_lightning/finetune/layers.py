@@ -6,6 +6,7 @@ O output channels, K widths (pairs of weight and activation bits), C channels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -37,7 +38,7 @@ def round_through(x: Tensor) -> Tensor:
     return result
 
 
-class SharedWeight(nn.Module):
+class SharedWeight(nn.Module, ABC):
     """One float weight W (O, ...) that every width quantises in its own way: `at(bits)` of the subclasses."""
 
     def __init__(self, frozen: MultiBitWeight) -> None:
@@ -51,13 +52,13 @@ class SharedWeight(nn.Module):
             index_of(bits, self.widths, "the weight")
         self.bits = bits
 
+    @abstractmethod
     def at(self, bits: int | None) -> Tensor:
         """Weight (O, ...) of a width with gradients; None: not rounded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def committed(self) -> nn.Module:
         """What is stored, with the same `select` and `at`."""
-        raise NotImplementedError
 
     def forward(self) -> Tensor:
         return self.at(self.bits)

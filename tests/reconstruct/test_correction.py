@@ -20,8 +20,8 @@ from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.graph import describe, rebuild
 from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
-from tests.networks import images, small_model
-from tests.reconstruct.test_reconstruct import RECIPE, trainer
+from tests.networks import images, small_model, trainer
+from tests.reconstruct.test_reconstruct import RECIPE
 
 NEAREST = replace(RECIPE, rounding=Rounding("nearest"), bias_correction=True)
 

@@ -23,8 +23,8 @@ from ptmq_lightning.reconstruct.importance import (
 from ptmq_lightning.reconstruct.objective import Objective
 from ptmq_lightning.reconstruct.reconstruct import reconstruct
 from ptmq_lightning.runtime.errors import ConfigError
-from tests.networks import images, small_model
-from tests.reconstruct.test_reconstruct import RECIPE, trainer
+from tests.networks import images, small_model, trainer
+from tests.reconstruct.test_reconstruct import RECIPE
 
 N, C, CLASSES = 6, 4, 5
 

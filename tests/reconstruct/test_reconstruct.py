@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -24,7 +22,7 @@ from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct
 from ptmq_lightning.runtime.errors import ArtifactError, ModelError
 from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
-from tests.networks import GROUPS, images, small_model
+from tests.networks import GROUPS, images, small_model, trainer
 
 RECIPE = Recipe(
     GROUPS,
@@ -40,18 +38,6 @@ KINDS = {
     "per_group": Rounding("per_group", ((3,), (4, 5, 6, 8))),
     "per_width": Rounding("per_width"),
 }
-
-
-def trainer() -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def module_of(model: MultiBitModel, index: int, recipe: Recipe = RECIPE) -> BlockReconstruction:

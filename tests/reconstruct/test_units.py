@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
-import lightning as L
 import pytest
 import torch
 from torch import nn
@@ -20,7 +18,7 @@ from ptmq_lightning.reconstruct.units import units
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, quantizers_of, weights_of
-from tests.networks import GROUPS, images, small_model
+from tests.networks import GROUPS, images, small_model, trainer
 
 RECIPE = Recipe(
     GROUPS,
@@ -31,18 +29,6 @@ RECIPE = Recipe(
     unit="layer",
 )
 RESIDUAL, ATTENTION = 1, 3  # blocks of the small network
-
-
-def trainer() -> L.Trainer:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    return L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
 
 
 def input_of(model: MultiBitModel, index: int) -> torch.Tensor:
