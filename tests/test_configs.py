@@ -113,7 +113,7 @@ def test_activation_steps_cannot_be_learned_where_activations_stay_in_float() ->
 
 def test_methods_that_learn_have_the_same_number_of_steps_per_unit() -> None:
     steps = {configuration([f"method={method}", "recon=fast"]).recon.steps for method in (*SINGLE, "ptmq")}
-    assert steps == {300}
+    assert steps == {500}
 
 
 def test_a_method_chooses_the_options_of_its_groups() -> None:
