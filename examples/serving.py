@@ -1,0 +1,207 @@
+"""Serving one artifact: every request gets the width that its deadline and the free memory allow.
+
+    python train.py                                                   # leaves the artifact, offline
+    python examples/serving.py outputs/digits_resnet/default/model
+    python examples/serving.py DIR --data cifar10 --root FOLDER --out serving
+
+The rungs are the float network and the artifact's widths, all of them in ONNX Runtime with one thread, so that a
+difference between them comes from the integers and not from the runtime. What is known of a rung: its latency, the
+median of interleaved runs at the start, times the machine's present slowdown, measured from the requests served; its
+agreement with the float network and its bytes, from the artifact's own table. (Agreement, for a top-1 of 1,000 images
+has a standard error of a point and cannot tell 6 bits from 8.) Of the rungs that fit both limits the one that agrees
+most is taken, of equals the smaller one.
+
+An x86 CPU has no kernels below 8 bits: all widths take the same time, and the deadline chooses between float and
+integers alone. What a narrower width saves is memory, counted as the weights packed at their width: what a device has
+to store or to fetch. ONNX Runtime unpacks them to a byte each. --form switchable keeps one session for all widths
+instead of one for each; it prepares its weights in every call, which costs a small network at batch 1 what the
+integers gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from serving_report import picture, report
+
+import ptmq_lightning as ptmq
+from ptmq_lightning.data.module import calibration_images, draw_calibration
+from ptmq_lightning.data.sources import open_data, permutation
+from ptmq_lightning.models.zoo import Preprocessing
+from ptmq_lightning.runtime.bench import interleaved
+from ptmq_lightning.runtime.export import FORMS, export
+from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.session import Session, inference_session
+
+Run = Callable[[Any], Any]  # image (1, C, H, W) -> logits (1, classes), numpy
+RECENT = 15  # requests that tell the machine's slowdown
+EXPORT_IMAGES = 64
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A way to answer. agreement: percent of images with the float network's class; ms: median when nothing is slow."""
+
+    name: str
+    agreement: float
+    bytes: int
+    ms: float = 0.0
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Requests under the same limits."""
+
+    name: str
+    requests: int
+    deadline_ms: float
+    memory_bytes: float
+
+
+class Chooser:
+    """The policy. The slowdown is one for all rungs, so that those not in use keep a present estimate; its median over
+    the recent requests makes a single stall of the machine no reason to change."""
+
+    def __init__(self, rungs: Sequence[Rung]) -> None:
+        self.rungs = rungs
+        self._recent = deque([1.0], maxlen=RECENT)
+
+    def expected_ms(self, rung: Rung) -> float:
+        return rung.ms * statistics.median(self._recent)
+
+    def choose(self, deadline_ms: float, memory_bytes: float) -> Rung:
+        """Memory is a wall and a deadline a wish: where none fits, the fastest that memory holds, else the smallest."""
+        held = [rung for rung in self.rungs if rung.bytes <= memory_bytes]
+        if not held:
+            return min(self.rungs, key=lambda rung: rung.bytes)
+        fits = [rung for rung in held if self.expected_ms(rung) <= deadline_ms]
+        if not fits:
+            return min(held, key=lambda rung: rung.ms)
+        return max(fits, key=lambda rung: (rung.agreement, -rung.bytes))
+
+    def served(self, rung: Rung, ms: float) -> None:
+        self._recent.append(ms / rung.ms)
+
+
+def serve(
+    chooser: Chooser,
+    runs: Mapping[str, Run],
+    requests: Iterable[tuple[Any, int]],
+    phases: Sequence[Phase],
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[dict[str, Any]]:
+    """A row per request: (image, label) in, the switch to another width included in its time."""
+    plan = (phase for phase in phases for _ in range(phase.requests))
+    rows = []
+    for phase, (image, label) in zip(plan, requests, strict=False):
+        start = clock()
+        rung = chooser.choose(phase.deadline_ms, phase.memory_bytes)
+        answer = runs[rung.name](image).argmax()
+        ms = 1000 * (clock() - start)
+        chooser.served(rung, ms)
+        rows.append({"phase": phase.name, "rung": rung.name, "ms": ms, "correct": bool(answer == label)})
+    return rows
+
+
+def open_runs(model: MultiBitModel, images: torch.Tensor, folder: Path, form: str) -> dict[str, Run]:
+    """The float network and every width, in ONNX Runtime."""
+    export(model, folder / "widths", images, form=form)  # compares with the simulation on `images`
+    model.switch(None)
+    torch.onnx.export(
+        model, (images[:1],), str(folder / "float.onnx"), dynamo=False, opset_version=17, input_names=["images"]
+    )
+    session, full = Session(folder / "widths"), inference_session(folder / "float.onnx", threads=1)
+
+    def at(width: str) -> Run:
+        def run(image: Any) -> Any:
+            session.switch(width)  # microseconds, once a width has been used
+            return session(image)
+
+        return run
+
+    return {"float": lambda image: full.run(None, {"images": image})[0]} | {name: at(name) for name in session.widths}
+
+
+def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any, rounds: int) -> list[Rung]:
+    """Float first, then from narrow to wide, with what the artifact's table and a measurement say."""
+
+    def second(run: Run) -> float:  # of two runs in a row: a stream finds its weights in the caches
+        run(image)
+        start = time.perf_counter()
+        run(image)
+        return time.perf_counter() - start
+
+    ms = interleaved({name: partial(second, run) for name, run in runs.items()}, rounds)
+    table = {row["config"]: row for row in model.info["accuracy"]["rows"]}
+    rungs = [Rung("float", 100.0, 4 * sum(layer.weights for layer in model.layers.values()), ms["float"])]
+    return rungs + [
+        Rung(name, table[name]["agreement"], table[name]["size_bytes"], ms[name]) for name in runs if name in table
+    ]
+
+
+def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
+    """Loose, tight, and a neighbour that takes memory twice and gives it back: limits relative to what was measured."""
+    full, *widths = rungs
+    loose, tight = 3 * full.ms, (full.ms + min(rung.ms for rung in widths)) / 2
+    widest = max(rung.bytes for rung in widths)
+    limits = {
+        "all is free": (loose, 1.2 * full.bytes),
+        "tight deadline": (tight, 1.2 * full.bytes),
+        "memory shrinks": (tight, 0.6 * widest),
+        "and shrinks": (tight, 0.35 * widest),
+        "memory is back": (tight, 1.2 * full.bytes),
+        "free again": (loose, 1.2 * full.bytes),
+    }
+    return [Phase(name, requests // len(limits), *limit) for name, limit in limits.items()]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path, help="a run's model/ folder")
+    parser.add_argument("--data", default="digits", help="digits, cifar10, imagenet or imagefolder (digits)")
+    parser.add_argument("--root", help="the images' folder, as data.root of train.py")
+    parser.add_argument("--form", choices=FORMS, default="static", help="a session per width, or one for all (static)")
+    parser.add_argument("--requests", type=int, default=900, help="of the whole trace (900)")
+    parser.add_argument("--rounds", type=int, default=200, help="interleaved runs that measure the ladder (200)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/serving"), help="writes OUT.json and OUT.png")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    model = ptmq.load(options.artifact)
+    wanted = Preprocessing.from_json(model.preprocessing())
+    data = open_data(options.data, preprocessing=wanted, root=options.root, calibration_images=EXPORT_IMAGES)
+    images = calibration_images(data.train, draw_calibration(data.train, EXPORT_IMAGES, seed=0))
+    drawn = [data.val[index] for index in permutation(len(data.val), 0)[: options.requests]]
+    requests = [(image[None].numpy(), label) for image, label in drawn]
+    with tempfile.TemporaryDirectory() as folder:
+        runs = open_runs(model, images, Path(folder), options.form)
+        rungs = ladder(model, runs, requests[0][0], options.rounds)
+        phases = script(rungs, len(requests))
+        rows = serve(Chooser(rungs), runs, requests, phases)
+    record = {
+        "network": model.info.get("name"), "data": options.data, "form": options.form, "images": len(rows),
+        "versions": {"torch": torch.__version__, "onnxruntime": version("onnxruntime")}, "machine": platform.machine(),
+        "float_top1": model.info["accuracy"]["fp"]["top1"],
+        "rungs": [asdict(rung) for rung in rungs], "phases": [asdict(phase) for phase in phases],
+        "trace": {key: [row[key] for row in rows] for key in rows[0]},
+    }  # fmt: skip
+    print(*report(record), sep="\n")
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.out.with_suffix(".json").write_text(json.dumps(record) + "\n")
+    picture(record, options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
