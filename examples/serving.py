@@ -4,24 +4,23 @@
     python examples/serving.py outputs/digits_resnet/default/model
     python examples/serving.py DIR --data cifar10 --root FOLDER --out serving
 
-The rungs are the float network and the artifact's widths, all of them in ONNX Runtime with one thread, so that a
-difference between them comes from the integers and not from the runtime. What is known of a rung: its latency, the
-median of interleaved runs at the start, times the machine's present slowdown, measured from the requests served; its
-agreement with the float network and its bytes, from the artifact's own table. (Agreement, for a top-1 of 1,000 images
-has a standard error of a point and cannot tell 6 bits from 8.) Of the rungs that fit both limits the one that agrees
-most is taken, of equals the smaller one.
+The rungs are the float network and the artifact's widths, all in ONNX Runtime with one thread, so that what differs
+is the integers and not the runtime. Known of a rung are its latency, the median of interleaved runs at the start, times
+the machine's present slowdown, seen in the requests served; its agreement with the float network and its bytes, from
+the artifact's table. (Agreement, for top-1 of 1,000 images has a standard error of a point: too coarse to rank 5 to 8
+bits.) Of the rungs within both limits the one that agrees most is taken, of equals the smaller.
 
 An x86 CPU has no kernels below 8 bits: all widths take the same time, and the deadline chooses between float and
-integers alone. What a narrower width saves is memory, counted as the weights packed at their width: what a device has
-to store or to fetch. ONNX Runtime unpacks them to a byte each. --form switchable keeps one session for all widths
-instead of one for each; it prepares its weights in every call, which costs a small network at batch 1 what the
-integers gain.
+integers alone. A narrower width saves memory, counted with the weights packed at their width, as a device stores or
+fetches them; ONNX Runtime unpacks them to a byte each. --form switchable holds one session for all widths instead of
+one for each, but prepares the weights in every call: a small network at batch 1 then loses what its integers gain.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import tempfile
@@ -47,18 +46,20 @@ from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.session import Session, inference_session
 
 Run = Callable[[Any], Any]  # image (1, C, H, W) -> logits (1, classes), numpy
+ROUNDS = 200  # that measure the rungs at the start
 RECENT = 15  # requests that tell the machine's slowdown
 EXPORT_IMAGES = 64
 
 
 @dataclass(frozen=True)
 class Rung:
-    """A way to answer. agreement: percent of images with the float network's class; ms: median when nothing is slow."""
+    """A way to answer. agreement: percent of images with the float network's class; ms: median at the start."""
 
     name: str
+    top1: float
     agreement: float
     bytes: int
-    ms: float = 0.0
+    ms: float
 
 
 @dataclass(frozen=True)
@@ -107,12 +108,13 @@ def serve(
     plan = (phase for phase in phases for _ in range(phase.requests))
     rows = []
     for phase, (image, label) in zip(plan, requests, strict=False):
-        start = clock()
+        start, start_cpu = clock(), time.process_time()
         rung = chooser.choose(phase.deadline_ms, phase.memory_bytes)
         answer = runs[rung.name](image).argmax()
-        ms = 1000 * (clock() - start)
+        ms, cpu_ms = 1000 * (clock() - start), 1000 * (time.process_time() - start_cpu)
         chooser.served(rung, ms)
-        rows.append({"phase": phase.name, "rung": rung.name, "ms": ms, "correct": bool(answer == label)})
+        correct = bool(answer == label)
+        rows.append({"phase": phase.name, "rung": rung.name, "ms": ms, "cpu_ms": cpu_ms, "correct": correct})
     return rows
 
 
@@ -135,7 +137,7 @@ def open_runs(model: MultiBitModel, images: torch.Tensor, folder: Path, form: st
     return {"float": lambda image: full.run(None, {"images": image})[0]} | {name: at(name) for name in session.widths}
 
 
-def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any, rounds: int) -> list[Rung]:
+def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any) -> list[Rung]:
     """Float first, then from narrow to wide, with what the artifact's table and a measurement say."""
 
     def second(run: Run) -> float:  # of two runs in a row: a stream finds its weights in the caches
@@ -144,12 +146,11 @@ def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any, rounds: in
         run(image)
         return time.perf_counter() - start
 
-    ms = interleaved({name: partial(second, run) for name, run in runs.items()}, rounds)
-    table = {row["config"]: row for row in model.info["accuracy"]["rows"]}
-    rungs = [Rung("float", 100.0, 4 * sum(layer.weights for layer in model.layers.values()), ms["float"])]
-    return rungs + [
-        Rung(name, table[name]["agreement"], table[name]["size_bytes"], ms[name]) for name in runs if name in table
-    ]
+    ms = interleaved({name: partial(second, run) for name, run in runs.items()}, ROUNDS)
+    found = model.info["accuracy"]
+    rungs = [Rung("float", found["fp"]["top1"], 100.0, 4 * sum(i.weights for i in model.layers.values()), ms["float"])]
+    rows = [row for row in found["rows"] if row["config"] in runs]
+    return rungs + [Rung(r["config"], r["top1"], r["agreement"], r["size_bytes"], ms[r["config"]]) for r in rows]
 
 
 def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
@@ -161,7 +162,7 @@ def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
         "all is free": (loose, 1.2 * full.bytes),
         "tight deadline": (tight, 1.2 * full.bytes),
         "memory shrinks": (tight, 0.6 * widest),
-        "and shrinks": (tight, 0.35 * widest),
+        "shrinks more": (tight, 0.35 * widest),
         "memory is back": (tight, 1.2 * full.bytes),
         "free again": (loose, 1.2 * full.bytes),
     }
@@ -175,7 +176,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--root", help="the images' folder, as data.root of train.py")
     parser.add_argument("--form", choices=FORMS, default="static", help="a session per width, or one for all (static)")
     parser.add_argument("--requests", type=int, default=900, help="of the whole trace (900)")
-    parser.add_argument("--rounds", type=int, default=200, help="interleaved runs that measure the ladder (200)")
     parser.add_argument("--out", type=Path, default=Path("outputs/serving"), help="writes OUT.json and OUT.png")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -187,13 +187,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     requests = [(image[None].numpy(), label) for image, label in drawn]
     with tempfile.TemporaryDirectory() as folder:
         runs = open_runs(model, images, Path(folder), options.form)
-        rungs = ladder(model, runs, requests[0][0], options.rounds)
+        rungs = ladder(model, runs, requests[0][0])
         phases = script(rungs, len(requests))
         rows = serve(Chooser(rungs), runs, requests, phases)
+    machine = {"architecture": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     record = {
-        "network": model.info.get("name"), "data": options.data, "form": options.form, "images": len(rows),
-        "versions": {"torch": torch.__version__, "onnxruntime": version("onnxruntime")}, "machine": platform.machine(),
-        "float_top1": model.info["accuracy"]["fp"]["top1"],
+        "network": model.info.get("name"), "data": options.data, "form": options.form, "machine": machine,
+        "versions": {name: version(name) for name in ("torch", "onnxruntime")},
         "rungs": [asdict(rung) for rung in rungs], "phases": [asdict(phase) for phase in phases],
         "trace": {key: [row[key] for row in rows] for key in rows[0]},
     }  # fmt: skip

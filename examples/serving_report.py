@@ -6,10 +6,12 @@ python examples/serving_report.py serving.json      # both again, from the file
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,8 @@ def report(record: Record) -> Iterator[str]:
     """The ladder, what it means on this machine, and a line per phase."""
     full, *widths = record["rungs"]
     for rung in record["rungs"]:
-        yield f"{rung['name']:>6}  {rung['ms']:7.2f} ms  {rung['bytes']:>11,} bytes  agreement {rung['agreement']:6.2f} %"
+        kept = f"agreement {rung['agreement']:6.2f} %, top-1 {rung['top1']:.2f} %"
+        yield f"{rung['name']:>6}  {rung['ms']:7.2f} ms  {rung['bytes']:>11,} bytes  {kept}"
     times = [rung["ms"] for rung in widths]
     yield (
         f"Widths take {min(times):.2f} to {max(times):.2f} ms, float {full['ms']:.2f} ms: the deadline chooses between "
@@ -36,6 +39,13 @@ def report(record: Record) -> Iterator[str]:
             f"{used}; median {statistics.median(row['ms'] for row in mine):.2f} ms, {100 * in_time:.0f} % in time, "
             f"top-1 {100 * statistics.mean(row['correct'] for row in mine):.1f} %"
         )
+    late = [row for phase, mine in by_phase(record) for row in mine if row["ms"] > phase["deadline_ms"]]
+    deadlines = {phase["name"]: phase["deadline_ms"] for phase in record["phases"]}
+    others = sum(row["cpu_ms"] <= deadlines[row["phase"]] for row in late)
+    yield (
+        f"{len(late)} answers were late, {others} of them with less processor time than the deadline: the machine ran "
+        f"other programs (load {record['machine']['load']}, {record['machine']['cores']} cores)."
+    )
 
 
 def by_phase(record: Record) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
@@ -47,7 +57,7 @@ def by_phase(record: Record) -> Iterator[tuple[Mapping[str, Any], list[dict[str,
 
 
 def picture(record: Record, file: Path) -> None:
-    """Latency against the deadline, the chosen rung's bytes against the memory limit, and the running top-1."""
+    """Latency against the deadline, the chosen rung against the memory limit, and the running top-1."""
     try:
         import matplotlib
     except ImportError:
@@ -57,72 +67,70 @@ def picture(record: Record, file: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(3, 1, figsize=(9, 7.5), sharex=True, layout="constrained", height_ratios=(3, 3, 2))
-    _latency(record, axes[0], pyplot.get_cmap("viridis_r"))
-    _memory(record, axes[1], pyplot.get_cmap("viridis_r"))
+    names = [rung["name"] for rung in record["rungs"]]
+    used = [name for name in names if name in set(record["trace"]["rung"])]
+    shade = pyplot.get_cmap("viridis_r")
+    colours = {name: "0.5" if name == "float" else shade(0.15 + 0.8 * names.index(name) / len(names)) for name in used}
+    _latency(record, axes[0], colours)
+    _choice(record, axes[1], colours)
     _accuracy(record, axes[2])
-    start = 0
-    for phase in record["phases"]:
-        for ax in axes:
-            ax.axvline(start, color="0.85", linewidth=0.8, zorder=0)
-        axes[0].text(start + phase["requests"] / 2, 1.02, phase["name"], ha="center", va="bottom", fontsize=9,
+    edges = _edges(record)
+    for left, right, phase in zip(edges, edges[1:], record["phases"], strict=False):
+        axes[0].text((left + right) / 2, 1.02, phase["name"], ha="center", va="bottom", fontsize=10,
                      transform=axes[0].get_xaxis_transform())  # fmt: skip
-        start += phase["requests"]
-    axes[2].set(xlabel="request", xlim=(0, start))
+        for ax in axes:
+            ax.axvline(left, color="0.85", linewidth=0.8, zorder=0)
+    for ax in axes:
+        ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False, fontsize=9)
+    axes[2].set(xlabel="request", xlim=(0, edges[-1]))
     figure.align_ylabels()
     figure.savefig(file, dpi=150)
     pyplot.close(figure)
 
 
-def _colours(record: Record, colours: Any) -> dict[str, Any]:
-    """Of the rungs that were used: float grey, widths from light (narrow) to dark."""
-    names = [rung["name"] for rung in record["rungs"]]
-    used = [name for name in names if name in set(record["trace"]["rung"])]
-    return {name: "0.5" if name == "float" else colours(0.2 + 0.7 * names.index(name) / len(names)) for name in used}
+def _edges(record: Record) -> list[int]:
+    return [0, *accumulate(phase["requests"] for phase in record["phases"])]
 
 
-def _limit(record: Record, ax: Any, key: str, scale: float, label: str) -> None:
-    """A phase's limit as a step line."""
-    ends = [0]
-    for phase in record["phases"]:
-        ends.append(ends[-1] + phase["requests"])
-    ax.stairs([phase[key] * scale for phase in record["phases"]], ends, baseline=None, color="crimson", linewidth=2,
-              label=label)  # fmt: skip
-
-
-def _latency(record: Record, ax: Any, colours: Any) -> None:
+def _latency(record: Record, ax: Any, colours: Mapping[str, Any]) -> None:
     trace = record["trace"]
-    for name, colour in _colours(record, colours).items():
+    deadlines = [phase["deadline_ms"] for phase in record["phases"]]
+    ax.stairs(deadlines, _edges(record), baseline=None, color="crimson", linewidth=2, label="deadline")
+    for name, colour in colours.items():
         found = [(i, ms) for i, (rung, ms) in enumerate(zip(trace["rung"], trace["ms"], strict=True)) if rung == name]
         ax.scatter(*zip(*found, strict=True), s=9, color=colour, label=f"answered by {name}")
-    _limit(record, ax, "deadline_ms", 1, "deadline")
     ax.set(yscale="log", ylabel="latency, ms")
     ax.yaxis.set_major_formatter("{x:g}")
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
-def _memory(record: Record, ax: Any, colours: Any) -> None:
-    size = {rung["name"]: rung["bytes"] / 1000 for rung in record["rungs"]}
-    used = _colours(record, colours)
-    ax.step(range(len(record["trace"]["rung"])), [size[name] for name in record["trace"]["rung"]], where="post",
-            color="0.3", linewidth=1.2, label="chosen")  # fmt: skip
-    for rung in record["rungs"]:
-        ax.axhline(size[rung["name"]], color=used.get(rung["name"], "0.9"), linewidth=0.8, zorder=0)
-    _limit(record, ax, "memory_bytes", 1e-3, "memory limit")
-    ax.set(yscale="log", ylabel="weights packed, kB")
-    ax.set_yticks(list(size.values()), [f"{name}  {kB:.0f}" for name, kB in size.items()], fontsize=8)
-    ax.minorticks_off()
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+def _choice(record: Record, ax: Any, colours: Mapping[str, Any]) -> None:
+    """Rungs from small to large; what the memory limit shuts out is shaded."""
+    rungs = sorted(record["rungs"], key=lambda rung: rung["bytes"])
+    rows = {rung["name"]: row for row, rung in enumerate(rungs)}
+    for name, colour in colours.items():
+        taken = [i for i, rung in enumerate(record["trace"]["rung"]) if rung == name]
+        ax.scatter(taken, [rows[name]] * len(taken), s=45, marker="|", linewidth=2, color=colour)
+    held = [sum(rung["bytes"] <= phase["memory_bytes"] for rung in rungs) - 0.5 for phase in record["phases"]]
+    ax.stairs(held, _edges(record), baseline=len(rungs) - 0.5, fill=True, color="crimson", alpha=0.15,
+              label="does not fit\nin memory")  # fmt: skip
+    ax.set_yticks(list(rows.values()), [f"{rung['name']}  {rung['bytes'] / 1000:.0f} kB" for rung in rungs])
+    ax.set(ylabel="chosen, weights packed", ylim=(-0.5, len(rungs) - 0.5))
 
 
 def _accuracy(record: Record, ax: Any) -> None:
-    correct = record["trace"]["correct"]
+    correct, rungs = record["trace"]["correct"], {rung["name"]: rung["top1"] for rung in record["rungs"]}
     ends = range(min(WINDOW, len(correct)), len(correct) + 1)
-    ax.plot(ends, [100 * statistics.mean(correct[max(0, end - WINDOW) : end]) for end in ends], color="0.2",
-            label=f"of the last {WINDOW}\nrequests")  # fmt: skip
-    ax.axhline(record["float_top1"], color="0.5", linestyle=":", label="float, whole\ntest set")
+
+    def running(values: Sequence[float]) -> list[float]:
+        return [statistics.mean(values[max(0, end - WINDOW) : end]) for end in ends]
+
+    expected = running([rungs[name] for name in record["trace"]["rung"]])
+    error = [math.sqrt(top1 * (100 - top1) / WINDOW) for top1 in expected]
+    low, high = ([e + sign * d for e, d in zip(expected, error, strict=True)] for sign in (-1, 1))
+    ax.plot(ends, running([100.0 * right for right in correct]), color="black", label=f"last {WINDOW} requests")
+    ax.plot(ends, expected, color="0.5", linestyle=":", label="by the artifact's\ntable, ± standard\nerror")
+    ax.fill_between(ends, low, high, color="0.9", zorder=0)
     ax.set(ylabel="top-1, %")
-    ax.set_ylim(min(80, ax.get_ylim()[0]), 100)
-    ax.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
 
 
 if __name__ == "__main__":
