@@ -39,12 +39,11 @@ def report(record: Record) -> Iterator[str]:
             f"{used}; median {statistics.median(row['ms'] for row in mine):.2f} ms, {100 * in_time:.0f} % in time, "
             f"top-1 {100 * statistics.mean(row['correct'] for row in mine):.1f} %"
         )
-    late = [row for phase, mine in by_phase(record) for row in mine if row["ms"] > phase["deadline_ms"]]
-    deadlines = {phase["name"]: phase["deadline_ms"] for phase in record["phases"]}
-    others = sum(row["cpu_ms"] <= deadlines[row["phase"]] for row in late)
+    late = sum(row["ms"] > phase["deadline_ms"] for phase, mine in by_phase(record) for row in mine)
+    machine = record["machine"]
     yield (
-        f"{len(late)} answers were late, {others} of them with less processor time than the deadline: the machine ran "
-        f"other programs (load {record['machine']['load']}, {record['machine']['cores']} cores)."
+        f"{late} of {len(record['trace']['ms'])} answers were late; load of the machine {machine['load']} on "
+        f"{machine['cores']} cores."
     )
 
 
@@ -76,7 +75,7 @@ def picture(record: Record, file: Path) -> None:
     _accuracy(record, axes[2])
     edges = _edges(record)
     for left, right, phase in zip(edges, edges[1:], record["phases"], strict=False):
-        axes[0].text((left + right) / 2, 1.02, phase["name"], ha="center", va="bottom", fontsize=10,
+        axes[0].text((left + right) / 2, 1.02, phase["name"], ha="center", va="bottom", fontsize=9,
                      transform=axes[0].get_xaxis_transform())  # fmt: skip
         for ax in axes:
             ax.axvline(left, color="0.85", linewidth=0.8, zorder=0)
@@ -93,6 +92,8 @@ def _edges(record: Record) -> list[int]:
 
 
 def _latency(record: Record, ax: Any, colours: Mapping[str, Any]) -> None:
+    from matplotlib.ticker import LogLocator
+
     trace = record["trace"]
     deadlines = [phase["deadline_ms"] for phase in record["phases"]]
     ax.stairs(deadlines, _edges(record), baseline=None, color="crimson", linewidth=2, label="deadline")
@@ -100,7 +101,9 @@ def _latency(record: Record, ax: Any, colours: Mapping[str, Any]) -> None:
         found = [(i, ms) for i, (rung, ms) in enumerate(zip(trace["rung"], trace["ms"], strict=True)) if rung == name]
         ax.scatter(*zip(*found, strict=True), s=9, color=colour, label=f"answered by {name}")
     ax.set(yscale="log", ylabel="latency, ms")
+    ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
+    ax.minorticks_off()
 
 
 def _choice(record: Record, ax: Any, colours: Mapping[str, Any]) -> None:
@@ -130,7 +133,7 @@ def _accuracy(record: Record, ax: Any) -> None:
     ax.plot(ends, running([100.0 * right for right in correct]), color="black", label=f"last {WINDOW} requests")
     ax.plot(ends, expected, color="0.5", linestyle=":", label="by the artifact's\ntable, ± standard\nerror")
     ax.fill_between(ends, low, high, color="0.9", zorder=0)
-    ax.set(ylabel="top-1, %")
+    ax.set(ylabel="top-1, %", ylim=(min(80, ax.get_ylim()[0]), 100))
 
 
 if __name__ == "__main__":
