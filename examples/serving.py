@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -73,15 +72,15 @@ class Phase:
 
 
 class Chooser:
-    """The policy. The slowdown is one for all rungs, so that those not in use keep a present estimate; its median over
-    the recent requests makes a single stall of the machine no reason to change."""
+    """The policy. One slowdown serves all rungs, so that those not in use keep a present estimate. It is a median, for
+    a single stall of the machine is no reason to change, and at least 1: luck is no promise."""
 
     def __init__(self, rungs: Sequence[Rung]) -> None:
         self.rungs = rungs
         self._recent = deque([1.0], maxlen=RECENT)
 
     def expected_ms(self, rung: Rung) -> float:
-        return rung.ms * statistics.median(self._recent)
+        return rung.ms * max(1.0, statistics.median(self._recent))
 
     def choose(self, deadline_ms: float, memory_bytes: float) -> Rung:
         """Memory is a wall and a deadline a wish: where none fits, the fastest that memory holds, else the smallest."""
@@ -155,7 +154,7 @@ def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any) -> list[Ru
 def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
     """A loose deadline, a tight one, a neighbour that takes memory and gives it back; relative to what was measured."""
     full, *widths = rungs
-    loose, tight = 3 * full.ms, (full.ms + min(rung.ms for rung in widths)) / 2
+    loose, tight = 3 * full.ms, 1.5 * min(rung.ms for rung in widths)
     plenty, widest = 1.2 * full.bytes, max(rung.bytes for rung in widths)
     limits = {"all free": (loose, plenty), "tight deadline": (tight, plenty), "less memory": (tight, 0.6 * widest),
               "least memory": (tight, 0.35 * widest), "memory back": (tight, plenty),
@@ -184,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rungs = ladder(model, runs, requests[0][0])
         phases = script(rungs, len(requests))
         rows = serve(Chooser(rungs), runs, requests, phases)
-    machine = {"architecture": platform.machine(), "cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
+    machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     record = {
         "network": model.info.get("name"), "data": options.data, "form": options.form, "machine": machine,
         "versions": {name: version(name) for name in ("torch", "onnxruntime")},
