@@ -83,13 +83,12 @@ class Chooser:
         return rung.ms * max(1.0, statistics.median(self._recent))
 
     def choose(self, deadline_ms: float, memory_bytes: float) -> Rung:
-        """Memory is a wall and a deadline a wish: where none fits, the fastest that memory holds, else the smallest."""
+        """Memory is a wall: where nothing fits, the smallest. A deadline is a wish: where none keeps it, what comes
+        within a tenth of the fastest, so that noise does not choose among equals."""
         held = [rung for rung in self.rungs if rung.bytes <= memory_bytes]
-        if not held:
-            return min(self.rungs, key=lambda rung: rung.bytes)
+        held = held or [min(self.rungs, key=lambda rung: rung.bytes)]
+        deadline_ms = max(deadline_ms, 1.1 * min(map(self.expected_ms, held)))
         fits = [rung for rung in held if self.expected_ms(rung) <= deadline_ms]
-        if not fits:
-            return min(held, key=lambda rung: rung.ms)
         return max(fits, key=lambda rung: (rung.agreement, -rung.bytes))
 
     def served(self, rung: Rung, ms: float) -> None:
@@ -154,10 +153,10 @@ def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any) -> list[Ru
 def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
     """A loose deadline, a tight one, a neighbour that takes memory and gives it back; relative to what was measured."""
     full, *widths = rungs
-    loose, tight = 3 * full.ms, 1.5 * min(rung.ms for rung in widths)
-    plenty, widest = 1.2 * full.bytes, max(rung.bytes for rung in widths)
-    limits = {"all free": (loose, plenty), "tight deadline": (tight, plenty), "less memory": (tight, 0.6 * widest),
-              "least memory": (tight, 0.35 * widest), "memory back": (tight, plenty),
+    loose, tight = 3 * full.ms, max(0.9 * full.ms, 1.5 * min(rung.ms for rung in widths))
+    sizes, plenty = [rung.bytes for rung in widths], 1.2 * full.bytes
+    limits = {"all free": (loose, plenty), "tight deadline": (tight, plenty), "less memory": (tight, 0.6 * max(sizes)),
+              "least memory": (tight, 1.2 * min(sizes)), "memory back": (tight, plenty),
               "free again": (loose, plenty)}  # fmt: skip
     return [Phase(name, requests // len(limits), *limit) for name, limit in limits.items()]
 

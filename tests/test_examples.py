@@ -55,6 +55,7 @@ def rungs(serving: Any) -> list[Any]:
         pytest.param(9.0, 3999, "w8a8", id="memory shuts float out"),
         pytest.param(9.0, 999, "w2a4", id="memory leaves the narrow width"),
         pytest.param(0.1, 999, "w2a4", id="no rung is in time: the fastest that memory holds"),
+        pytest.param(0.1, 4000, "w8a8", id="no rung is in time: the better of two that are as fast"),
         pytest.param(9.0, 100, "w2a4", id="memory holds none: the smallest"),
     ],
 )
