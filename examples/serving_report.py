@@ -41,11 +41,8 @@ def report(record: Record) -> Iterator[str]:
             f"top-1 {100 * statistics.mean(row['correct'] for row in mine):.1f} %"
         )
     late = sum(row["ms"] > phase["deadline_ms"] for phase, mine in by_phase(record) for row in mine)
-    machine = record["machine"]
-    yield (
-        f"{late} of {len(record['trace']['ms'])} answers were late; load of the machine {machine['load']} on "
-        f"{machine['cores']} cores."
-    )
+    load = "load {load} on {cores} cores".format_map(record["machine"])
+    yield f"{late} of {len(record['trace']['ms'])} answers were late; the machine had {load}."
 
 
 def by_phase(record: Record) -> Iterator[tuple[Mapping[str, Any], list[dict[str, Any]]]]:
@@ -83,6 +80,8 @@ def picture(record: Record, file: Path) -> None:
     for ax in axes:
         ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.03), frameon=False, fontsize=9)
     axes[2].set(xlabel="request", xlim=(0, edges[-1]))
+    load = "load {load} on {cores} cores".format_map(record["machine"])
+    figure.suptitle(f"{record['network']}: requests of one image, one thread, {load}", fontsize=11)
     figure.align_ylabels()
     figure.savefig(file, dpi=150)
     pyplot.close(figure)

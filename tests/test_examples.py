@@ -104,8 +104,12 @@ def test_the_committed_trace_and_the_readme_tell_the_same(serving: Any) -> None:
     text = (ROOT / "README.md").read_text()
     ms = {rung["name"]: f"{rung['ms']:.2f} ms" for rung in record["rungs"]}
     assert f"{ms['float']} in float and {ms['w8a8']} at w8a8" in " ".join(text.split())
-    assert len(set(map(len, record["trace"].values()))) == 1
-    assert sum(phase["requests"] for phase in record["phases"]) == len(record["trace"]["ms"])
+    deadlines = [phase["deadline_ms"] for phase in record["phases"] for _ in range(phase["requests"])]
+    late = sum(ms > deadline for ms, deadline in zip(record["trace"]["ms"], deadlines, strict=True))
+    assert f"{late} of {len(deadlines)} answers were late" in text
+    assert min(rung["ms"] for rung in record["rungs"]) == next(
+        rung["ms"] for rung in record["rungs"] if rung["name"] == "w8a8"
+    )
 
 
 @pytest.mark.slow
