@@ -4,7 +4,11 @@
     PTMQ_DATA=DIR python benchmarks/parity.py --artifact cifar_resnet20=outputs/cifar_resnet20/default/model
 
 A case without an artifact is rounded to nearest and calibrated here, which the comparison does not mind: both sides run
-the same integers. Widths that a model was not prepared for are left out. Results: benchmarks/results/parity.json, .md.
+the same integers. Widths that a model was not prepared for are left out. The rows "simulation" say how far the
+simulation is from itself where the images differ by noise of 1e-6 of their deviation, about what the order of additions
+makes in float32: nothing that computes in another order can be nearer. "As exported": the simulation with the three
+roundings that an ONNX export adds (the image and convolutions before a shortcut at 8 bits, biases as int32); what is
+left there is the order of additions. Results: benchmarks/results/parity.json, .md.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +33,7 @@ from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.export import export
+from ptmq_lightning.runtime.export import Draft, export
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits
 from ptmq_lightning.runtime.session import Session
 
@@ -36,6 +42,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 CASES = {"cifar_resnet20": 1000, "imagenet_mobileone": 200, "imagenet_vit_t": 200}  # experiment -> evaluation images
 WIDTHS = ("w8a8", "w6a6", "w4a8", "w4a4")
 CALIBRATION = 32
+NOISE = 1e-6
 
 
 def main() -> None:
@@ -71,14 +78,19 @@ def case(name: str, count: int, folder: str | None) -> dict[str, Any]:
     x, labels = torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
     widths = [width for width in WIDTHS if prepared(model, width)]
     expected = {}
+    rows: list[dict[str, Any]] = []
+    noisy = x + NOISE * x.std() * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
     for width in widths:
         with at_bits(model, width):
             expected[width] = batched(model, x)
-    rows: list[dict[str, Any]] = []
+            rows.append({"backend": "simulation", "form": f"+ {NOISE:g}", "width": width,
+                         **compared(expected[width], batched(model, noisy), labels)})  # fmt: skip
+            print(name, rows[-1], flush=True)
     with tempfile.TemporaryDirectory() as place:
         for backend, form in (("onnx", "static"), ("onnx", "switchable"), ("openvino", "static")):
             reports = export(model, Path(place) / form, images[:CALIBRATION], widths, form=form, backend=backend)
             session = Session(Path(place) / form, threads=1)
+            draft = Draft(model, images[:CALIBRATION], widths)
             for width in widths:
                 session.switch(width)
                 result = batched(session, x)
@@ -86,6 +98,10 @@ def case(name: str, count: int, folder: str | None) -> dict[str, Any]:
                              **compared(expected[width], result, labels),
                              "layer_steps": reports[width].largest_step, "layer": reports[width].worst_layer,
                              "differing": reports[width].differing})  # fmt: skip
+                if backend == "onnx":
+                    with at_bits(model, width), as_exported(model, draft, width) as rounded:
+                        exported = compared(batched(model, rounded(x)), result, labels)
+                    rows[-1] |= {f"{key}_as_exported": exported[key] for key in ("agreement", "logit_error")}
                 print(name, rows[-1], flush=True)
     return {"images": len(x), "rounding": "learned" if folder else "nearest", "rows": rows}
 
@@ -94,6 +110,33 @@ def nearest(config: Any, network: Any, images: Tensor) -> MultiBitModel:
     model = pipeline.quantise(pipeline.prepare(network, images, config.fold), config, network)
     calibrate(model, images, p=parts.step_size(config.step_size).p, seed=config.seed)
     return model.eval()
+
+
+@contextmanager
+def as_exported(model: MultiBitModel, draft: Draft, width: str) -> Iterator[Any]:
+    """The simulation with the roundings that an export adds; yields the one of images."""
+    values, floats = draft.values[width], dict[Any, Tensor]()
+
+    def rounding(quantizer: str) -> Any:
+        keys = ("scale", "zero_point", "low", "high")
+        scale, zero, low, high = (float(values[f"{quantizer}.{key}"]) for key in keys)
+        return lambda x: ((x / scale).round() + zero).clamp(low, high).sub(zero).mul(scale)
+
+    with ExitStack() as stack:
+        for name, layer in model.layers.items():
+            if layer.kind == "matmul":
+                continue
+            module = model.blocks[layer.block].get_submodule(name)
+            if f"{name}.output" in draft.plan.table.quantizers:
+                own = rounding(f"{name}.output")
+                stack.callback(module.register_forward_hook(lambda _, __, out, own=own: own(out)).remove)
+            if f"{name}.bias_scale" in values and module.biases is None:
+                floats[module] = module.bias.data
+                integers = values[f"{name}.bias"] * values[f"{name}.bias_scale"]
+                module.bias.data = torch.from_numpy(integers.astype("float32"))
+        yield rounding("image") if "image" in draft.plan.table.quantizers else lambda x: x
+    for module, bias in floats.items():
+        module.bias.data = bias
 
 
 def prepared(model: MultiBitModel, width: str) -> bool:
@@ -123,10 +166,13 @@ def compared(expected: Tensor, result: Tensor, labels: Tensor) -> dict[str, floa
 
 def table(found: dict[str, Any]) -> str:
     lines = ["| network (images, rounding) | width | runtime | agreement % | top-1 (simulated) % | logit error | "
-             "layer alone: steps, integers that differ % |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+             "as exported: agreement %, logit error | layer alone: steps, integers that differ % |",
+             "|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, entry in found.items():
         for row in entry.get("rows", ()):
             alone = f"{row['layer_steps']:.2f}, {row['differing']:.5f}" if row["backend"] == "onnx" else "-"
+            keys = ("agreement_as_exported", "logit_error_as_exported")
+            exported = "{:.1f}, {:.4f}".format(*(row[key] for key in keys)) if keys[0] in row else "-"
             cells = [
                 f"{name} ({entry['images']}, {entry['rounding']})",
                 row["width"],
@@ -134,6 +180,7 @@ def table(found: dict[str, Any]) -> str:
                 f"{row['agreement']:.1f}",
                 f"{row['top1']:.2f} ({row['top1_simulated']:.2f})",
                 f"{row['logit_error']:.4f}",
+                exported,
                 alone,
             ]
             lines.append("| " + " | ".join(cells) + " |")
