@@ -57,6 +57,7 @@ def run(config: Config, path: Path) -> float:
     Returns:
         top-1 in percent at the narrowest learned pair that is evaluated: what a sweep over settings may maximise.
     """
+    parts.check(config)
     folder = RunFolder(path, config)
     if (results := folder.finished()) is not None:
         log.info("resume: the run in %s is complete", path)

@@ -11,7 +11,7 @@ from tests.networks import small_model
 def objective(*overrides: str) -> Objective:
     """That of a network with attention."""
     config = configuration(overrides)
-    return parts.objective(config.loss, config.mixer, small_model(calibrated=False))
+    return parts.objective(config.loss, config.mixer, attention=True)
 
 
 def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
@@ -19,6 +19,11 @@ def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
     assert [(o.form, o.norm, o.weight) for o in found] == [
         ("gd_direct", "token", "none"), ("gd_direct", "none", "fim"), ("mse", "none", "aph"),
     ]  # fmt: skip
+
+
+def test_attention_is_read_off_the_layers() -> None:
+    (recipe,) = parts.recipes(configuration(), small_model(calibrated=False))  # which has products of activations
+    assert recipe.objective.norm == "token"
 
 
 def test_options_of_the_quantisers_and_of_the_commit_reach_their_rooms() -> None:

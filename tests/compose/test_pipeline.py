@@ -218,6 +218,16 @@ def test_without_images_a_run_stops_with_one_message(tmp_path: Path) -> None:
     assert str(caught.value).startswith("data=imagenet: data.train is not set; data.val is not set. Set data.root=DIR ")
 
 
+def test_a_value_that_a_room_refuses_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "build", lambda _: pytest.fail("a network was built"))
+    with pytest.raises(ConfigError) as caught:
+        run(configuration([*TINY, "mixer.weights=[1,1]"]), tmp_path / "run")
+    assert str(caught.value) == "found mixer weights (1.0, 1.0) with sum 2; expected sum 1."
+    assert not (tmp_path / "run").exists()
+
+
 def test_without_weights_a_run_stops_with_one_message(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as caught:
         run(configuration(["model=cifar_resnet20"]), tmp_path)
