@@ -88,7 +88,8 @@ def exported_bits(overrides: Sequence[str]) -> list[str]:
     """With export=, bits= lists widths: Hydra would read its commas as a sweep over options of the group."""
     if not any(part.startswith("export=") and part != "export=none" for part in overrides):
         return list(overrides)
-    return [f"export.bits=[{part.removeprefix('bits=')}]" if part.startswith("bits=") else part for part in overrides]
+    given = (part.removeprefix("bits=").strip("[]") if part.startswith("bits=") else None for part in overrides)
+    return [part if bits is None else f"export.bits=[{bits}]" for part, bits in zip(overrides, given, strict=True)]
 
 
 def explain(error: Exception) -> str:
