@@ -155,8 +155,11 @@ def _importance(
     recipe: Recipe,
     index: int,
 ) -> Tensor | None:
-    """Weights of the squared error (N or 1, ...), held while the block is fitted; None where they are all one."""
+    """Weights of the squared error (N or 1, ...), held while the block is fitted; None where they are all one, as they
+    are for layers by themselves."""
     kind, batch = recipe.objective.weight, recipe.settings.batch
+    if recipe.unit == "layer":
+        return None
     if kind == "none":
         if recipe.objective.norm == "none" or recipe.objective.tokens == "even":
             return None
