@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ptmq_lightning.compose.check import RANGES
 from ptmq_lightning.compose.cli import configuration, run_name
 from ptmq_lightning.runtime.errors import ConfigError
 
@@ -201,6 +202,55 @@ def test_a_value_of_the_wrong_type_names_key_and_value() -> None:
 def test_a_value_outside_its_choices_is_answered_with_them() -> None:
     assert message("bits.edge=qdrob") == (
         "bits.edge=qdrob is not known (nearest: qdrop); expected qdrop, brecq, 8bit, none"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("recon.steps=0", "recon.steps=0 is out of range; expected 1 or more"),
+        ("mixer.p=1.5", "mixer.p=1.5 is out of range; expected 0 to 1"),
+        ("bits.softmax=9", "bits.softmax=9 is out of range; expected 2 to 8"),
+        ("bits.overrides=[{pattern:fc,w:16}]", "bits.overrides[0].w=16 is out of range; expected 2 to 8"),
+    ],
+)
+def test_a_number_out_of_range_is_answered_with_the_range(override: str, expected: str) -> None:
+    assert message(override) == expected
+
+
+def test_every_range_is_that_of_a_key() -> None:
+    config = configuration()
+    for key in RANGES:
+        group, _, name = key.partition(".")
+        assert hasattr(getattr(config, group), name), key
+
+
+def test_attention_probabilities_may_follow_the_drawn_width() -> None:
+    assert configuration(["bits.softmax=null"]).bits.softmax is None
+
+
+def test_a_wrong_key_of_an_item_is_answered_with_the_right_ones() -> None:
+    assert message("bits.overrides=[{patern:fc,w:4}]") == (
+        "patern is no key of bits.overrides; its items have the keys pattern, w, a"
+    )
+
+
+def test_a_key_that_must_be_added_says_so() -> None:
+    assert message("model.preprocessing={crop_pct:0.9}") == (
+        "model.preprocessing has no key crop_pct to be replaced; add it as +model.preprocessing.crop_pct=..."
+    )
+
+
+def test_something_must_be_evaluated() -> None:
+    assert message("bits=vit", "bits.evaluate=[]") == (
+        "bits.evaluate is empty; expected some of w4a6, w5a6, w6a6, w7a7, w8a8"
+    )
+
+
+def test_an_average_below_the_narrowest_pair_is_refused_before_anything_is_learned() -> None:
+    assert message("bits=vit", "bits.mixed_averages=[3]") == (
+        "bits.mixed_averages asks for 3 weight bits on average, but the narrowest pair has 4; ask for more, or add a "
+        "narrower pair to bits.groups or bits.extra"
     )
 
 

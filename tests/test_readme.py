@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import pytest
+
+from ptmq_lightning.compose.cli import configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -38,3 +41,14 @@ def test_every_group_and_option_named_in_the_commands_exists() -> None:
         if (ROOT / "conf" / group).is_dir():
             for option in options.split(","):
                 assert (ROOT / "conf" / group / f"{option}.yaml").exists(), word
+
+
+def test_the_two_readings_of_the_method_differ_in_the_rows_of_their_table() -> None:
+    ours, paper = (dataclasses.asdict(configuration([f"method={name}"])) for name in ("ptmq", "ptmq_paper"))
+    rows = {
+        "mixer": "block input", "loss": "loss", "rounding": "rounding", "step_size": "weight steps",
+        "quant": "levels behind a GELU", "bits": "groups",
+    }  # fmt: skip
+    assert {group for group in ours if ours[group] != paper[group]} == {*rows, "method"}
+    (table,) = re.findall(r"^\| \| `method=ptmq_paper` \|.*?\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
+    assert [line.split("|")[1].strip() for line in table.splitlines()[1:]] == list(rows.values())

@@ -22,7 +22,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ptmq_lightning.compose.schema import Config, nearest, register, typed, unknown
+from ptmq_lightning.compose.check import nearest, typed, unknown
+from ptmq_lightning.compose.schema import Config, register
 from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 
 CONF = "ptmq_lightning.conf"  # conf/ at the root of the repository, inside the wheel
@@ -87,7 +88,8 @@ def exported_bits(overrides: Sequence[str]) -> list[str]:
     """With export=, bits= lists widths: Hydra would read its commas as a sweep over options of the group."""
     if not any(part.startswith("export=") and part != "export=none" for part in overrides):
         return list(overrides)
-    return [f"export.bits=[{part.removeprefix('bits=')}]" if part.startswith("bits=") else part for part in overrides]
+    given = (part.removeprefix("bits=").strip("[]") if part.startswith("bits=") else None for part in overrides)
+    return [part if bits is None else f"export.bits=[{bits}]" for part, bits in zip(overrides, given, strict=True)]
 
 
 def explain(error: Exception) -> str:
@@ -96,10 +98,10 @@ def explain(error: Exception) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = sorted(error.options)
         return f"{group}={option} is no option{nearest(option, options)}; expected {group}={'|'.join(options)}"
-    message = str(error).strip()
+    message, cause = str(error).strip(), error.__cause__
     if found := re.match(r"Could not override '([^'@]+)'", message):
-        return unknown(found.group(1))
-    cause = error.__cause__
+        inside = re.match(r"Key '([^']+)' (?:is )?not in", str(cause))
+        return unknown(found.group(1), inside.group(1) if inside else None)
     lines = [message, str(cause).strip()] if cause is not None else [message]
     return "; ".join(dict.fromkeys(line.splitlines()[0] for line in lines if line))
 

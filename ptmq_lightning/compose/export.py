@@ -10,8 +10,9 @@ from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.models.zoo import Preprocessing
 from ptmq_lightning.runtime import artifact
+from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.export import export
-from ptmq_lightning.runtime.export_cli import lines
+from ptmq_lightning.runtime.export_cli import lines, widths
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,17 @@ def run_export(config: Config, folder: Path) -> float:
 
     Returns:
         the least agreement with the simulation over all widths, in percent.
+
+    Raises:
+        ConfigError: `data` is another than the artifact's: ranges would be those of other images.
     """
     assert config.artifact is not None
-    model = artifact.load(config.artifact)
-    data = config.data
+    model, data = artifact.load(config.artifact), config.data
+    if (own := model.info.get("data", data.name)) != data.name:
+        raise ConfigError(
+            f"the artifact {config.artifact} was made with data={own}, but its export would see images of "
+            f"data={data.name}; set data={own}, with data.root=DIR where it needs one"
+        )
     sources = open_data(
         data.name,
         preprocessing=Preprocessing.from_json(model.preprocessing()),
@@ -38,7 +46,7 @@ def run_export(config: Config, folder: Path) -> float:
     )
     images = calibration_images(sources.train, draw_calibration(sources.train, config.export.images, config.seed))
     out = Path(config.export.out) if config.export.out else folder / "export"
-    bits = config.export.bits or None
+    bits = widths(",".join(config.export.bits))
     reports = export(model, out, images, bits, form=config.export.form, backend=config.export.name)
     log.info("exported to %s", out)
     for line in lines(reports):

@@ -29,8 +29,8 @@ from ptmq_lightning.runtime.model import MultiBitModel
 log = logging.getLogger(__name__)
 
 CONFIG, RESULTS, LOG, RESUME = "config.yaml", "results.json", "train.log", "resume"
-OURS = (CONFIG, RESULTS, "metrics.csv", "layers.csv", "calibration.json", "finetune.json", "report.html", "model",
-        RESUME, "wandb", "tensorboard")  # fmt: skip
+OURS = (RESULTS, "metrics.csv", "layers.csv", "calibration.json", "finetune.json", "model", RESUME, "wandb",
+        "tensorboard", CONFIG)  # fmt: skip
 NOT_COMPARED = ("resume", "logger", "trainer.threads", "data.workers")  # what changes no tensor
 
 
@@ -45,19 +45,24 @@ class RunFolder:
         """Write config.yaml; what an earlier run left is replaced, or with ``resume`` compared and kept.
 
         Raises:
-            ConfigError: ``resume``, and the run that was killed had another configuration.
+            ConfigError: ``resume``, and the run that was killed had another configuration; or the folder is no run's
+                and holds something that a run would replace.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         if self.config.resume and (self.path / CONFIG).exists():
             self._require_same()
-        else:
+        elif (self.path / CONFIG).exists():
             self._clear()
+        else:
+            self._require_free()
         write_atomically(self.path / CONFIG, yaml.safe_dump(asdict(self.config), sort_keys=False))
 
     def finished(self) -> dict[str, Any] | None:
-        """The results of a complete run that is to be resumed."""
-        complete = self.config.resume and (self.path / RESULTS).exists()
-        return read_results(self.path / RESULTS) if complete else None
+        """The results of a complete run that is to be resumed. Raises ConfigError for another configuration's."""
+        if not self.config.resume or not (self.path / RESULTS).exists():
+            return None
+        self._require_same()
+        return read_results(self.path / RESULTS)
 
     def finished_blocks(self) -> int:
         """How many blocks a killed run that is to be resumed has finished, over all its passes."""
@@ -95,13 +100,20 @@ class RunFolder:
 
     def _clear(self) -> None:
         unfinished = [*self.path.glob("*.partial"), *self.path.glob(".model.*.part")]  # a kill in the middle of a write
-        for target in [*(self.path / name for name in OURS), *unfinished]:
+        for target in [*unfinished, *(self.path / name for name in OURS)]:  # config.yaml last: until then it is ours
             if target.is_dir():
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
         if (self.path / LOG).exists():
             os.truncate(self.path / LOG, 0)
+
+    def _require_free(self) -> None:
+        if held := [name for name in OURS if (self.path / name).exists()]:
+            raise ConfigError(
+                f"{self.path} is no run's folder (it has no {CONFIG}), but holds {held[0]!r}, which a run would "
+                "replace; set hydra.run.dir to a new folder"
+            )
 
     def _require_same(self) -> None:
         before = dict(_flat(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))))

@@ -75,7 +75,8 @@ def reconstruct(
         method, mixer, loss, rounding: options of the groups of these names; None: the method's.
         steps: per block; None: recon's.
         loggers: Lightning loggers that receive the losses.
-        overrides: further keys as on the command line. The groups of pairs are the model's own.
+        overrides: further keys as on the command line. Pairs, steps (but for step_size.learn), placement and folding
+            are the model's own, chosen when it was quantised: give `quantize` the same method in its overrides.
 
     Raises:
         ConfigError: an unknown or wrong setting, or a method that trains with labels.

@@ -43,7 +43,7 @@ def record(
     seconds: Mapping[str, float],
 ) -> None:
     """The model, the layer table, the calibration draw, and last results.json: with it the run is complete."""
-    model.info["accuracy"] = evaluation.to_json()
+    model.info |= {"data": sources.name, "accuracy": evaluation.to_json()}
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
     for name, assignment in model.assignments.items():

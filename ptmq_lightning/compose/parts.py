@@ -37,6 +37,18 @@ from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
+log = logging.getLogger(__name__)
+
+
+def check(config: Config) -> None:
+    """Make every value once, so that what a room refuses is refused before anything is loaded. Raises ConfigError."""
+    placement(config.bits, config.quant)
+    step_size(config.step_size)
+    rounding(config.rounding)
+    mixer(config.mixer)
+    for attention in (False, True):
+        objective(config.loss, config.mixer, attention)
+
 
 def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
     """Which widths the layers may take."""
@@ -61,10 +73,12 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     recon, nearest = config.recon, config.rounding.name == "nearest"
     if nearest and not recon.bias_correction:
         return ()
+    if recon.unit == "layer" and config.loss.weight != "none":
+        log.warning("loss.weight=%s is known of whole blocks: recon.unit=layer goes without", config.loss.weight)
     first = Recipe(
         groups=BitGroups.of(config.bits.groups),
         mixer=mixer(config.mixer),
-        objective=objective(config.loss, config.mixer, model),
+        objective=objective(config.loss, config.mixer, any(row.kind == "matmul" for row in model.layers.values())),
         rounding=rounding(config.rounding),
         settings=settings(recon, config.seed),
         learn_steps=config.step_size.learn,
@@ -91,10 +105,9 @@ def mixer(config: MixerConfig) -> Mixer:
     return Mixer(config.name, p=config.p, weights=tuple(config.weights))
 
 
-def objective(config: LossConfig, mix: MixerConfig, model: MultiBitModel) -> Objective:
+def objective(config: LossConfig, mix: MixerConfig, attention: bool) -> Objective:
     """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention, unless a
     weight tells what matters."""
-    attention = any(layer.kind == "matmul" for layer in model.layers.values())
     norm = {"auto": "token" if attention and config.weight == "none" else "none"}.get(config.norm, config.norm)
     gammas, mixture = tuple(config.gammas), tuple(mix.weights)
     return Objective(

@@ -24,7 +24,7 @@ from ptmq_lightning.compose import parts, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.outcome import figure, peak_memory, record, table
-from ptmq_lightning.compose.progress import Progress
+from ptmq_lightning.compose.progress import Progress, now_and_then
 from ptmq_lightning.compose.schema import BitsConfig, Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
@@ -57,6 +57,7 @@ def run(config: Config, path: Path) -> float:
     Returns:
         top-1 in percent at the narrowest learned pair that is evaluated: what a sweep over settings may maximise.
     """
+    parts.check(config)
     folder = RunFolder(path, config)
     if (results := folder.finished()) is not None:
         log.info("resume: the run in %s is complete", path)
@@ -228,7 +229,13 @@ def allocate(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensit
     """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
     if not config.mixed_averages:
         return {}
-    sensitivity = layer_sensitivity(model, images[: config.sensitivity_images], parts.pairs(config))
+    tell = now_and_then()
+    sensitivity = layer_sensitivity(
+        model,
+        images[: config.sensitivity_images],
+        parts.pairs(config),
+        progress=lambda done, layers: tell(f"sensitivity: layer {done} of {layers}"),
+    )
     for average in config.mixed_averages:
         model.assignments[f"mixed_{average:.1f}"] = greedy(model, sensitivity, average)
     return sensitivity
@@ -239,7 +246,14 @@ def measure(model: MultiBitModel, sources: Sources, config: Config, float_networ
     loader = eval_loader(sources.val, config.data.eval_batch, workers=config.data.workers)
     names = [*config.bits.evaluate, *model.assignments]
     device = next(model.buffers()).device
-    evaluation = evaluate(model, loader, names, float_network=float_network.to(device))
+    tell = now_and_then()
+    evaluation = evaluate(
+        model,
+        loader,
+        names,
+        float_network=float_network.to(device),
+        progress=lambda images, name: tell(f"evaluated: {images} of {len(sources.val)} images at {name}"),
+    )
     for line in table(evaluation):
         log.info("%s", line)
     return evaluation

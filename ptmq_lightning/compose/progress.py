@@ -56,6 +56,19 @@ class Progress(Callback):
         return (self.clock() - self.started) / max(done, 1e-9) * (total - done)
 
 
+def now_and_then(every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Callable[[str], None]:
+    """A way to log a line that says nothing where the last line, or the start, is less than ``every`` seconds ago."""
+    shown = clock()
+
+    def tell(line: str) -> None:
+        nonlocal shown
+        if (now := clock()) - shown >= every:
+            shown = now
+            log.info("%s", line)
+
+    return tell
+
+
 def clock_time(seconds: float) -> str:
     """Such as 0:07, 12:30 or 1:02:03."""
     minutes, rest = divmod(round(seconds), 60)

@@ -18,9 +18,6 @@ from ptmq_lightning.models.absorb import FoldReport, absorb_input, absorb_output
 from ptmq_lightning.models.equalize import equalize as equalize_layers
 from ptmq_lightning.models.flow import carry, kind, per_channel, readers
 from ptmq_lightning.models.nodes import constants, module_of
-from ptmq_lightning.models.reparametrize import reparametrize
-
-__all__ = ["FoldReport", "fold", "reparametrize"]
 
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 _OTHER_NORMS = {"GroupNorm", "group_norm", "RMSNorm", "rms_norm", "InstanceNorm2d", "instance_norm"}

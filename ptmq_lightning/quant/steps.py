@@ -27,7 +27,7 @@ class StepSize:
     """How weight steps of the widths hang together (PTMQ §2).
 
     free: one search per width. nested: s_b = s_anchor * 2^(anchor - b), except for free_widths. power_of_two:
-    s_b = s_8 * 2^t, t per channel and width. learn: steps also get gradients. p: of the error norm.
+    s_b = s_8 * 2^t, 0 <= t <= 8 - b, t per channel and width. learn: steps also get gradients. p: of the error norm.
     """
 
     style: str = "free"
@@ -67,8 +67,9 @@ def _search_weight(rows: Tensor, bits: int, p: float) -> Tensor:
 
 
 def _power_of_two(rows: Tensor, finest: Tensor, bits: int, top: int, p: float) -> Tensor:
-    """Best of finest * 2^t, 0 <= t <= top - bits + 1, per channel."""
-    return _best(rows, [finest * 2.0**t for t in range(top - bits + 2)], bits, p)
+    """Best of finest * 2^t, 0 <= t <= top - bits (PTMQ §2: beyond that no shift of the widest code tells the rest), per
+    channel."""
+    return _best(rows, [finest * 2.0**t for t in range(top - bits + 1)], bits, p)
 
 
 def _best(rows: Tensor, candidates: Sequence[Tensor], bits: int, p: float) -> Tensor:

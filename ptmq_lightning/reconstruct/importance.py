@@ -3,7 +3,8 @@
 Both come from KL(softmax(f / T) || softmax(f' / T)), f the float logits, f' those behind another output of the block;
 no labels. That divergence has no gradient at the float output itself, so it is taken beside it:
 fim (BRECQ's squared gradients): at the block's output at the narrowest width, rounded to nearest and fed by its own
-quantised prefix (APHQ-ViT's way of running BRECQ); one weight per image and element.
+quantised prefix (APHQ-ViT's way of running BRECQ; by float features where the mixer keeps no others); one weight per
+image and element.
 aph (APHQ-ViT's perturbation Hessian): mean over images of |gradient at z + e - gradient at z - e|, e the same for every
 element, a thousandth of the output's standard deviation (theirs, 1e-6, is within float32's noise).
 What we do otherwise: a weight is scaled so that the loss is the channels' number times the weighted relative error, in

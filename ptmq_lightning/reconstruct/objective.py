@@ -49,6 +49,8 @@ class Objective:
                 f"found loss form {self.form!r} with norm {self.norm!r}; expected a form of {', '.join(FORMS)} and a "
                 f"norm of {', '.join(NORMS)}."
             )
+        if not self.gammas:
+            raise ConfigError("found no loss gammas; expected at least one, the mixture's: loss.gammas=[1]")
         if self.weight not in WEIGHTS:
             raise ConfigError(f"found loss weight {self.weight!r}; expected one of {', '.join(WEIGHTS)}.")
         if self.tokens not in TOKENS:

@@ -155,8 +155,11 @@ def _importance(
     recipe: Recipe,
     index: int,
 ) -> Tensor | None:
-    """Weights of the squared error (N or 1, ...), held while the block is fitted; None where they are all one."""
+    """Weights of the squared error (N or 1, ...), held while the block is fitted; None where they are all one, as they
+    are for layers by themselves."""
     kind, batch = recipe.objective.weight, recipe.settings.batch
+    if recipe.unit == "layer":
+        return None
     if kind == "none":
         if recipe.objective.norm == "none" or recipe.objective.tokens == "even":
             return None
@@ -164,9 +167,9 @@ def _importance(
         return token_weight(rest, target[:TOKEN_IMAGES], generator)
     if kind == "aph":
         return scaled(perturbation(rest, target, batch), target, read)
-    narrowest = recipe.groups.pairs[0]
-    select(block, {name: layer.width(narrowest) for name, layer in layers.items()})
-    quantised = map_batches(block, next(iter(features.streams.values())), batch)
+    widths = {name: layer.width(recipe.groups.pairs[0]) for name, layer in layers.items()}  # the narrowest
+    select(block, widths, activations=recipe.quantise_inputs)
+    quantised = map_batches(block, next(iter(features.streams.values()), features.fp), batch)
     select(block, None)
     return scaled(fisher(rest, target, quantised, batch), target, read)
 

@@ -21,6 +21,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.extras import require
 
 STEP = "recon/step"
 
@@ -58,6 +59,7 @@ def open_trackers(
     if settings.kind == "wandb":
         loggers.append(WandbTracker(folder, settings))
     elif settings.kind == "tensorboard":
+        require("tensorboard", "tensorboard")
         loggers.append(TensorBoardTracker(save_dir=folder, name="", version="tensorboard", default_hp_metric=False))
     elif settings.kind != "csv":
         raise ConfigError(f"logger={settings.kind} is not known; expected csv, wandb or tensorboard")

@@ -88,7 +88,7 @@ def info(options: argparse.Namespace) -> Iterator[str]:
     yield f"widths    {' '.join(str(BitWidth.parse(pair)) for pair in manifest['pairs'])}"
     if manifest["assignments"]:
         yield f"named     {' '.join(manifest['assignments'])}"
-    yield from _accuracy_table(about.get("accuracy") or {})
+    yield from _accuracy_table(about)
     if options.layers:
         yield ""
         yield f"{'layer':<32} {'kind':<7} {'shape':<18} {'bits':>4}  pinned"
@@ -99,12 +99,14 @@ def info(options: argparse.Namespace) -> Iterator[str]:
             yield f"{row['name']:<32} {row['kind']:<7} {shape:<18} {bits:>4}  {pins or '-'}"
 
 
-def _accuracy_table(accuracy: dict[str, Any]) -> Iterator[str]:
+def _accuracy_table(about: dict[str, Any]) -> Iterator[str]:
+    accuracy = about.get("accuracy") or {}
     if not accuracy.get("rows"):
         yield "accuracy  not stored"
         return
     fp = accuracy.get("fp") or {}
-    yield f"accuracy  on {accuracy.get('images', '?')} images, percent"
+    data = f" of {about['data']}" if "data" in about else ""
+    yield f"accuracy  on {accuracy.get('images', '?')} images{data}, percent"
     yield f"{'':>10}  {'top1':>6}  {'top5':>6}  {'agree':>6}"
     yield f"{'float':>10}  {_cell(fp.get('top1'))}  {_cell(fp.get('top5'))}"
     for row in accuracy["rows"]:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.runtime.errors import ExportError
+from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.flow import Op, operations, record
 from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits, weights_of
@@ -198,6 +199,7 @@ def _check_asked(folder: Path, form: str, backend: str) -> None:
             f"found form={form!r} for backend {backend!r}; expected form static or switchable for onnx, and static for "
             f"openvino, which compiles its weights in."
         )
+    require(backend, "onnx", "onnxruntime" if backend == "onnx" else "openvino")
     held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if folder.is_file() or (held and MANIFEST not in held):
         raise ExportError(

@@ -14,16 +14,18 @@ from torch import Tensor
 from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.export import BACKENDS, FORMS, export
+from ptmq_lightning.runtime.model import Which
 from ptmq_lightning.runtime.parity import WidthReport
+from ptmq_lightning.runtime.pictures import open_picture
 
 IMAGES = 64
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """What stands behind DIR."""
-    images = "real images for ranges and the check: folders, tars, or preprocessed ones as .npy"
+    images = "real images for ranges and the check: pictures, folders or tars of them, or preprocessed ones as .npy"
     parser.add_argument("--images", metavar="PATH", type=Path, required=True, nargs="+", help=images)
-    parser.add_argument("--bits", metavar="LIST", help="widths and named assignments, e.g. w8a8,w4a8 (default: all)")
+    parser.add_argument("--bits", metavar="LIST", help="4, w4a8 or named assignments, by comma (default: all)")
     parser.add_argument("--form", choices=FORMS, default="static", help="a file per width, or one graph for all")
     parser.add_argument("--backend", choices=BACKENDS, default="onnx")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write (default: DIR beside it, -BACKEND)")
@@ -36,10 +38,15 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     model = artifact.load(args.folder)
     images = torch.cat([read_images(path, model.preprocessing(), args.count) for path in args.images])[: args.count]
     out = args.out or args.folder.with_name(f"{args.folder.resolve().name}-{args.backend}")
-    bits = args.bits.split(",") if args.bits else None
+    bits = widths(args.bits)
     reports = export(model, out, images, bits, form=args.form, backend=args.backend, float_image=args.float_image)
-    yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()) / 1e6:.1f} MB"
+    yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
     yield from lines(reports)
+
+
+def widths(text: str | None) -> list[Which] | None:
+    """Of "4,w4a8,mixed_4.0"; None: all."""
+    return [int(name) if name.isdigit() else name for name in text.split(",")] if text else None
 
 
 def lines(reports: Mapping[str, WidthReport]) -> list[str]:
@@ -56,17 +63,30 @@ def lines(reports: Mapping[str, WidthReport]) -> list[str]:
 
 
 def read_images(path: Path, preprocessing: Mapping[str, Any], count: int) -> Tensor:
-    """Up to `count` images (N, C, H, W), spread over a folder or tar of pictures, or an array of preprocessed ones."""
-    if path.suffix == ".npy":
-        return torch.from_numpy(np.load(path, allow_pickle=False)[:count].astype(np.float32))
+    """Up to `count` images (N, C, H, W): of a picture, spread over a folder or tar of them, or of an array of
+    preprocessed ones. Raises ConfigError for what is none of these."""
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False)[:count].astype(np.float32))
+    except (OSError, ValueError, EOFError) as error:
+        raise _no_images(path, type(error).__name__) from error
     if not path.exists() or not preprocessing:
-        raise ConfigError(
-            f"cannot read images of '{path}': {'the artifact has no preprocessing' if path.exists() else 'not found'}; "
-            f"expected a folder or tar of pictures, or a .npy file of preprocessed images (N, C, H, W)."
-        )
+        raise _no_images(path, "the artifact has no preprocessing" if path.exists() else "not found")
+    if path.is_file() and path.suffix != ".tar":
+        return open_picture(path, preprocessing).unsqueeze(0)
     from timm.data import create_dataset, create_transform
 
     known: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in preprocessing.items()}
-    dataset: Any = create_dataset("", root=str(path), transform=create_transform(**known))
+    try:
+        dataset: Any = create_dataset("", root=str(path), transform=create_transform(**known))
+    except RuntimeError as error:  # timm's, of an empty folder
+        raise _no_images(path, "no pictures in it") from error
     picks = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
     return torch.stack([dataset[int(i)][0] for i in picks])
+
+
+def _no_images(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"cannot read images of '{path}' ({why}); expected a folder, tar or file of pictures, or a .npy file of "
+        f"preprocessed images (N, C, H, W)."
+    )

@@ -86,7 +86,7 @@ def card(folder: Path | str, repo: str) -> str:
         f"Widths (weights, activations): {', '.join(pairs)}."
         + (f" Mixed per layer: {', '.join(manifest['assignments'])}." if manifest["assignments"] else ""),
         "",
-        *_table(about.get("accuracy") or {}),
+        *_table(about),
         "## How to load it",
         "",
         "```python",
@@ -104,11 +104,13 @@ def card(folder: Path | str, repo: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _table(accuracy: dict[str, Any]) -> Iterator[str]:
+def _table(about: dict[str, Any]) -> Iterator[str]:
+    accuracy = about.get("accuracy") or {}
     if not accuracy.get("rows"):
         return
     fp = accuracy.get("fp") or {}
-    yield f"## Accuracy on {accuracy.get('images', '?')} images, percent"
+    data = f" of {about['data']}" if "data" in about else ""
+    yield f"## Accuracy on {accuracy.get('images', '?')} images{data}, percent"
     yield ""
     yield "| width | top-1 | top-5 | agreement with float |"
     yield "|---|---|---|---|"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ptmq_lightning.runtime.cache import WeightCache
 from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 from ptmq_lightning.runtime.inplace import allow_in_place
-from ptmq_lightning.runtime.layers import ActivationQuantizer, CommittedWeight, MultiBitWeight
+from ptmq_lightning.runtime.layers import CommittedWeight
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
@@ -213,6 +213,3 @@ def at_bits(model: MultiBitModel, which: Which | None) -> Iterator[MultiBitModel
 def passthrough(model: MultiBitModel) -> Any:
     """Context in which every quantiser is off: the float network."""
     return at_bits(model, None)
-
-
-__all__ = ["ActivationQuantizer", "LayerInfo", "MultiBitModel", "MultiBitWeight", "at_bits", "passthrough", "select"]

@@ -20,7 +20,7 @@ from ptmq_lightning.runtime.layers import QuantConv2d
 from ptmq_lightning.runtime.onnx_ops import BINARY, FLOATS, MOVES, argument, names_of, pad, refuse, shape_of
 from ptmq_lightning.runtime.onnx_plan import QUANTIZER, Plan
 from ptmq_lightning.runtime.onnx_values import Array
-from ptmq_lightning.runtime.onnx_writer import BATCH, Writer
+from ptmq_lightning.runtime.onnx_writer import Writer
 
 IMAGES, LOGITS = "images", "logits"
 INT32 = 6  # of onnx.TensorProto
@@ -270,6 +270,3 @@ def source_of(op: Op, plan: Plan) -> str:
         at = at.source
     assert at is not None
     return plan.at[at]
-
-
-__all__ = ["BATCH", "IMAGES", "LOGITS", "Codes", "Converter", "source_of"]

@@ -116,11 +116,9 @@ def _roll(w: Writer, op: Op, x: str) -> str:
     for shift, axis in zip(shifts, axes, strict=True):
         size = shape_of(op)[axis]
         if shift % size:
-            parts = [shift % size, size - shift % size]
             tail, one = [size - shift % size], w.constant([axis])
             last = w.node("Slice", [x, w.constant(tail), w.constant([size]), one], op.name)
             first = w.node("Slice", [x, w.constant([0]), w.constant(tail), one], op.name)
-            assert sum(parts) == size
             x = w.node("Concat", [last, first], op.name, axis=axis)
     return x
 

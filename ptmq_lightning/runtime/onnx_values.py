@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment
@@ -177,6 +176,3 @@ def _fitting(codes: Array, step: Array, bias: Array, input_scale: float) -> tupl
 def grid_shape(values: Array, like: Array) -> Array:
     """(O,) -> (O, 1, ...)."""
     return values.reshape(-1, *[1] * (like.ndim - 1))
-
-
-__all__ = ["Array", "LayerRow", "QuantizerRow", "Table", "grid", "parameters", "store"]

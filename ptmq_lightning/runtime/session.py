@@ -20,6 +20,7 @@ import safetensors.numpy
 import torch
 
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
 from ptmq_lightning.runtime.onnx_convert import IMAGES, LOGITS
 from ptmq_lightning.runtime.onnx_values import Array, Table, parameters
@@ -39,6 +40,8 @@ class Session:
     def __init__(self, folder: Path | str, threads: int | None = 1) -> None:
         self.folder, self.threads = Path(folder), threads
         self.manifest = read_manifest(self.folder)
+        backend = self.manifest["backend"]
+        require(backend, "openvino" if backend == "openvino" else "onnxruntime")
         layers = [
             LayerInfo(**{**row, "weight_shape": row["weight_shape"] and tuple(row["weight_shape"])})
             for row in self.manifest["layers"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ptmq_lightning.compose import parts
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.reconstruct.objective import Objective
@@ -11,7 +13,7 @@ from tests.networks import small_model
 def objective(*overrides: str) -> Objective:
     """That of a network with attention."""
     config = configuration(overrides)
-    return parts.objective(config.loss, config.mixer, small_model(calibrated=False))
+    return parts.objective(config.loss, config.mixer, attention=True)
 
 
 def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
@@ -21,7 +23,17 @@ def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
     ]  # fmt: skip
 
 
+def test_attention_is_read_off_the_layers() -> None:
+    (recipe,) = parts.recipes(configuration(), small_model(calibrated=False))  # which has products of activations
+    assert recipe.objective.norm == "token"
+
+
 def test_options_of_the_quantisers_and_of_the_commit_reach_their_rooms() -> None:
     config = configuration(["quant.gelu=table", "recon.bias_correction=true"])
     assert parts.placement(config.bits, config.quant).gelu == "table"
     assert [recipe.bias_correction for recipe in parts.recipes(config, small_model(calibrated=False))] == [True]
+
+
+def test_layers_by_themselves_go_without_a_weight_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    parts.recipes(configuration(["method=adaround", "loss=fim"]), small_model(calibrated=False))
+    assert caplog.messages == ["loss.weight=fim is known of whole blocks: recon.unit=layer goes without"]

@@ -150,8 +150,12 @@ def test_a_complete_run_is_not_run_again(whole: Path, tmp_path: Path, monkeypatc
     assert run(configuration([*TINY, "resume=true"]), tmp_path) == figure
 
 
-def test_resume_refuses_another_configuration(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    killed_after(0, tmp_path, TINY, monkeypatch)
+@pytest.mark.parametrize("complete", [False, True])
+def test_resume_refuses_another_configuration(complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if complete:
+        run(configuration(TINY), tmp_path)
+    else:
+        killed_after(0, tmp_path, TINY, monkeypatch)
     with pytest.raises(ConfigError) as caught:
         run(configuration([*TINY, "seed=1", "recon.steps=4", "resume=true"]), tmp_path)
     assert str(caught.value) == (
@@ -164,12 +168,23 @@ def test_without_resume_nothing_of_an_earlier_run_is_left(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     killed_after(1, tmp_path, [*TINY, "seed=5"], monkeypatch)
-    (tmp_path / "report.html").write_text("old")
     (tmp_path / "notes.txt").write_text("not ours")
     run(configuration(TINY), tmp_path)
     assert model_bytes(tmp_path) == model_bytes(whole)
     assert metrics(tmp_path) == metrics(whole)
     assert {item.name for item in tmp_path.iterdir()} == {item.name for item in whole.iterdir()} | {"notes.txt"}
+
+
+def test_a_folder_that_is_no_runs_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.txt").write_text("not ours")
+    with pytest.raises(ConfigError) as caught:
+        run(configuration(TINY), tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path} is no run's folder (it has no config.yaml), but holds 'model', which a run would replace; set "
+        "hydra.run.dir to a new folder"
+    )
+    assert (tmp_path / "model" / "mine.txt").exists()
 
 
 def test_mixed_widths_are_chosen_evaluated_and_listed_per_layer(tmp_path: Path) -> None:
@@ -216,6 +231,16 @@ def test_without_images_a_run_stops_with_one_message(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(configuration(["model=resnet18", "model.pretrained=false", "data=imagenet"]), tmp_path)
     assert str(caught.value).startswith("data=imagenet: data.train is not set; data.val is not set. Set data.root=DIR ")
+
+
+def test_a_value_that_a_room_refuses_is_refused_before_anything_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "build", lambda _: pytest.fail("a network was built"))
+    with pytest.raises(ConfigError) as caught:
+        run(configuration([*TINY, "mixer.weights=[1,1]"]), tmp_path / "run")
+    assert str(caught.value) == "found mixer weights (1.0, 1.0) with sum 2; expected sum 1."
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_weights_a_run_stops_with_one_message(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ptmq_lightning.compose.progress import Progress, clock_time
+from ptmq_lightning.compose.progress import Progress, clock_time, now_and_then
 
 
 class Clock:
@@ -61,6 +61,16 @@ def test_every_finished_block_has_a_line(caplog: pytest.LogCaptureFixture) -> No
         progress.on_train_batch_end(trainer(100), module(3))
         progress.on_train_end(trainer(100), module(3))
     assert [message.startswith("block 4/4 layer1.0  step 100/100") for message in caplog.messages] == [True]
+
+
+def test_what_takes_long_says_so_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    tell = now_and_then(10, clock=clock)
+    with caplog.at_level(logging.INFO):
+        for second in range(1, 26):
+            clock.now = second
+            tell(f"at {second} s")
+    assert caplog.messages == ["at 10 s", "at 20 s"]
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "0:07"), (750, "12:30"), (3723, "1:02:03")])

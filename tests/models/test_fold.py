@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq_lightning.models import blocks, fold, graph, nodes
+from ptmq_lightning.models.reparametrize import reparametrize
 
 
 def folded(case):
@@ -52,7 +53,7 @@ def test_reparametrisation_is_exact(case, error):
     gm = gm.double()
     with torch.no_grad():
         before = gm(case.images.double())
-        fold.reparametrize(gm, case.images.double())
+        reparametrize(gm, case.images.double())
         assert error(gm(case.images.double()), before) < 1e-12
 
 
@@ -135,6 +136,6 @@ def test_the_real_vision_transformer_is_reparametrised_within_1e_5(data_root, er
     images = torch.randn(4, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         fold.fold(gm)
-        report = fold.reparametrize(gm, images)
+        report = reparametrize(gm, images)
         assert len(report.folded) == 25
         assert error(gm(images), net.module(images)) < 1e-5

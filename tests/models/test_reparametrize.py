@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq_lightning.models import fold, graph
+from ptmq_lightning.models.reparametrize import reparametrize
 
 
 class Normed(nn.Module):
@@ -29,7 +30,7 @@ IMAGES = torch.randn(8, 4, 12, 12, generator=torch.Generator().manual_seed(0))
 def test_all_channels_get_one_range():
     gm = graph.trace(Normed().eval(), (4, 12, 12))
     fold.fold(gm)
-    fold.reparametrize(gm, IMAGES, percentile=0.5)
+    reparametrize(gm, IMAGES, percentile=0.5)
     seen = []
     gm.get_submodule("norm").register_forward_hook(lambda _module, _args, y: seen.append(y.flatten(0, 1)))
     with torch.no_grad():
@@ -43,7 +44,7 @@ def test_the_network_stays_the_same_function(error):
     module = Normed().eval()
     gm = graph.trace(module, (4, 12, 12))
     fold.fold(gm)
-    report = fold.reparametrize(gm, IMAGES)
+    report = reparametrize(gm, IMAGES)
     assert report.folded == [("norm (reparametrisation)", "a, b")]
     with torch.no_grad():
         assert error(gm(IMAGES), module(IMAGES)) < 1e-5
@@ -51,7 +52,7 @@ def test_the_network_stays_the_same_function(error):
 
 def test_a_norm_that_the_residual_stream_reads_is_left_alone():
     gm = graph.trace(Normed(residual=True).eval(), (4, 12, 12))
-    report = fold.reparametrize(gm, IMAGES)
+    report = reparametrize(gm, IMAGES)
     assert report.folded == []
     assert report.kept == [("norm (reparametrisation)", "read by add (add)")]
 
@@ -63,6 +64,6 @@ def test_a_channel_without_range_stays_finite():
 
     gm = graph.trace(Flat().eval(), (4, 12, 12))
     fold.fold(gm)
-    fold.reparametrize(gm, IMAGES)
+    reparametrize(gm, IMAGES)
     with torch.no_grad():
         assert gm(IMAGES).isfinite().all()

@@ -45,6 +45,14 @@ def test_power_of_two_steps_are_between_nested_and_free_in_error() -> None:
     assert total["free"] <= total["power_of_two"] <= total["nested"]
 
 
+def test_power_of_two_steps_are_shifts_of_the_widest_code() -> None:
+    few = torch.randn(256, 9, generator=torch.Generator().manual_seed(0))  # depthwise: the search would go further
+    widths = tuple(range(2, 9))
+    steps = weight_steps(few, widths, StepSize("power_of_two"))
+    for bits, step in zip(widths, steps, strict=True):
+        assert set(torch.log2(step / steps[-1]).tolist()) <= set(range(8 - bits + 1))
+
+
 def test_a_zero_channel_gets_a_positive_step() -> None:
     assert (weight_steps(torch.zeros(3, 4), WIDTHS, StepSize("free")) > 0).all()
 

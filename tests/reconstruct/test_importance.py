@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from ptmq_lightning.reconstruct.importance import (
     scaled,
     token_weight,
 )
+from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
 from ptmq_lightning.reconstruct.reconstruct import reconstruct
 from ptmq_lightning.runtime.errors import ConfigError
@@ -134,9 +136,18 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("kind", ["fim", "aph"])
-@pytest.mark.parametrize("form", ["gd_figure", "gd_direct"])
-def test_every_weight_fits_every_block(kind: str, form: str) -> None:
-    recipe = replace(RECIPE, objective=Objective(form, weight=kind), settings=replace(RECIPE.settings, steps=2))
+@pytest.mark.parametrize(
+    ("form", "changes"),
+    [
+        ("gd_figure", {}),
+        ("gd_direct", {}),
+        ("mse", {"mixer": Mixer("float")}),
+        ("mse", {"quantise_inputs": False, "learn_inputs": False}),
+    ],
+)
+def test_every_weight_fits_every_block(kind: str, form: str, changes: dict[str, Any]) -> None:
+    settings = replace(RECIPE.settings, steps=2)
+    recipe = replace(RECIPE, objective=Objective(form, weight=kind), settings=settings, **changes)
     results = reconstruct(small_model(), images(8), recipe, trainer)
     assert [r.name for r in results] == ["stem", "layer1.0", "layer1.1", "blocks.0", "head"]
 

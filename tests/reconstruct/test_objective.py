@@ -89,3 +89,9 @@ def test_an_unknown_form_is_refused() -> None:
         "found loss form 'gd_sum' with norm 'none'; expected a form of gd_figure, gd_direct, gd_chain, mse and a norm "
         "of none, token."
     )
+
+
+def test_gammas_must_not_be_empty() -> None:
+    with pytest.raises(ConfigError) as error:
+        Objective("gd_figure", gammas=())
+    assert str(error.value) == "found no loss gammas; expected at least one, the mixture's: loss.gammas=[1]"

@@ -35,6 +35,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "name": "small",
         "source": "random weights",
         "preprocessing": PREPROCESSING,
+        "data": "cifar10",
         "accuracy": {"fp": {"top1": 70.0, "top5": None}, "images": 200, "rows": [ROW]},
     }
     model.assignments["mixed"] = model.resolve("w4a8")
@@ -61,7 +62,7 @@ def test_info_tells_sizes_widths_and_accuracy(folder: Path, capsys: pytest.Captu
     assert f"size      {sum(sizes):,} bytes (model.safetensors {sizes[0]:,}, manifest.json {sizes[1]:,}), " in out
     assert "packing   latent, with the float network; format 2\n" in out
     assert "widths    w3a3 w4a4 w5a5 w6a6 w8a8\n" in out and "named     mixed\n" in out
-    assert "accuracy  on 200 images, percent\n" in out
+    assert "accuracy  on 200 images of cifar10, percent\n" in out
     assert "      w4a4   61.50       -   75.25\n" in out
     assert "layer1.0.conv1                   conv    8x8x3x3              11  -\n" in out
     assert "fc                               linear  5x8                  11  w8a8\n" in out

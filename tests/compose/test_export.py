@@ -1,0 +1,63 @@
+"""export= writes an artifact on images of the data it was made with, at the widths that bits= lists."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ptmq_lightning.compose import export
+from ptmq_lightning.compose.cli import configuration, exported_bits
+from ptmq_lightning.compose.library import quantize
+from ptmq_lightning.models.zoo import build
+from ptmq_lightning.runtime import artifact
+from ptmq_lightning.runtime.errors import ConfigError
+
+
+def saved(folder: Path, data: str) -> Path:
+    torch.manual_seed(0)
+    network = build("digits_resnet", pretrained=False)
+    model = quantize(network, torch.randn(16, 3, 16, 16), bits=[["w4a4"], ["w8a8"]])
+    model.info["data"] = data
+    return artifact.save(model, folder)
+
+
+def test_images_of_other_data_are_refused(tmp_path: Path) -> None:
+    place = saved(tmp_path / "model", "imagenet")
+    with pytest.raises(ConfigError) as caught:
+        export.run_export(configuration(["export=onnx", f"artifact={place}"]), tmp_path)
+    assert str(caught.value) == (
+        f"the artifact {place} was made with data=imagenet, but its export would see images of data=digits; set "
+        "data=imagenet, with data.root=DIR where it needs one"
+    )
+
+
+def test_an_export_sees_calibration_images_prepared_for_the_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, Any] = {}
+
+    class Report:
+        agreement = 99.0
+
+    def write(_model: Any, out: Path, images: Any, bits: Any, **options: Any) -> dict[str, Any]:
+        seen.update(options, out=out, shape=tuple(images.shape), bits=bits)
+        return {"w4a8": Report()}
+
+    monkeypatch.setattr(export, "export", write)
+    monkeypatch.setattr(export, "lines", lambda _: [])
+    place = saved(tmp_path / "model", "digits")
+    overrides = exported_bits(["export=onnx", f"artifact={place}", "bits=w8a8,w4a8", "export.images=5"])
+    assert export.run_export(configuration(overrides), tmp_path) == 99.0
+    assert seen == {
+        "out": tmp_path / "export", "shape": (5, 3, 16, 16), "bits": ["w8a8", "w4a8"], "form": "static",
+        "backend": "onnx",
+    }  # fmt: skip
+
+
+def test_bits_lists_widths_where_something_is_exported() -> None:
+    assert exported_bits(["bits=vit", "export=none"]) == ["bits=vit", "export=none"]
+    for given in ("bits=w8a8,w4a8", "bits=[w8a8,w4a8]"):
+        assert exported_bits([given, "export=onnx"]) == ["export.bits=[w8a8,w4a8]", "export=onnx"]

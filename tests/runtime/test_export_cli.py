@@ -1,0 +1,92 @@
+"""`ptmq export` answers images and widths it cannot use with one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ptmq_lightning.runtime import artifact, cli, extras
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.export_cli import read_images, widths
+from tests.networks import small_model
+
+PREPROCESSING = {
+    "input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear", "crop_pct": 0.875,
+    "crop_mode": "center",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small_model()
+    model.info = {"name": "small", "preprocessing": PREPROCESSING}
+    return artifact.save(model, tmp_path_factory.mktemp("export_cli") / "model")
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    code = cli.main(["export", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert (code, out) == (2, "")
+    return err
+
+
+def test_pictures_are_read_from_a_folder_of_folders_or_by_name(tmp_path: Path) -> None:
+    for name in ("a/one.png", "b/two.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((20, 30, 3), 128, np.uint8)).save(tmp_path / name)
+    assert read_images(tmp_path, PREPROCESSING, 5).shape == (2, 3, 8, 8)
+    assert read_images(tmp_path / "a" / "one.png", PREPROCESSING, 5).shape == (1, 3, 8, 8)
+
+
+def test_prepared_images_are_read_from_an_array(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((4, 3, 8, 8)))
+    assert read_images(tmp_path / "x.npy", {}, 3).shape == (3, 3, 8, 8)
+
+
+@pytest.mark.parametrize("content", [None, b"no array", b""])
+def test_an_array_that_cannot_be_read_is_one_line(
+    content: bytes | None, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "x.npy"
+    if content is not None:
+        place.write_bytes(content)
+    why = {None: "FileNotFoundError", b"no array": "ValueError", b"": "EOFError"}[content]
+    assert refused(capsys, folder, "--images", place) == (
+        f"ptmq: cannot read images of '{place}' ({why}); expected a folder, tar or file of pictures, or a .npy file of "
+        "preprocessed images (N, C, H, W).\n"
+    )
+
+
+def test_a_folder_without_pictures_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert refused(capsys, folder, "--images", tmp_path) == (
+        f"ptmq: cannot read images of '{tmp_path}' (no pictures in it); expected a folder, tar or file of pictures, or "
+        "a .npy file of preprocessed images (N, C, H, W).\n"
+    )
+
+
+def test_pictures_for_a_model_without_preprocessing_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_images(tmp_path, {}, 5)
+    assert "(the artifact has no preprocessing)" in str(caught.value)
+
+
+def test_widths_are_numbers_pairs_or_names() -> None:
+    assert widths("4,w4a8,mixed") == [4, "w4a8", "mixed"]
+    assert widths(None) is None
+
+
+def test_without_the_runtime_one_line_names_the_extra(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(extras, "find_spec", lambda name: None)
+    np.save(tmp_path / "x.npy", np.zeros((4, 3, 8, 8)))
+    assert refused(capsys, folder, "--images", tmp_path / "x.npy", "--out", tmp_path / "out") == (
+        "ptmq: onnx and onnxruntime cannot be imported; expected the extra 'onnx': pip install "
+        "'ptmq-lightning[onnx]'.\n"
+    )
+    assert not (tmp_path / "out").exists()
