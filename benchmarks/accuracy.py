@@ -32,8 +32,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from ptmq_lightning.compose.cli import configuration  # noqa: E402
+from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
 from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, collect, summarise  # noqa: E402
+from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
 
 RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
@@ -62,9 +64,14 @@ class Cell:
         ]  # fmt: skip
 
     def run(self, work: Path) -> str | None:
-        """Run train.py unless it is done; the last lines of what went wrong, if it did."""
+        """Run train.py unless it is done; the last lines of what went wrong, if it did: a run of another
+        configuration that lies there is an error."""
         folder = self.folder(work)
         if (folder / RESULTS).exists():
+            try:
+                RunFolder(folder, configuration([*self.overrides(), "resume=true"])).open()
+            except ConfigError as error:
+                return str(error)
             return None
         fresh = not folder.exists()
         folder.mkdir(parents=True, exist_ok=True)

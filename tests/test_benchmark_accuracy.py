@@ -7,10 +7,14 @@ import csv
 import importlib.util
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from ptmq_lightning.compose.cli import configuration
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,8 +79,15 @@ def test_a_run_is_the_methods_command_with_its_own_changes_last(benchmark: Any, 
 def test_what_is_done_is_not_run_again(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = benchmark.cells(options(tmp_path))[0]
     finish(cell, tmp_path, {"w3a3": 60.0}, seconds=0.0)
+    monkeypatch.setenv("PTMQ_DATA", "folder")
     monkeypatch.setattr(benchmark.subprocess, "Popen", None)
+    config = asdict(configuration(cell.overrides()))
+    (cell.folder(tmp_path) / "config.yaml").write_text(yaml.safe_dump(config))
     assert cell.run(tmp_path) is None
+    config["recon"]["steps"] = 8
+    (cell.folder(tmp_path) / "config.yaml").write_text(yaml.safe_dump(config))
+    told = cell.run(tmp_path)
+    assert told is not None and "recon.steps" in told  # of another configuration: not mixed in without a word
 
 
 def test_the_table_has_means_spreads_and_both_costs(benchmark: Any, tmp_path: Path) -> None:
