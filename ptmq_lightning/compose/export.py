@@ -5,7 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from ptmq_lightning.compose.schema import Config
+import yaml
+
+from ptmq_lightning.compose.folder import CONFIG
+from ptmq_lightning.compose.schema import Config, DataConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.models.zoo import Preprocessing
@@ -18,7 +21,8 @@ log = logging.getLogger(__name__)
 
 
 def run_export(config: Config, folder: Path) -> float:
-    """Load `artifact`, write it for `export.name` and log the check.
+    """Load `artifact`, write it for `export.name` and log the check. Without data=, the images are those of the run
+    whose folder the artifact lies in.
 
     Returns:
         the least agreement with the simulation over all widths, in percent.
@@ -28,7 +32,11 @@ def run_export(config: Config, folder: Path) -> float:
     """
     assert config.artifact is not None
     model, data = artifact.load(config.artifact), config.data
-    if (own := model.info.get("data", data.name)) != data.name:
+    own = model.info.get("data", data.name)
+    if own != data.name == "digits" and (kept := Path(config.artifact).parent / CONFIG).exists():
+        data = DataConfig(**yaml.safe_load(kept.read_text(encoding="utf-8"))["data"])  # no data= was given
+        log.info("data as in the run that left the artifact: %s", kept)
+    if own != data.name:
         raise ConfigError(
             f"the artifact {config.artifact} was made with data={own}, but its export would see images of "
             f"data={data.name}; set data={own}, with data.root=DIR where it needs one"

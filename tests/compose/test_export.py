@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ptmq_lightning.compose import export
 from ptmq_lightning.compose.cli import configuration, exported_bits
@@ -32,6 +33,24 @@ def test_images_of_other_data_are_refused(tmp_path: Path) -> None:
         f"the artifact {place} was made with data=imagenet, but its export would see images of data=digits; set "
         "data=imagenet, with data.root=DIR where it needs one"
     )
+
+
+def test_without_data_the_images_are_those_of_the_artifacts_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def opened(name: str, **given: Any) -> Any:
+        asked.update(given, name=name)
+        raise InterruptedError  # far enough
+
+    monkeypatch.setattr(export, "open_data", opened)
+    place = saved(tmp_path / "model", "imagenet")
+    run = {"data": {"name": "imagenet", "root": "pictures", "val_images": 7}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(run))
+    with pytest.raises(InterruptedError):
+        export.run_export(configuration(["export=onnx", f"artifact={place}"]), tmp_path)
+    assert (asked["name"], asked["root"], asked["val_images"]) == ("imagenet", "pictures", 7)
 
 
 def test_an_export_sees_calibration_images_prepared_for_the_network(
