@@ -8,20 +8,21 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import readme
 from ptmq_lightning.compose.cli import configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
-TABLES = re.findall(r"<!-- begin (\S+) -->\n(.*?)<!-- end \1 -->", README, flags=re.DOTALL)
 
 
-@pytest.mark.parametrize(("file", "text"), TABLES, ids=[file for file, _ in TABLES])
-def test_a_table_is_the_one_that_was_measured(file: str, text: str) -> None:
-    assert text.strip() == (ROOT / file).read_text().strip()
+def test_its_tables_are_those_that_were_measured() -> None:
+    assert len(readme.PLACE.findall(README)) >= 2
+    assert readme.filled(README) == README
 
 
-def test_there_are_tables_to_compare() -> None:
-    assert len(TABLES) >= 2
+def test_a_part_that_was_never_measured_is_told() -> None:
+    with pytest.raises(ValueError, match=r"asks for the part .Top-9. of benchmarks/results/digits\.md"):
+        readme.filled("<!-- begin benchmarks/results/digits.md#Top-9 -->\n<!-- end -->")
 
 
 def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
