@@ -52,7 +52,7 @@ class BitsConfig:
     extra: list[list[int]] = field(default_factory=list)  # [w, a] calibrated and usable, never drawn
     evaluate: list[str] = MISSING  # names such as w4a8
     mixed_averages: list[float] = field(default_factory=list)  # average weight bits of per-layer assignments
-    sensitivity_images: int = 128  # of the calibration images, for those assignments
+    sensitivity_images: int = 32  # of the calibration images, for those assignments
     w: int | None = None  # bits=pair: weight bits of the one pair
     a: int | None = None  # bits=pair: activation bits of the one pair
     edge: str = "qdrop"  # first and last layer: qdrop, brecq, 8bit, none
