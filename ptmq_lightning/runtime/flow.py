@@ -22,7 +22,7 @@ _NAME_OF = {function: name for name, function in FUNCTIONS.items()}
 IMAGE, CONSTANT = "image", "constant"
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Op:
     """One operation. key: a name of `runtime.graph`'s tables without its room ("add", "QuantConv2d"), "image" or
     "constant"; path: the module called or the tensor read; shape: of its tensor at a batch of two, else None."""
@@ -36,6 +36,9 @@ class Op:
     value: Tensor | None = None
     shape: tuple[int, ...] | None = None
     users: list[Op] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        return f"Op({self.name}, {self.key})"  # arguments and users would tell the whole network
 
     @property
     def source(self) -> Op | None:
@@ -54,13 +57,17 @@ def operations(model: MultiBitModel, images: Tensor) -> list[Op]:
                 f"artifact holds. Save and load the model."
             )
         before = _block(index, block, before, ops)
-    shapes: dict[str, tuple[int, ...]] = {}
-    record(model, images[:2], lambda name, value: shapes.__setitem__(name, tuple(value.shape)))
+    values: dict[str, Tensor] = {}
+    record(model, images[:2], values.__setitem__)
     for op in ops:
-        op.shape = shapes.get(op.name)
-        for argument in _inputs(op):
+        value, inputs = values.get(op.name), _inputs(op)
+        op.shape = None if value is None else tuple(value.shape)
+        if value is not None and inputs and all(i.key == CONSTANT for i in inputs):  # a Swin's table of biases, read
+            op.key, op.args, op.kwargs, op.value, inputs = CONSTANT, (), {}, value, []
+        for argument in inputs:
             argument.users.append(op)
-    return ops
+    used = {argument for op in ops for argument in _inputs(op)}
+    return [op for op in ops if op.key != CONSTANT or op in used]
 
 
 def _block(index: int, block: fx.GraphModule, before: Op | None, ops: list[Op]) -> Op:

@@ -111,7 +111,7 @@ def _max_pool(w: Writer, op: Op, x: str) -> str:
 
 def _roll(w: Writer, op: Op, x: str) -> str:
     """A cyclic shift along each axis: the tail in front of the head."""
-    shifts, axes = op.args[1], argument(op, 2, "dims", None)
+    shifts, axes = argument(op, 1, "shifts", None), argument(op, 2, "dims", None)
     shifts, axes = ([v] if isinstance(v, int) else list(v) for v in (shifts, axes))
     for shift, axis in zip(shifts, axes, strict=True):
         size = shape_of(op)[axis]
