@@ -7,14 +7,17 @@
 A cell is one run of train.py in a process and a folder of its own: for a method that learns one pair of widths at a
 time (method.single_pair) one per width and seed, for every other method one per seed, which gives all widths. What is
 done is skipped, what was killed continues. A method's name may carry overrides behind plus signs. The results hold
-every finished cell of the experiment with the same --set, in benchmarks/results/accuracy_EXPERIMENT.{json,csv,md,png};
-the figure needs matplotlib (pip install ".[figures]").
+every finished cell of the experiment with the same --set, in benchmarks/results/accuracy_EXPERIMENT.{json,csv,md,png},
+and keep what they held of runs that are no longer there, unless the same command means something else by now. The
+figure needs matplotlib (pip install ".[figures]").
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import functools
+import hashlib
 import io
 import json
 import os
@@ -24,7 +27,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +37,13 @@ sys.path.insert(0, str(ROOT))
 from ptmq_lightning.compose.cli import configuration  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
 from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
-from ptmq_lightning.report.tables import DIGITS, Line, collect, summarise  # noqa: E402
+from ptmq_lightning.report.tables import DIGITS, Line, summarise  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
 
 RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
 FITTED = ("calibrate", "reconstruct")  # the stages of results.json that are the method's own cost
+SHARED = ("model", "data", "evaluation_images", "fp", "versions")  # of results.json: the same in every cell
 CELL, RESULTS, TRAINED = "cell.json", "results.json", "finetune.json"  # the last: of methods that train with labels
 
 
@@ -110,15 +114,47 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 
 
 def finished(place: Path) -> list[dict[str, Any]]:
-    """Every finished cell below ``place``: its note, its results, its flat rows."""
+    """Every finished cell below ``place``: its note, what the table takes of its results, its flat rows."""
     found = []
     for file in sorted(place.rglob(CELL)):
         note, results = json.loads(file.read_text()), read_results(file.with_name(RESULTS))
-        rows = [record | {"label": note["method"]} for record in collect([file.parent])]
         trained = file.with_name(TRAINED)
-        labels = json.loads(trained.read_text())["labels"] if trained.exists() else 0
-        found.append({**note, "results": results, "rows": rows, "labels": labels})
+        found.append(
+            {
+                **note,
+                "meaning": meaning(note),
+                "seconds": sum(results["seconds"][stage] for stage in FITTED),
+                "labels": json.loads(trained.read_text())["labels"] if trained.exists() else 0,
+                **{key: results[key] for key in ("peak_memory_bytes", "calibration_images", *SHARED)},
+                "rows": [{key: row[key] for key in ("config", *VALUES)} for row in results["rows"]],
+            }
+        )
     return found
+
+
+def kept(file: Path, there: Sequence[dict[str, Any]], settings: Sequence[str]) -> list[dict[str, Any]]:
+    """The cells of the results file whose runs are gone and whose command still means the same."""
+    record = json.loads(file.read_text()) if file.exists() else {"settings": None}
+    if record["settings"] != list(settings):
+        return []
+    mine = {identity(cell) for cell in there}
+    return [cell for cell in record["cells"] if identity(cell) not in mine and meaning(cell) == cell["meaning"]]
+
+
+def identity(note: dict[str, Any]) -> tuple[Any, ...]:
+    return note["experiment"], note["method"], note["bits"], note["seed"], *note["settings"]
+
+
+def meaning(note: dict[str, Any]) -> str:
+    """A hash of the configuration that a cell's command composes now, wherever the data lie."""
+    return _meaning(*identity(note))
+
+
+@functools.cache
+def _meaning(experiment: str, method: str, bits: str | None, seed: int, *settings: str) -> str:
+    config = asdict(configuration(Cell(experiment, method, bits, seed, settings).overrides()))
+    text = json.dumps({key: config[key] for key in config if key not in ("logger", "trainer")}, sort_keys=True)
+    return hashlib.sha256(text.replace(os.environ["PTMQ_DATA"], "PTMQ_DATA").encode()).hexdigest()[:16]
 
 
 def order(config: str) -> tuple[int, ...]:
@@ -134,10 +170,10 @@ def costs(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for label in dict.fromkeys(cell["method"] for cell in done):
         mine = [cell for cell in done if cell["method"] == label]
         runs = [[cell for cell in mine if cell["bits"] == bits] for bits in dict.fromkeys(c["bits"] for c in mine)]
-        walls = [[sum(cell["results"]["seconds"][k] for k in FITTED) for cell in seeds] for seeds in runs]
+        walls = [[cell["seconds"] for cell in seeds] for seeds in runs]
         cpus = [[s for cell in seeds if (s := cell["cpu_seconds"]) is not None] for seeds in runs]
         total = sum(map(statistics.fmean, walls))
-        widths = len({row["config"] for cell in mine for row in cell["results"]["rows"]})
+        widths = len({row["config"] for cell in mine for row in cell["rows"]})
         rows.append(
             {
                 "method": label,
@@ -146,8 +182,8 @@ def costs(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "seconds_total": total,
                 "seconds_per_width": total / widths,
                 "cpu_seconds_total": sum(map(statistics.fmean, cpus)) if all(cpus) else None,
-                "peak_memory_bytes": max(cell["results"]["peak_memory_bytes"] for cell in mine),
-                "images": max(cell["results"]["calibration_images"] for cell in mine),
+                "peak_memory_bytes": max(cell["peak_memory_bytes"] for cell in mine),
+                "images": max(cell["calibration_images"] for cell in mine),
                 "labels": max(cell["labels"] for cell in mine),
             }
         )
@@ -173,32 +209,31 @@ def commands(done: Sequence[dict[str, Any]], widths: Sequence[str]) -> list[str]
 
 def write(options: argparse.Namespace) -> None:
     """The results of every finished cell: JSON, CSV, Markdown and the figure."""
+    stem = options.results / f"accuracy_{options.experiment}"
     done = finished(home(options.work, options.experiment, options.set))
+    done += kept(stem.with_suffix(".json"), done, options.set)
     if not done:
         return
     known = {label: number for number, label in enumerate(dict.fromkeys([*options.methods, *RIVALS]))}
     done.sort(key=lambda cell: (known.get(cell["method"], len(known)), cell["method"]))
-    widths = sorted({cell["bits"] for cell in done if cell["bits"]} or {*options.bits}, key=order)
-    lines = summarise([row for cell in done for row in cell["rows"]], by=("label",), values=VALUES, rows=widths)
+    widths = sorted({*options.bits, *(cell["bits"] for cell in done if cell["bits"])}, key=order)
+    flat = [{**cell, **row, "settings": {}} for cell in done for row in cell["rows"]]
+    lines = summarise(flat, by=("method",), values=VALUES, rows=widths)
     spent = costs(done)
-    stem = options.results / f"accuracy_{options.experiment}"
-    fp = done[0]["results"]["fp"]
+    shared = {key: done[0][key] for key in SHARED if key != "model"}
     record = {
         "commands": commands(done, widths),
         "settings": list(options.set),
         "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
-        "versions": done[0]["results"]["versions"],
-        "data": done[0]["results"]["data"],
-        "evaluation_images": done[0]["results"]["evaluation_images"],
-        "fp": fp,
+        **shared,
         "rows": [_row(line) for line in lines],
         "costs": spent,
-        "cells": [{key: cell[key] for key in ("command", "method", "bits", "seed", "cpu_seconds")} for cell in done],
+        "cells": done,
     }  # fmt: skip
     write_atomically(stem.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
     write_atomically(stem.with_suffix(".csv"), _csv(record["rows"]))
     write_atomically(stem.with_suffix(".md"), _markdown(record, lines, widths))
-    draw(lines, widths, fp, stem.with_suffix(".png"))
+    draw(lines, widths, shared["fp"], stem.with_suffix(".png"))
 
 
 def _processor() -> str:

@@ -29,6 +29,11 @@ def benchmark() -> Any:
     return module
 
 
+@pytest.fixture(autouse=True)
+def data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PTMQ_DATA", "folder")
+
+
 def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     asked = {
         "experiment": "cifar_resnet20", "methods": ["rtn", "qdrop", "ptmq+rounding=ste"], "bits": ["w3a3", "w4a4"],
@@ -79,7 +84,6 @@ def test_a_run_is_the_methods_command_with_its_own_changes_last(benchmark: Any, 
 def test_what_is_done_is_not_run_again(benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cell = benchmark.cells(options(tmp_path))[0]
     finish(cell, tmp_path, {"w3a3": 60.0}, seconds=0.0)
-    monkeypatch.setenv("PTMQ_DATA", "folder")
     monkeypatch.setattr(benchmark.subprocess, "Popen", None)
     config = asdict(configuration(cell.overrides()))
     (cell.folder(tmp_path) / "config.yaml").write_text(yaml.safe_dump(config))
@@ -133,3 +137,22 @@ def test_cells_of_other_settings_are_not_mixed_in(benchmark: Any, tmp_path: Path
     benchmark.write(asked)
     rows = json.loads((asked.results / "accuracy_cifar_resnet20.json").read_text())["rows"]
     assert [row["top1_mean"] for row in rows] == [60.0, 80.0]
+
+
+def test_results_keep_the_cells_of_runs_that_are_gone(benchmark: Any, tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["rtn", "qdrop"], bits=["w3a3"], seeds=[0])
+    first, second = benchmark.cells(asked)
+    finish(first, asked.work, {"w3a3": 60.0}, seconds=0.0)
+    benchmark.write(asked)
+    asked.work = tmp_path / "elsewhere"
+    finish(second, asked.work, {"w3a3": 80.0}, seconds=0.0)
+    benchmark.write(asked)
+    file = asked.results / "accuracy_cifar_resnet20.json"
+    record = json.loads(file.read_text())
+    assert {row["method"]: row["top1_mean"] for row in record["rows"]} == {"rtn": 60.0, "qdrop": 80.0}
+
+    gone = next(cell for cell in record["cells"] if cell["method"] == "rtn")
+    gone["meaning"] = "of a default that has changed since"
+    file.write_text(json.dumps(record))
+    benchmark.write(asked)
+    assert [row["method"] for row in json.loads(file.read_text())["rows"]] == ["qdrop"]
