@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -70,6 +71,7 @@ class MultiBitModel(nn.Module):
         self.info: dict[str, Any] = {}
         self.active: BitAssignment | None = None
         self.cache = WeightCache()
+        self._uniform: dict[BitWidth, BitAssignment] = {}
 
     @property
     def widths(self) -> tuple[BitWidth, ...]:
@@ -116,7 +118,9 @@ class MultiBitModel(nn.Module):
         except ConfigError:
             known = ", ".join([*map(str, self.pairs), *self.assignments])
             raise ConfigError(f"found the width {which!r}; expected one of {known}, or a number from 2 to 8.") from None
-        return BitAssignment.uniform(width.w, width.a, self)
+        if width not in self._uniform:
+            self._uniform[width] = BitAssignment.uniform(width.w, width.a, self)
+        return self._uniform[width]
 
     def _from_mapping(self, which: Mapping[str, Any]) -> BitAssignment:
         unknown = [name for name in which if name not in self.layers]
@@ -164,7 +168,8 @@ def select(
     Returns what `weights_of` gives.
     """
     weights = []
-    for name, module in _switched(block):
+    module: Any
+    for _, _, module, name in _switched(block):
         if name is None:
             module.select(widths[module.owner].a if activations and widths is not None else None)
         else:
@@ -173,16 +178,30 @@ def select(
     return weights
 
 
-def _switched(module: nn.Module, path: str = "") -> Iterator[tuple[str | None, Any]]:
-    """(None, activation quantiser) and (layer name, weight module); leaner than named_modules, every switch is here."""
+Slot = tuple[dict[str, nn.Module | None], str, nn.Module, str | None]  # where a module hangs, it, its layer's name
+_SLOTS: WeakKeyDictionary[nn.Module, list[Slot]] = WeakKeyDictionary()
+
+
+def _switched(block: nn.Module) -> list[Slot]:
+    """Activation quantisers (no name) and weight modules (their layer's) of a block; every switch comes here, hence
+    the walk is remembered until one of them was exchanged."""
+    slots = _SLOTS.get(block)
+    if slots is None or not all(place.get(key) is module for place, key, module, _ in slots):
+        slots = _SLOTS[block] = [*_walk(block)]
+    return slots
+
+
+def _walk(module: nn.Module, path: str = "") -> Iterator[Slot]:
     for name, child in module._modules.items():
+        if child is None:
+            continue
         switched = hasattr(type(child), "select")
         if switched and "owner" in child.__dict__:
-            yield None, child
+            yield module._modules, name, child, None
         elif switched and name == "weight":
-            yield path, child
-        elif child is not None and child._modules:
-            yield from _switched(child, f"{path}.{name}" if path else name)
+            yield module._modules, name, child, path
+        else:
+            yield from _walk(child, f"{path}.{name}" if path else name)
 
 
 def weights_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
