@@ -8,8 +8,7 @@ A cell is one run of train.py in a process and a folder of its own: for a method
 time (method.single_pair) one per width and seed, for every other method one per seed, which gives all widths. What is
 done is skipped, what was killed continues. A method's name may carry overrides behind plus signs. The results hold
 every finished cell of the experiment with the same --set, in benchmarks/results/accuracy_EXPERIMENT.{json,csv,md,png},
-and keep what they held of runs that are no longer there, unless the same command means something else by now. The
-figure needs matplotlib (pip install ".[figures]").
+and keep what they held of runs that are no longer there, unless the same command means something else by now.
 """
 
 from __future__ import annotations
@@ -29,12 +28,15 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Any
+
+from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from ptmq_lightning.compose.cli import configuration  # noqa: E402
+from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
 from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarise  # noqa: E402
@@ -45,6 +47,14 @@ VALUES = ("top1", "agreement", "logit_error")
 FITTED = ("calibrate", "reconstruct")  # the stages of results.json that are the method's own cost
 SHARED = ("model", "data", "evaluation_images", "fp", "versions")  # of results.json: the same in every cell
 CELL, RESULTS, TRAINED = "cell.json", "results.json", "finetune.json"  # the last: of methods that train with labels
+
+
+HYDRA = Lock()  # it composes one configuration at a time
+
+
+def configuration(overrides: Sequence[str]) -> Any:
+    with HYDRA:
+        return cli.configuration(overrides)
 
 
 @dataclass(frozen=True)
@@ -302,16 +312,9 @@ def _text(cell: Any, value: str) -> str:
 
 
 def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file: Path) -> None:
-    """Accuracy and logit error against bits, a line per method; nothing where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no figure: pip install matplotlib", file=sys.stderr)
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    """Accuracy and logit error against bits, a line per method."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots(1, 2)
     for axis, value, title in zip(axes, ("top1", "logit_error"), ("top-1, %", "relative logit error"), strict=True):
         for method in dict.fromkeys(line.settings[0] for line in lines):
             mine = {line.config: line.cells[value] for line in lines if line.settings[0] == method}
@@ -326,7 +329,6 @@ def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file:
     axes[1].set_yscale("log")
     axes[0].legend(fontsize=8)
     figure.savefig(file, dpi=150)
-    pyplot.close(figure)
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""What examples/serving.py measured, in lines and as a figure (which needs matplotlib: pip install ".[figures]").
+"""What examples/serving.py measured, in lines and as a figure.
 
 python examples/serving_report.py serving.json      # both again, from the file
 """
@@ -14,6 +14,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
+
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator
 
 WINDOW = 100  # requests in the running top-1
 
@@ -55,18 +59,11 @@ def by_phase(record: Record) -> Iterator[tuple[Mapping[str, Any], list[dict[str,
 
 def picture(record: Record, file: Path) -> None:
     """Latency against the deadline, the chosen rung against the memory limit, and the running top-1."""
-    try:
-        import matplotlib
-    except ImportError:
-        print("no figure: pip install matplotlib", file=sys.stderr)
-        return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(3, 1, figsize=(9, 7.5), sharex=True, layout="constrained", height_ratios=(3, 3, 2))
+    figure = Figure(figsize=(9, 7.5), layout="constrained")
+    axes = figure.subplots(3, 1, sharex=True, height_ratios=(3, 3, 2))
     names = [rung["name"] for rung in record["rungs"]]
     used = [name for name in names if name in set(record["trace"]["rung"])]
-    shade = pyplot.get_cmap("viridis_r")
+    shade = colormaps["viridis_r"]
     colours = {name: "0.5" if name == "float" else shade(0.15 + 0.8 * names.index(name) / len(names)) for name in used}
     _latency(record, axes[0], colours)
     _choice(record, axes[1], colours)
@@ -84,7 +81,6 @@ def picture(record: Record, file: Path) -> None:
     figure.suptitle(f"{record['network']}: requests of one image, one thread, {load}", fontsize=11)
     figure.align_ylabels()
     figure.savefig(file, dpi=150)
-    pyplot.close(figure)
 
 
 def _edges(record: Record) -> list[int]:
@@ -92,8 +88,6 @@ def _edges(record: Record) -> list[int]:
 
 
 def _latency(record: Record, ax: Any, colours: Mapping[str, Any]) -> None:
-    from matplotlib.ticker import LogLocator
-
     trace = record["trace"]
     deadlines = [phase["deadline_ms"] for phase in record["phases"]]
     ax.stairs(deadlines, _edges(record), baseline=None, color="crimson", linewidth=2, label="deadline")

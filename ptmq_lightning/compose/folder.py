@@ -29,8 +29,8 @@ from ptmq_lightning.runtime.model import MultiBitModel
 log = logging.getLogger(__name__)
 
 CONFIG, RESULTS, LOG, RESUME = "config.yaml", "results.json", "train.log", "resume"
-OURS = (RESULTS, "metrics.csv", "layers.csv", "calibration.json", "finetune.json", "model", RESUME, "wandb",
-        "tensorboard", CONFIG)  # fmt: skip
+OURS = (RESULTS, "metrics.csv", "layers.csv", "calibration.json", "finetune.json", "report.html", "model", RESUME,
+        "wandb", "tensorboard", CONFIG)  # fmt: skip
 NOT_COMPARED = ("resume", "logger", "trainer.threads", "data.workers")  # what changes no tensor
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves behind: its record, its table, its one figure."""
+"""What a run leaves behind: its record, its table, its page, its one figure."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from ptmq_lightning.evaluate.accuracy import Evaluation
 from ptmq_lightning.evaluate.cost import layer_macs
 from ptmq_lightning.finetune import store
 from ptmq_lightning.finetune.network import SharedModel
+from ptmq_lightning.report.page import write_page
 from ptmq_lightning.report.record import write_calibration, write_layers, write_results
 from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.model import MultiBitModel
@@ -42,7 +43,7 @@ def record(
     sensitivity: Sensitivity,
     seconds: Mapping[str, float],
 ) -> None:
-    """The model, the layer table, the calibration draw, and last results.json: with it the run is complete."""
+    """The model, the layer table, the calibration draw, the page; last results.json: with it the run is complete."""
     model.info |= {"data": sources.name, "accuracy": evaluation.to_json()}
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
@@ -65,6 +66,7 @@ def record(
         "peak_memory_bytes": peak_memory(),
         "rows": [asdict(row) for row in evaluation.rows],
     }
+    write_page(path, results)
     write_results(path, results)
 
 
