@@ -4,14 +4,16 @@
     python benchmarks/cost.py --gpu    # the same on a GPU; ResNet-20 / CIFAR-10 at recon=paper (needs PTMQ_DATA)
     python benchmarks/cost.py --cases deit_s --steps 5
 
-Weights are random and images are noise: neither changes the cost. Results go to benchmarks/results/cost_{cpu,gpu}.json,
-case by case; a case that is there already with the same settings is not run again.
+Weights are random and images are noise: neither changes the cost. Results go to benchmarks/results/cost_{cpu,gpu}.json
+and .md, case by case; a case that is there already with the same settings is not run again. Cache: the features of all
+images between two blocks, as predicted and logged before the fits.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import tempfile
@@ -50,6 +52,7 @@ def main() -> None:
             if found.get(name, {}).get("command") != command:
                 found[name] = {"command": command, **measure(command, noise, Path(folder) / name)}
                 file.write_text(json.dumps(found, indent=2) + "\n")
+                file.with_suffix(".md").write_text(table(found))
             print(name, found[name])
 
 
@@ -58,19 +61,37 @@ def measure(command: list[str], noise: Path, run: Path) -> dict[str, Any]:
     data = [f"data.train={noise / 'train'}", f"data.val={noise / 'val'}"] if "data=imagefolder" in command else []
     subprocess.run([sys.executable, "train.py", *command, *data, f"hydra.run.dir={run}"], cwd=ROOT, check=True)
     results = json.loads((run / "results.json").read_text())
-    blocks = sum("block " in line and "step" in line for line in _last_steps(run / "train.log"))
+    log = (run / "train.log").read_text()
+    blocks = sum("block " in line and "step" in line for line in _last_steps(log))
+    cache = re.search(r"feature cache: (\d+) MiB", log)
     seconds = results["seconds"]
     return {
         "blocks": blocks,
         "seconds": seconds,
         "seconds_per_block": seconds["reconstruct"] / max(blocks, 1),
         "peak_memory_bytes": results["peak_memory_bytes"],
+        "predicted_cache_mib": int(cache[1]) if cache else None,
     }
 
 
-def _last_steps(log: Path) -> list[str]:
+def table(found: dict[str, Any]) -> str:
+    lines = [
+        "| case | settings | blocks | s per block | minutes in all | predicted cache, MiB | peak, MiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for name, case in found.items():
+        settings = " ".join(part for part in case["command"] if part.startswith(("recon", "data.calibration")))
+        total = sum(case["seconds"].values()) / 60
+        lines.append(
+            f"| {name} | {settings} | {case['blocks']} | {case['seconds_per_block']:.1f} | {total:.1f} | "
+            f"{case['predicted_cache_mib']} | {case['peak_memory_bytes'] / 2**20:.0f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def _last_steps(log: str) -> list[str]:
     """The log's line of each block's last step."""
-    lines = [line for line in log.read_text().splitlines() if " block " in line and " step " in line]
+    lines = [line for line in log.splitlines() if " block " in line and " step " in line]
     return [line for line in lines if (pair := line.split(" step ")[1].split()[0].split("/"))[0] == pair[1]]
 
 
