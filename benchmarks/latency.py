@@ -165,7 +165,9 @@ def multi_bit(network: nn.Module, name: str) -> MultiBitModel:
     gm = graph.trace(network, (3, SIZE, SIZE))
     fold.fold(gm)
     images = torch.randn(2, 3, SIZE, SIZE)
-    model = insert(blocks.cut(gm, images, name=name), Placement(tuple(map(BitWidth.parse, WIDTHS))), StepSize())
+    model = insert(
+        blocks.cut(gm, images, name=name), Placement(tuple(map(BitWidth.parse, WIDTHS)), gelu="table"), StepSize()
+    )
     calibrate(model, images)
     return model.eval()
 

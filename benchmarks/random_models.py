@@ -28,9 +28,9 @@ def random_model(name: str, *, free: tuple[int, ...] = (), plane_of: dict[int, i
 
 
 def with_float(
-    name: str, *, free: tuple[int, ...] = (), plane_of: dict[int, int] = ONE_PLANE
+    name: str, *, free: tuple[int, ...] = (), plane_of: dict[int, int] = ONE_PLANE, gelu: str = "uniform"
 ) -> tuple[MultiBitModel, nn.Module]:
-    """The model, and the folded float network it was made of, as a chain of the same blocks."""
+    """The model, and the folded float network it was made of, as a chain of the same blocks. gelu: as in Placement."""
     torch.manual_seed(0)
 
     def steps(weight: Tensor, widths: tuple[int, ...], _: StepSize) -> Tensor:
@@ -43,7 +43,7 @@ def with_float(
     chain = blocks.cut(gm, torch.randn(2, 3, 224, 224), name=name)
     network = nn.Sequential(*[copy.deepcopy(block.module) for block in chain]).requires_grad_(False)
     with mock.patch.object(insert, "weight_steps", steps):
-        model = insert.insert(chain, insert.Placement(PAIRS), StepSize("nested"))
+        model = insert.insert(chain, insert.Placement(PAIRS, gelu=gelu), StepSize("nested"))
     for block in model.blocks:
         for _, weight in weights_of(block):
             rows = sorted({plane_of[b] for b in weight.widths})
@@ -52,5 +52,7 @@ def with_float(
         for _, quantizer in quantizers_of(block):
             quantizer.steps = torch.tensor([4.0 / 2**b for b in quantizer.widths])
             quantizer.zero_points = torch.tensor([2.0 ** (b - 1) for b in quantizer.widths])
+            if quantizer.tables is not None:
+                quantizer.tables = torch.arange(256, dtype=torch.uint8).expand(len(quantizer.widths), -1).clone()
     model.info = {"name": name, "source": "random weights"}
     return model.eval().requires_grad_(False), network.eval()

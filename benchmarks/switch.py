@@ -43,7 +43,7 @@ def main() -> None:
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     for name in options.networks:
-        model, network = with_float(name)
+        model, network = with_float(name, gelu="table")
         with tempfile.TemporaryDirectory() as folder:
             nested = load(save(model, Path(folder) / "nested", "nested"))
             latent = load(save(model, Path(folder) / "latent", "latent"))

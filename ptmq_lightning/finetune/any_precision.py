@@ -21,8 +21,8 @@ from ptmq_lightning.finetune.fit import FineTuning, Settings, soft_cross_entropy
 from ptmq_lightning.finetune.layers import LsqWeight, SharedWeight, round_through
 from ptmq_lightning.finetune.network import SharedModel, make_trainable, unnormed
 from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.layers import MultiBitWeight, index_of
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
+from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
 
 STORED = 2**8 - 1  # levels of the stored code, less one
 

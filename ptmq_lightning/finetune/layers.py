@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.layers import MultiBitWeight, index_of
 from ptmq_lightning.runtime.spec import BitWidth
+from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
 
 
 class _Round(torch.autograd.Function):

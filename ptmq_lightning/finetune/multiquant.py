@@ -22,9 +22,9 @@ from torch.nn.functional import cross_entropy, one_hot
 from ptmq_lightning.finetune.fit import FineTuning, Settings, soft_cross_entropy
 from ptmq_lightning.finetune.layers import LsqWeight, SharedWeight
 from ptmq_lightning.finetune.network import SharedModel, make_trainable
-from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
 from ptmq_lightning.runtime.spec import BitWidth
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 
 class MultiQuant(FineTuning):

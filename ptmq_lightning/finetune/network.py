@@ -17,9 +17,9 @@ from ptmq_lightning.finetune.layers import FoldedWeight, SharedWeight, SwitchNor
 from ptmq_lightning.models.nodes import module_of
 from ptmq_lightning.quant.layers import TrainableActivation
 from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 NewWeight = Callable[[LayerInfo, MultiBitWeight], SharedWeight]
 

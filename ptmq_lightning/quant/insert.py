@@ -20,15 +20,10 @@ from ptmq_lightning.models.nodes import module_of
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.layers import (
-    ActivationQuantizer,
-    MultiBitWeight,
-    QuantConv2d,
-    QuantLinear,
-    QuantMatmul,
-)
+from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear, QuantMatmul
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
 from ptmq_lightning.runtime.spec import BitWidth
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 EDGES = ("qdrop", "brecq", "8bit", "none")
 LEVELS = ("uniform", "table")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ptmq_lightning.quant.layers import LearnedWeight
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.layers import MultiBitWeight
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 _WIDEST = float(torch.iinfo(torch.int16).max)
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from ptmq_lightning.quant import rounding as soft
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight, index_of
+from ptmq_lightning.runtime.layers import ActivationQuantizer
+from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
 
 
 class _SoftWeight(torch.autograd.Function):

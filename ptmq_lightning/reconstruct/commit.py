@@ -15,8 +15,8 @@ from ptmq_lightning.quant.latent import LatentWeight
 from ptmq_lightning.quant.layers import LearnedWeight, MaskBank, TrainableActivation, TrainableWeight
 from ptmq_lightning.quant.rounding import LATENT, Rounding
 from ptmq_lightning.runtime.errors import ArtifactError
-from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import quantizers_of, weights_of
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 _LEARNED = ("steps", "ratios", "rounding")  # of a weight; its integers stay
 

@@ -22,7 +22,7 @@ from torch import Tensor, fx
 
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError
 from ptmq_lightning.runtime.graph import describe, rebuild
-from ptmq_lightning.runtime.layers import ActivationQuantizer, CommittedWeight
+from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.manifest import (
     FORMAT,
     MANIFEST,
@@ -37,6 +37,7 @@ from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of
 from ptmq_lightning.runtime.nested import choose
 from ptmq_lightning.runtime.packing import pack_weight, unpack_weight
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.weights import CommittedWeight
 
 _NO_GRAPH = (
     *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError),

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ptmq_lightning.runtime.layers import CommittedWeight, Snapshot
+from ptmq_lightning.runtime.weights import CommittedWeight, Snapshot
 
 LIMIT = 1 << 30  # bytes; DeiT-S takes 0.7 GiB at all widths
 

@@ -25,7 +25,6 @@ from torch import Tensor
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.flow import Op, operations, record
-from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits, weights_of
 from ptmq_lightning.runtime.onnx_convert import Converter
 from ptmq_lightning.runtime.onnx_plan import Plan, plan
@@ -33,6 +32,7 @@ from ptmq_lightning.runtime.onnx_values import Array, parameters, store
 from ptmq_lightning.runtime.parity import WidthReport, compare
 from ptmq_lightning.runtime.session import MANIFEST, WIDTHS, Session
 from ptmq_lightning.runtime.spec import BitAssignment
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 FORMS, BACKENDS = ("static", "switchable"), ("onnx", "openvino")
 

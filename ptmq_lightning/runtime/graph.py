@@ -22,15 +22,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ptmq_lightning.runtime.errors import ArtifactError
-from ptmq_lightning.runtime.layers import (
-    ActivationQuantizer,
-    CommittedWeight,
-    MultiBitWeight,
-    QuantConv2d,
-    QuantLinear,
-    QuantMatmul,
-)
+from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear, QuantMatmul
 from ptmq_lightning.runtime.nested import NestedWeight
+from ptmq_lightning.runtime.weights import CommittedWeight, MultiBitWeight
 
 _ROOMS: dict[str, tuple[Any, str]] = {
     "operator": (operator, "add floordiv getitem mul neg pow sub truediv"),

@@ -77,11 +77,28 @@ def quantize_activation(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) 
     return q.sub_(zero_point).mul_(step)
 
 
-def look_up_activation(x: Tensor, step: Tensor, zero_point: Tensor, table: Tensor) -> Tensor:
-    """Fake-quantised activations, shape of x, whose levels are chosen ones of the uniform 8-bit grid:
-    (table[clip(round(x / s) + z, 0, 255)] - z) * s. table: uint8 (256,), code -> level."""
-    q = torch.round(x / step).add_(zero_point).clamp_(0, 2**TABLE_BITS - 1)
-    return table[q.int()].to(x.dtype).sub_(zero_point).mul_(step)
+@dataclass(frozen=True)
+class LookUp:
+    """Fake-quantised activations whose levels are chosen ones of the uniform 8-bit grid:
+    (table[clip(round(x / s) + z, 0, 255)] - z) * s.
+
+    step, zero_point: scalars on the device; values: (table - z) * s of every code, float32 (256,).
+    """
+
+    step: Tensor
+    zero_point: Tensor
+    values: Tensor
+
+    @classmethod
+    def of(cls, step: Tensor, zero_point: Tensor, table: Tensor) -> LookUp:
+        """table: uint8 (256,), code -> level."""
+        return cls(step, zero_point, (table.float() - zero_point) * step)
+
+    def __call__(self, x: Tensor, *, in_place: bool = False) -> Tensor:
+        """Shape of x, without gradients; in_place: the codes are made in x's memory."""
+        q = torch.div(x, self.step, out=x if in_place else None).round_().add_(self.zero_point)
+        codes = q.clamp_(0, 2**TABLE_BITS - 1).flatten().int()
+        return torch.index_select(self.values, 0, codes).view(x.shape)
 
 
 @dataclass(frozen=True)

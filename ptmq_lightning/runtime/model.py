@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from ptmq_lightning.runtime.cache import WeightCache
 from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 from ptmq_lightning.runtime.inplace import allow_in_place
-from ptmq_lightning.runtime.layers import CommittedWeight
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.weights import CommittedWeight
 
 Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
 

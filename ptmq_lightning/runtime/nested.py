@@ -17,8 +17,8 @@ from torch import Tensor
 
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
-from ptmq_lightning.runtime.layers import ALL, CommittedWeight, MultiBitWeight, index_of
 from ptmq_lightning.runtime.packing import bits_per_weight
+from ptmq_lightning.runtime.weights import ALL, CommittedWeight, MultiBitWeight, index_of
 
 PACKINGS = ("latent", "nested", "auto")
 

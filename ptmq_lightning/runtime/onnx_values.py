@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
+from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 Array = NDArray[Any]
 BIAS_LIMIT = 2.0**30  # of an int32 that products are added to

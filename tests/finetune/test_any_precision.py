@@ -15,7 +15,7 @@ from ptmq_lightning.models import blocks, graph
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.layers import MultiBitWeight
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.finetune.networks import PAIRS, images, inserted, labels
 from tests.networks import small_network
 

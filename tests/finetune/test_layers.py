@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from ptmq_lightning.finetune.layers import FoldedWeight, LsqWeight, SwitchNorm, round_through, row_of
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.layers import MultiBitWeight, QuantConv2d
+from ptmq_lightning.runtime.layers import QuantConv2d
 from ptmq_lightning.runtime.spec import BitWidth
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.finetune.networks import PAIRS
 
 

@@ -10,7 +10,7 @@ from ptmq_lightning.quant.latent import LatentWeight
 from ptmq_lightning.quant.rounding import LATENT, Rounding
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.layers import MultiBitWeight
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 WIDTHS = (2, 3, 4, 8)
 SHAPES = {"conv": (6, 5, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 20)}

@@ -11,7 +11,8 @@ from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, Trainable
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
+from ptmq_lightning.runtime.layers import ActivationQuantizer
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.golden_values import golden
 
 WIDTHS = (2, 3, 4, 8)

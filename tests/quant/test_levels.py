@@ -75,14 +75,14 @@ def test_behind_a_gelu_a_table_has_clearly_less_error_than_equal_steps(
 def test_a_tensor_of_zeros_has_a_table_too() -> None:
     step, zero, table = activation_tables(torch.zeros(10), 0.0, 0.0, (4,))[0]
     x = torch.zeros(3)
-    assert torch.equal(grid.look_up_activation(x, torch.tensor(step), torch.tensor(zero), table), x)
+    assert torch.equal(grid.LookUp.of(torch.tensor(step), torch.tensor(zero), table)(x), x)
 
 
 def test_the_table_of_all_codes_is_the_uniform_8_bit_quantiser(sample: Tensor) -> None:
     step, zero = torch.tensor(0.05), torch.tensor(4.0)
     table = torch.arange(256, dtype=torch.uint8)
     expected = grid.quantize_activation(sample, step, zero, 8)
-    assert torch.equal(grid.look_up_activation(sample, step, zero, table), expected)
+    assert torch.equal(grid.LookUp.of(step, zero, table)(sample), expected)
 
 
 def test_a_table_is_trained_as_it_is_committed(sample: Tensor, quantizer: ActivationQuantizer) -> None:

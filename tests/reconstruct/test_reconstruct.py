@@ -20,8 +20,8 @@ from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
 from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct
 from ptmq_lightning.runtime.errors import ArtifactError, ModelError
-from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.networks import GROUPS, images, small_model, trainer
 
 RECIPE = Recipe(

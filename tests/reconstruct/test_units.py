@@ -16,8 +16,9 @@ from ptmq_lightning.reconstruct.objective import Objective
 from ptmq_lightning.reconstruct.reconstruct import BlockResult, Recipe, reconstruct
 from ptmq_lightning.reconstruct.units import units
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight
+from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, quantizers_of, weights_of
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.networks import GROUPS, images, small_model, trainer
 
 RECIPE = Recipe(

@@ -20,10 +20,10 @@ from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruct.commit import make_trainable
 from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError, PTMQError
-from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
 from ptmq_lightning.runtime.packing import bits_per_weight
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.networks import images, small_model
 
 KINDS = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from ptmq_lightning.runtime.cache import WeightCache
-from ptmq_lightning.runtime.layers import CommittedWeight, MultiBitWeight
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
+from ptmq_lightning.runtime.weights import CommittedWeight, MultiBitWeight
 from tests.networks import images, small_model
 
 BASE = functools.cache(small_model)

@@ -7,9 +7,9 @@ import torch
 
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.layers import MultiBitWeight
 from ptmq_lightning.runtime.nested import nested_of
 from ptmq_lightning.runtime.packing import bits_per_weight, pack, unpack
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.golden_values import golden
 
 WIDTHS = tuple(range(2, 9))

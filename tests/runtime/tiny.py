@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import fx
 
-from ptmq_lightning.runtime.layers import ActivationQuantizer, MultiBitWeight, QuantLinear
+from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantLinear
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
 from ptmq_lightning.runtime.spec import BitWidth
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 LATENT = [[1, -1, 1023], [-1023, 512, 0]]
 ROUNDING = [[1, 0, 1], [0, 1, 1]]
