@@ -57,12 +57,13 @@ def code(n: Tensor, rho: Tensor, bits: int, rounding: Tensor | None = None) -> T
     return levels(n, rho, bits, rounding).to(torch.int8)
 
 
-def levels(n: Tensor, rho: Tensor, bits: int, rounding: Tensor | None = None) -> Tensor:
-    """The codes of `code` as whole numbers in float32 (O, ...)."""
+def levels(n: Tensor, rho: Tensor, bits: int, rounding: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """The codes of `code` as whole numbers in float32 (O, ...), written into `out` where it is given."""
+    out = torch.empty(n.shape, device=n.device) if out is None else out
     if rounding is None:
         half = torch.full((), 0.5, dtype=torch.float64, device=n.device)
-        return code_offset(n, rho, bits, half).float()
-    return position(n, rho).floor_().add_(rounding).clamp_(*limits(bits))
+        return out.copy_(code_offset(n, rho, bits, half))
+    return out.copy_(n).mul_(per_channel(rho, n)).floor_().add_(rounding).clamp_(*limits(bits))
 
 
 def code_offset(n: Tensor, rho: Tensor, bits: int, tau: Tensor) -> Tensor:

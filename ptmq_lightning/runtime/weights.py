@@ -52,9 +52,9 @@ class CommittedWeight(nn.Module, ABC):
     def code(self, bits: int, rows: slice = ALL) -> Tensor:
         """Integer codes int8 (O, ...) of a width; rows: of these output channels."""
 
-    def levels(self, bits: int, rows: slice = ALL) -> Tensor:
-        """The codes as whole numbers in float32."""
-        return self.code(bits, rows).float()
+    def levels_into(self, out: Tensor, bits: int, rows: slice) -> Tensor:
+        """The codes as whole numbers, written into `out`, float32 (O, ...)."""
+        return out.copy_(self.code(bits, rows))
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
@@ -71,8 +71,7 @@ class CommittedWeight(nn.Module, ABC):
         rows = max(1, grid.PIECE // max(1, weight[0].numel()))
         for first in range(0, len(weight), rows):
             part = slice(first, first + rows)
-            levels = self.levels(bits, part)
-            torch.mul(levels, grid.per_channel(step[part], levels), out=weight[part])
+            self.levels_into(weight[part], bits, part).mul_(grid.per_channel(step[part], weight))
         return weight
 
     @property
@@ -136,16 +135,17 @@ class MultiBitWeight(CommittedWeight):
         return self.latent.shape
 
     def code(self, bits: int, rows: slice = ALL) -> Tensor:
-        return self.levels(bits, rows).to(torch.int8)
+        out = torch.empty(self.latent[rows].shape, device=self.latent.device)
+        return self.levels_into(out, bits, rows).to(torch.int8)
 
-    def levels(self, bits: int, rows: slice = ALL) -> Tensor:
+    def levels_into(self, out: Tensor, bits: int, rows: slice) -> Tensor:
         rho, latent = self.ratios[index_of(bits, self.widths, "the weight")][rows], self.latent[rows]
         if self.kind == "planes":
-            return grid.levels(latent, rho, bits, self.rounding[self.plane_of[bits], rows])
+            return grid.levels(latent, rho, bits, self.rounding[self.plane_of[bits], rows], out)
         if self.kind == "offset":
             tau = self.rounding[0, rows].double() / (2**grid.OFFSET_BITS - 1)
-            return grid.code_offset(latent, rho, bits, tau).float()
-        return grid.levels(self.integers[rows], rho, bits)
+            return out.copy_(grid.code_offset(latent, rho, bits, tau))
+        return grid.levels(self.integers[rows], rho, bits, out=out)
 
     @property
     def integers(self) -> Tensor:
