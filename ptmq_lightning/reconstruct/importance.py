@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 WEIGHTS = ("none", "fim", "aph")
 TEMPERATURE = 20.0  # APHQ-ViT's
@@ -62,9 +63,17 @@ def divergence_gradient(rest: nn.Module, expected: Tensor, z: Tensor) -> Tensor:
     """
     with torch.backends.cudnn.flags(allow_tf32=False), torch.enable_grad():
         z = z.detach().requires_grad_(True)
-        found = F.log_softmax(rest(z).double() / TEMPERATURE, dim=-1)
+        found = F.log_softmax(recorded(rest, z).double() / TEMPERATURE, dim=-1)
         (gradient,) = torch.autograd.grad(F.kl_div(found, expected, reduction="sum", log_target=True), z)
     return gradient
+
+
+def recorded(rest: nn.Module, x: Tensor) -> Tensor:
+    """rest(x) to take a gradient of. Of a chain only the features between its blocks are held, and what a block made is
+    made again on the way back: otherwise memory would grow with the depth of the network."""
+    for block in rest if isinstance(rest, nn.Sequential) else (rest,):
+        x = checkpoint(block, x, use_reentrant=False)
+    return x
 
 
 def scaled(weight: Tensor, target: Tensor, read: Tensor | None = None) -> Tensor:
@@ -86,7 +95,7 @@ def token_weight(rest: nn.Module, target: Tensor, generator: torch.Generator, *,
         return None
     with torch.enable_grad():
         x = target.detach().requires_grad_(True)
-        logits = F.log_softmax(rest(x), dim=-1)  # (B, classes)
+        logits = F.log_softmax(recorded(rest, x), dim=-1)  # (B, classes)
         drawn = torch.multinomial(logits.detach().exp().cpu(), 1, generator=generator).to(logits.device)
         (gradient,) = torch.autograd.grad(logits.gather(1, drawn).sum(), x)
     information = (gradient.square().sum(-1) * target.var(-1)).mean(0)  # (T,)
