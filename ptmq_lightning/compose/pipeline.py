@@ -23,6 +23,7 @@ from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
 from ptmq_lightning.compose import parts, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
+from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.compose.outcome import figure, peak_memory, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
 from ptmq_lightning.compose.schema import BitsConfig, Config, FoldConfig, ModelConfig
@@ -211,6 +212,7 @@ def learn(
         progress = Progress(recipe.settings.steps, first_block=before[0] + units[0])
 
         def keep(index: int, result: BlockResult, number: int = number) -> None:
+            release_freed_memory()
             if folder:
                 folder.keep(model, number * blocks + index, result)
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
 
-from ptmq_lightning.compose.memory import SETTINGS, keep_freed_memory
+from ptmq_lightning.compose.memory import SETTINGS, keep_freed_memory, release_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
@@ -19,6 +21,7 @@ def test_glibc_accepts_every_setting() -> None:
 def test_a_c_library_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
     assert not keep_freed_memory()
+    assert not release_freed_memory()
 
 
 def test_every_setting_is_made_and_a_refused_one_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,3 +34,28 @@ def test_every_setting_is_made_and_a_refused_one_is_told(monkeypatch: pytest.Mon
     monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(mallopt=mallopt))
     assert not keep_freed_memory()
     assert dict(made) == SETTINGS
+
+
+KEPT_THEN_RELEASED = """
+import torch
+from ptmq_lightning.compose.memory import keep_freed_memory, release_freed_memory
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+
+keep_freed_memory()
+before = resident()
+held = [torch.ones(1 << 18) for _ in range(200)]  # a MiB each
+last = torch.ones(1 << 18)  # above them in the heap: what is below cannot just be cut off
+del held
+kept = resident() - before
+assert release_freed_memory()
+print(kept >> 20, (resident() - before) >> 20)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
+def test_what_is_kept_is_handed_back_when_asked() -> None:
+    done = subprocess.run([sys.executable, "-c", KEPT_THEN_RELEASED], capture_output=True, text=True, check=True)
+    kept, left = map(int, done.stdout.split())
+    assert kept > 150 and left < 50
