@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=[*CASES, *GPU_CASES])
     parser.add_argument("--steps", type=int, default=100, help="per block, in the cases with noise images")
     parser.add_argument("--images", type=int, default=256)
+    parser.add_argument("--paper-steps", type=int, default=20000, help="per block, in the case at recon=paper")
     options = parser.parse_args()
     cases = CASES | (GPU_CASES if options.gpu else {})
     file = ROOT / "benchmarks" / "results" / f"cost_{'gpu' if options.gpu else 'cpu'}.json"
@@ -47,7 +48,9 @@ def main() -> None:
         noise = make_noise(Path(folder) / "noise", options.images)
         for name in options.cases or cases:
             command = cases[name] + (["trainer=gpu"] if options.gpu else [])
-            if name not in GPU_CASES:
+            if name in GPU_CASES:
+                command += [f"recon.steps={options.paper_steps}"]
+            else:
                 command += [f"recon.steps={options.steps}", f"data.calibration_images={options.images}"]
             if found.get(name, {}).get("command") != command:
                 found[name] = {"command": command, **measure(command, noise, Path(folder) / name)}

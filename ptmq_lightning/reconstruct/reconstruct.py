@@ -217,6 +217,7 @@ def _fit(
     if any(parameters for parameters, *_ in module.groups_of_parameters()):
         module.train()
         new_trainer().fit(module, loader(features, target, batch=s.batch, steps=s.steps, seed=seed, weight=weight))
+        module.to(target.device)  # the Trainer leaves it on the CPU
     block.eval()
     commit(block)
     losses = module.latest

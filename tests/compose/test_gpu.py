@@ -1,0 +1,54 @@
+"""A whole run on a GPU, where there is one: every method ends with an artifact that the CPU reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.compose.pipeline import run
+from ptmq_lightning.report.record import read_results
+from ptmq_lightning.runtime.artifact import load
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+
+TINY = [
+    "trainer=gpu", "recon=smoke", "recon.steps=3", "data.val_images=50", "data.step_images=32",
+    "bits.evaluate=[w3a3,w8a8]",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working folder in which the float digits network is trained once."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.mark.parametrize("method", ["ptmq", "ptmq_paper", "rtn"])
+def test_a_multi_bit_run_ends_with_an_artifact_that_the_cpu_reads(
+    method: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    run(configuration([*TINY, f"method={method}", "bits.groups=[[[3,3],[4,4]],[[8,8]]]"]), tmp_path)
+    model = load(tmp_path / "model")
+    assert all(not tensor.is_cuda for tensor in model.state_dict().values())
+    rows = {row["config"]: row["top1"] for row in read_results(tmp_path / "results.json")["rows"]}
+    assert set(rows) == {"w3a3", "w8a8"}
+
+
+@pytest.mark.parametrize("method", ["adaround", "brecq", "qdrop", "flexround", "genie"])
+def test_a_method_of_one_pair_of_widths_runs(
+    method: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(work)
+    run(configuration([*TINY[:5], f"method={method}", "bits=w3a3"]), tmp_path)
+    assert load(tmp_path / "model").pairs
+
+
+@pytest.mark.parametrize("method", ["any_precision", "multiquant", "robustquant"])
+def test_a_method_that_trains_runs(method: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(work)
+    run(configuration([*TINY, f"method={method}", "bits.groups=[[[3,3],[4,4]],[[8,8]]]"]), tmp_path)
+    assert (tmp_path / "finetune.json").exists()
