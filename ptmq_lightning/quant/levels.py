@@ -16,6 +16,8 @@ from ptmq_lightning.runtime import grid
 
 UNSEEN = 1e-9  # share of the sample that a code counts beside what was seen of it: spare levels go where nothing was
 
+ENDS = tuple(2 ** (-k / 3) for k in range(16))  # of the grid, as shares of the largest value
+
 
 def best_tables(counts: Tensor, widths: Sequence[int], p: float) -> list[Tensor]:
     """For each width a the table (256,) code -> level, float64, of at most 2^a levels with the least
@@ -65,24 +67,25 @@ def _cells(counts: Tensor, codes: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
 
 def activation_tables(
-    sample: Tensor, low: float, high: float, widths: Sequence[int], p: float = 2.4
+    sample: Tensor, low: float, high: float, widths: Sequence[int], p: float = 2.4, weight: Tensor | None = None
 ) -> list[tuple[float, float, Tensor]]:
     """Step and zero point of the 8-bit grid and the table uint8 (256,) of each width, from a sample (M,) of a tensor's
-    values and its extremes; the grid's upper end is searched for."""
+    values and its extremes; the grid's upper end is searched for. weight (M,): of each value's error."""
     low, high = min(low, 0.0), max(high, 0.0)
     top = 2**grid.TABLE_BITS - 1
     if high - low <= 0:
         return [(1.0, 0.0, torch.arange(top + 1, dtype=torch.uint8))] * len(widths)
     best: list[tuple[float, float, Tensor]] = []
     errors = [float("inf")] * len(widths)
-    for tenths in range(10, 1, -1):
-        step = (high * tenths / 10 - low) / top
+    for end in ENDS:
+        step = (high * end - low) / top
         zero = float(round(-low / step))
         q = torch.round(sample / step).add_(zero).clamp_(0, top).int()
-        found = best_tables(torch.bincount(q, minlength=top + 1), widths, p)
+        found = best_tables(torch.bincount(q, weight, minlength=top + 1), widths, p)
         best = best or [(step, zero, table.byte()) for table in found]
         for row, table in enumerate(found):
-            error = float(((table[q] - zero) * step - sample).abs().pow(p).mean())
+            each = ((table[q] - zero) * step - sample).abs().pow(p)
+            error = float((each if weight is None else each * weight).mean())
             if error < errors[row]:
                 errors[row], best[row] = error, (step, zero, table.byte())
     return best

@@ -129,6 +129,34 @@ def test_tables_stand_behind_a_gelu_and_its_kind_alone() -> None:
     assert tabled == {"uniform": [False] * 4, "table": [True, True, False, False]}
 
 
+class Tokens(nn.Module):
+    """Four tokens of an image, a GELU between two linear layers, the logits of the tokens' mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.fc1, self.act = nn.Conv2d(3, 8, 4, 4), nn.Linear(8, 32), nn.GELU()
+        self.fc2, self.head = nn.Linear(32, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.patches(x).flatten(2).transpose(1, 2)
+        return self.head(self.fc2(self.act(self.fc1(tokens))).mean(dim=1))
+
+
+def test_the_grid_of_a_table_does_not_stretch_to_one_massive_token() -> None:
+    torch.manual_seed(0)
+    network, x = Tokens().eval(), images(512)
+    massive = x.clone()
+    massive[3, :, :4, :4] *= 50
+    steps = []
+    for shown in (x, massive):
+        gm = graph.trace(network, (3, 8, 8))
+        model = insert(blocks.cut(gm, x[:2]), Placement(GROUPS.pairs, gelu="table"), StepSize())
+        calibrate(model, shown)
+        (tabled,) = [quantizer for _, quantizer in quantizers_of(model) if quantizer.tables is not None]
+        steps.append(float(tabled.steps[-1]))
+    assert steps[1] < 3 * steps[0]  # if a value counted by itself: 15 times
+
+
 def test_tables_are_saved_and_loaded_to_the_last_bit(tmp_path: Path) -> None:
     model, x = activated("table"), images()
     loaded = artifact.load(artifact.save(model, tmp_path / "model"))
