@@ -41,7 +41,7 @@ def quantize(
 
     Args:
         network: in eval mode, fp32, images (B, C, H, W) -> logits (B, classes).
-        images: calibration images (N, C, H, W), preprocessed.
+        images: calibration images (N, C, H, W), preprocessed; the model is made on their device.
         bits: an option of the group ``bits``, or groups of pairs such as [["w3a3", "w4a4"], [(8, 8)]].
         seed: of the values that the search of the activation steps looks at.
         overrides: further keys as on the command line.
@@ -51,7 +51,9 @@ def quantize(
     """
     config = configuration([*_bits(bits), f"seed={seed}", *overrides])
     named = network if isinstance(network, Network) else _named(network, images)
-    model = pipeline.quantise(pipeline.prepare(named, images, config.fold), config, named).to(images.device)
+    there = next((parameter.device for parameter in named.module.parameters()), images.device)
+    blocks = pipeline.prepare(named, images.to(there), config.fold)
+    model = pipeline.quantise(blocks, config, named).to(images.device)
     calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=seed)
     return model
 
@@ -83,6 +85,8 @@ def reconstruct(
     """
     chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.steps": steps, "seed": seed}
     given = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    if images.is_cuda and not any(override.startswith("trainer") for override in overrides):
+        given.append("trainer=gpu")
     config = configuration([*_bits(model.info["groups"]), *given, *overrides])
     if config.finetune.name != "none":
         raise ConfigError(

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.compose.library import quantize, reconstruct
 from ptmq_lightning.compose.pipeline import run
+from ptmq_lightning.models.zoo import build
 from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.artifact import load
 
@@ -52,3 +54,12 @@ def test_a_method_that_trains_runs(method: str, work: Path, tmp_path: Path, monk
     monkeypatch.chdir(work)
     run(configuration([*TINY, f"method={method}", "bits.groups=[[[3,3],[4,4]],[[8,8]]]"]), tmp_path)
     assert (tmp_path / "finetune.json").exists()
+
+
+def test_the_library_works_where_the_images_are() -> None:
+    network = build("digits_resnet", pretrained=False).module
+    images = torch.randn(24, 3, 16, 16, device="cuda")
+    model = quantize(network, images, bits=[["w3a3", "w4a4"], [(8, 8)]])
+    reconstruct(model, images, steps=3, overrides=["recon.batch=8"])
+    model.switch(3)
+    assert model(images).is_cuda
