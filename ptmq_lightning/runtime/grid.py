@@ -7,6 +7,7 @@ Weights are symmetric and signed per output channel, activations unsigned with a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -96,10 +97,13 @@ class LookUp:
         return cls(step, zero_point, (table.float() - zero_point) * step)
 
     def __call__(self, x: Tensor, *, in_place: bool = False) -> Tensor:
-        """Shape of x, without gradients; in_place: the codes are made in x's memory."""
-        q = torch.div(x, self.step, out=x if in_place else None).round_().add_(self.zero_point)
-        codes = q.clamp_(0, 2**TABLE_BITS - 1).flatten().int()
-        return torch.index_select(self.values, 0, codes).view(x.shape)
+        """Shape of x, without gradients; in_place: into x."""
+        return _in_pieces(self._into, x, in_place)
+
+    def _into(self, out: Tensor | None, x: Tensor) -> Tensor:
+        q = torch.div(x, self.step, out=out).round_().add_(self.zero_point).clamp_(0, 2**TABLE_BITS - 1)
+        values = torch.index_select(self.values, 0, q.flatten().int())
+        return q.copy_(values.view(q.shape))
 
 
 @dataclass(frozen=True)
@@ -122,14 +126,19 @@ class LeanActivation:
         return cls(step, torch.zeros_like(step), -z, 2**bits - 1 - z, float(step))
 
     def __call__(self, x: Tensor, *, in_place: bool = False) -> Tensor:
-        """Shape of x, without gradients; in_place: into x. Large tensors go piece by piece through a core's cache."""
-        if not x.is_contiguous() or x.numel() <= PIECE:
-            return self._into(x if in_place else None, x)
-        out = x if in_place else torch.empty_like(x)
-        for part, target in zip(x.view(-1).split(PIECE), out.view(-1).split(PIECE), strict=True):
-            self._into(target, part)
-        return out
+        """Shape of x, without gradients; in_place: into x."""
+        return _in_pieces(self._into, x, in_place)
 
     def _into(self, out: Tensor | None, x: Tensor) -> Tensor:
         q = torch.div(x, self.step, out=out).round_().clamp_(self.low, self.high)
         return torch.add(self.zero, q, alpha=self.factor, out=q)
+
+
+def _in_pieces(into: Callable[[Tensor | None, Tensor], Tensor], x: Tensor, in_place: bool) -> Tensor:
+    """An element-wise function of x; a large tensor goes piece by piece through a core's cache."""
+    if not x.is_contiguous() or x.numel() <= PIECE:
+        return into(x if in_place else None, x)
+    out = x if in_place else torch.empty_like(x)
+    for part, target in zip(x.view(-1).split(PIECE), out.view(-1).split(PIECE), strict=True):
+        into(target, part)
+    return out

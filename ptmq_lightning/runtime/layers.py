@@ -75,6 +75,8 @@ class ActivationQuantizer(nn.Module):
             with torch.inference_mode(False), torch.no_grad():
                 if self.tables is None:
                     self._lean[bits] = grid.LeanActivation.of(step, zero_point, bits)
+                elif torch.equal(self.tables[row], torch.arange(2**grid.TABLE_BITS).to(self.tables)):  # every code
+                    self._lean[bits] = grid.LeanActivation.of(step, zero_point, grid.TABLE_BITS)
                 else:
                     self._lean[bits] = grid.LookUp.of(step, zero_point, self.tables[row])
         return self._lean[bits]

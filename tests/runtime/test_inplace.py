@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.grid import LeanActivation
+from ptmq_lightning.runtime.grid import LeanActivation, LookUp
 from ptmq_lightning.runtime.inplace import allow_in_place
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of
@@ -46,14 +46,24 @@ def test_the_lean_quantiser_gives_the_same_bits(bits: int, zero: int, in_place: 
     assert torch.equal(bits_of(found), bits_of(expected))
 
 
-def test_large_and_strided_tensors_are_quantised_as_small_ones() -> None:
-    step, z = torch.tensor(0.03), torch.tensor(7.0)
-    lean = LeanActivation.of(step, z, 4)
+def in_a_table(x: Tensor, step: Tensor, zero: Tensor, table: Tensor) -> Tensor:
+    codes = (torch.round(x / step) + zero).clamp(0, 255).int()
+    return (table[codes].float() - zero) * step
+
+
+@pytest.mark.parametrize("tabled", [False, True])
+def test_large_and_strided_tensors_are_quantised_as_small_ones(tabled: bool) -> None:
+    step, z, table = torch.tensor(0.03), torch.tensor(7.0), torch.arange(256, dtype=torch.uint8) // 16 * 16
+    lean = LookUp.of(step, z, table) if tabled else LeanActivation.of(step, z, 4)
     x = torch.randn(3, 5, 3 * grid.PIECE // 15 + 1)
+
+    def by_hand(x: Tensor) -> Tensor:
+        return in_a_table(x, step, z, table) if tabled else grid.quantize_activation(x, step, z, 4)
+
     for each in (x, x.transpose(0, 2), x[:, ::2]):
-        expected = grid.quantize_activation(each, step, z, 4)
+        expected = by_hand(each)
         assert torch.equal(bits_of(lean(each)), bits_of(expected)) and lean(each).stride() == expected.stride()
-    before, expected = x.data_ptr(), grid.quantize_activation(x, step, z, 4)
+    before, expected = x.data_ptr(), by_hand(x)
     found = lean(x, in_place=True)
     assert found.data_ptr() == before and torch.equal(bits_of(x), bits_of(expected))
 
