@@ -2,7 +2,9 @@
 
 Source: 1-D k-means solved exactly (Wang & Song 2011, Ckmeans.1d.dp), here on the codes of a uniform 8-bit grid, so that
 a device reads a code's level in a table of bytes and multiplies integers as before; the error norm is that of the step
-search (PTMQ §1.3). PTQ4ViT's twin uniform levels are one such table, the uniform ones another.
+search (PTMQ §1.3), where an error counts by the size of its token, as it does in the loss (§9.3): a massive activation,
+a few values of a hundred thousand, stretches the grid only as far as its own token gains by it. PTQ4ViT's twin uniform
+levels are one such table, the uniform ones another.
 """
 
 from __future__ import annotations
@@ -17,6 +19,31 @@ from ptmq_lightning.runtime import grid
 UNSEEN = 1e-9  # share of the sample that a code counts beside what was seen of it: spare levels go where nothing was
 
 ENDS = tuple(2 ** (-k / 3) for k in range(16))  # of the grid, as shares of the largest value
+
+
+class Distribution:
+    """How often every value occurs, to 1 part in 1,024: the sign, exponent and first 10 bits of the fraction of a
+    float32. Rare values decide where a grid ends, and a sample has them or not by chance."""
+
+    DROPPED = 13  # bits of the fraction
+    BINS = 1 << (32 - DROPPED)
+
+    def __init__(self) -> None:
+        self.mass = torch.zeros(self.BINS, dtype=torch.float64)
+
+    def count(self, x: Tensor, p: float | None) -> None:
+        """x (..., C), float32. p: each value counts 1 / the mean of |x|^p over its C values; None: 1."""
+        bins = (x.contiguous().view(torch.int32) >> self.DROPPED) + self.BINS // 2
+        weight = torch.ones_like(x)
+        if p is not None:
+            weight /= x.abs().pow(p).mean(dim=-1, keepdim=True).clamp_min(grid.EPS)
+        self.mass += torch.bincount(bins.flatten(), weight.double().flatten(), minlength=self.BINS).cpu()
+
+    def seen(self) -> tuple[Tensor, Tensor]:
+        """The values (M,), the middles of their bins, and what each counts, float32."""
+        bins = self.mass.nonzero().flatten()
+        bits = ((bins - self.BINS // 2) << self.DROPPED) + (1 << (self.DROPPED - 1))
+        return bits.int().view(torch.float32), (self.mass[bins] / self.mass.sum()).float()
 
 
 def best_tables(counts: Tensor, widths: Sequence[int], p: float) -> list[Tensor]:
@@ -67,10 +94,10 @@ def _cells(counts: Tensor, codes: Tensor, p: float) -> tuple[Tensor, Tensor]:
 
 
 def activation_tables(
-    sample: Tensor, low: float, high: float, widths: Sequence[int], p: float = 2.4, weight: Tensor | None = None
+    values: Tensor, weight: Tensor, low: float, high: float, widths: Sequence[int], p: float = 2.4
 ) -> list[tuple[float, float, Tensor]]:
-    """Step and zero point of the 8-bit grid and the table uint8 (256,) of each width, from a sample (M,) of a tensor's
-    values and its extremes; the grid's upper end is searched for. weight (M,): of each value's error."""
+    """Step and zero point of the 8-bit grid and the table uint8 (256,) of each width, from values (M,) of a tensor, what
+    the error of each counts (M,), and the tensor's extremes; the grid's upper end is searched for."""
     low, high = min(low, 0.0), max(high, 0.0)
     top = 2**grid.TABLE_BITS - 1
     if high - low <= 0:
@@ -80,12 +107,11 @@ def activation_tables(
     for end in ENDS:
         step = (high * end - low) / top
         zero = float(round(-low / step))
-        q = torch.round(sample / step).add_(zero).clamp_(0, top).int()
+        q = torch.round(values / step).add_(zero).clamp_(0, top).int()
         found = best_tables(torch.bincount(q, weight, minlength=top + 1), widths, p)
         best = best or [(step, zero, table.byte()) for table in found]
         for row, table in enumerate(found):
-            each = ((table[q] - zero) * step - sample).abs().pow(p)
-            error = float((each if weight is None else each * weight).mean())
+            error = float((((table[q] - zero) * step - values).abs().pow(p) * weight).mean())
             if error < errors[row]:
                 errors[row], best[row] = error, (step, zero, table.byte())
     return best

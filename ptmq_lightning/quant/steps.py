@@ -1,8 +1,8 @@
 """Step sizes before anything is learned: the search that minimises the p-norm of the error, for every width on its own.
 
 Source: PTMQ §1.3 (p = 2.4). Weights: symmetric, per output channel, thresholds i/100 of the channel's maximum.
-Activations: per tensor; one-sided tensors by threshold, two-sided ones by range and zero point. Tables: an error
-counts by the size of its token, as in the loss (§9.3): a massive activation is one token's matter, not the tensor's.
+Activations: per tensor; one-sided tensors by threshold, two-sided ones by range and zero point, of a sample.
+Tables: quant.levels, of all values.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptmq_lightning.quant.levels import activation_tables
+from ptmq_lightning.quant.levels import Distribution, activation_tables
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
@@ -115,7 +115,7 @@ def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: in
     """Set every activation quantiser's steps, zero points and tables; images (N, C, H, W) run through the float
     network."""
     seen: dict[str, list[Tensor]] = {}
-    sizes: dict[str, list[Tensor]] = {}
+    spread: dict[str, Distribution] = {}
     ranges: dict[str, tuple[float, float]] = {}
     hooks = []
     generator = torch.Generator().manual_seed(seed)
@@ -123,12 +123,13 @@ def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: in
 
     def watch(key: str) -> object:
         def hook(_module: object, inputs: tuple[Tensor, ...]) -> None:
-            x, channels = inputs[0].flatten().float(), inputs[0].shape[-1]
-            pick = torch.randint(len(x), (-(-SAMPLE // calls),), generator=generator).to(x.device)
-            seen.setdefault(key, []).append(x[pick].cpu())
-            if quantizers[key].tables is not None and model.layers[quantizers[key].owner].kind == "linear":
-                tokens = x.reshape(-1, channels).abs().pow(p).mean(dim=1)
-                sizes.setdefault(key, []).append(tokens[pick // channels].cpu())
+            x = inputs[0].float()
+            if quantizers[key].tables is None:
+                pick = torch.randint(x.numel(), (-(-SAMPLE // calls),), generator=generator)
+                seen.setdefault(key, []).append(x.flatten()[pick.to(x.device)].cpu())
+            else:
+                tokens = model.layers[quantizers[key].owner].kind == "linear"
+                spread.setdefault(key, Distribution()).count(x, p if tokens else None)
             low, high = ranges.get(key, (0.0, 0.0))
             ranges[key] = (min(low, float(x.min())), max(high, float(x.max())))
 
@@ -147,13 +148,12 @@ def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: in
         for handle in hooks:
             handle.remove()
     for key, quantizer in quantizers.items():
-        sample = torch.cat(seen[key])
         device = quantizer.steps.device
         if quantizer.tables is None:
+            sample = torch.cat(seen[key])
             found = [activation_step(sample, *ranges[key], bits, p) for bits in quantizer.widths]
         else:
-            weight = 1 / torch.cat(sizes[key]).clamp_min(grid.EPS) if key in sizes else torch.ones_like(sample)
-            tables = activation_tables(sample, *ranges[key], quantizer.widths, p, weight)
+            tables = activation_tables(*spread[key].seen(), *ranges[key], quantizer.widths, p)
             found = [(step, zero) for step, zero, _ in tables]
             quantizer.tables = torch.stack([table for _, _, table in tables]).to(device)
         quantizer.steps = torch.tensor([s for s, _ in found], device=device)

@@ -31,7 +31,7 @@ def sample() -> Tensor:
 
 @pytest.fixture(scope="module")
 def quantizer(sample: Tensor) -> ActivationQuantizer:
-    found = activation_tables(sample, float(sample.min()), float(sample.max()), WIDTHS)
+    found = activation_tables(sample, torch.ones_like(sample), float(sample.min()), float(sample.max()), WIDTHS)
     made = ActivationQuantizer(WIDTHS, "fc2", table=True)
     made.steps, made.zero_points = torch.tensor([s for s, _, _ in found]), torch.tensor([z for _, z, _ in found])
     made.tables = torch.stack([table for _, _, table in found])
@@ -73,7 +73,7 @@ def test_behind_a_gelu_a_table_has_clearly_less_error_than_equal_steps(
 
 
 def test_a_tensor_of_zeros_has_a_table_too() -> None:
-    step, zero, table = activation_tables(torch.zeros(10), 0.0, 0.0, (4,))[0]
+    step, zero, table = activation_tables(torch.zeros(10), torch.ones(10), 0.0, 0.0, (4,))[0]
     x = torch.zeros(3)
     assert torch.equal(grid.LookUp.of(torch.tensor(step), torch.tensor(zero), table)(x), x)
 
