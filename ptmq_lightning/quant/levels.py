@@ -96,8 +96,8 @@ def _cells(counts: Tensor, codes: Tensor, p: float) -> tuple[Tensor, Tensor]:
 def activation_tables(
     values: Tensor, weight: Tensor, low: float, high: float, widths: Sequence[int], p: float = 2.4
 ) -> list[tuple[float, float, Tensor]]:
-    """Step and zero point of the 8-bit grid and the table uint8 (256,) of each width, from values (M,) of a tensor, what
-    the error of each counts (M,), and the tensor's extremes; the grid's upper end is searched for."""
+    """Step and zero point of the 8-bit grid and the table uint8 (256,) of each width, from values (M,) of a tensor,
+    what the error of each counts (M,), and the tensor's extremes; the grid's upper end is searched for."""
     low, high = min(low, 0.0), max(high, 0.0)
     top = 2**grid.TABLE_BITS - 1
     if high - low <= 0:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ptmq_lightning.models import blocks, fold, graph
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
-from ptmq_lightning.quant.levels import activation_tables, best_tables
+from ptmq_lightning.quant.levels import Distribution, activation_tables, best_tables
 from ptmq_lightning.quant.steps import StepSize, activation_step, calibrate
 from ptmq_lightning.runtime import artifact, grid
 from ptmq_lightning.runtime.errors import ConfigError
@@ -169,3 +169,19 @@ def test_unknown_levels_are_refused() -> None:
     with pytest.raises(ConfigError) as error:
         Placement(GROUPS.pairs, gelu="log2")
     assert str(error.value) == "found quant.gelu='log2'; expected one of uniform, table."
+
+
+def test_a_distribution_holds_every_value_to_a_thousandth_and_what_it_counts() -> None:
+    x = torch.tensor([[3.0, -0.17, 0.0, 1e-3], [300.0, 0.5, 0.5, -2.0]])
+    spread = Distribution()
+    spread.count(x, None)
+    values, weight = spread.seen()
+    expected, counts = x.flatten().unique(return_counts=True)
+    torch.testing.assert_close(values.sort().values, expected, rtol=1e-3, atol=1e-9)
+    torch.testing.assert_close(weight[values.argsort()], counts / 8)
+
+
+def test_a_value_of_a_large_token_counts_less() -> None:
+    spread = Distribution()
+    spread.count(torch.tensor([[1.0, 1.0], [10.0, 10.0]]), 2.0)
+    torch.testing.assert_close(spread.seen()[1], torch.tensor([100 / 101, 1 / 101]))
