@@ -23,7 +23,7 @@ from ptmq_lightning.models.zoo import Network, Preprocessing
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.model import MultiBitModel, device_of
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 Groups = Sequence[Sequence[Any]]
@@ -51,8 +51,7 @@ def quantize(
     """
     config = configuration([*_bits(bits), f"seed={seed}", *overrides])
     named = network if isinstance(network, Network) else _named(network, images)
-    there = next((parameter.device for parameter in named.module.parameters()), images.device)
-    blocks = pipeline.prepare(named, images.to(there), config.fold)
+    blocks = pipeline.prepare(named, images.to(device_of(named.module)), config.fold)
     model = pipeline.quantise(blocks, config, named).to(images.device)
     calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=seed)
     return model
@@ -85,7 +84,7 @@ def reconstruct(
     """
     chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.steps": steps, "seed": seed}
     given = [f"{key}={value}" for key, value in chosen.items() if value is not None]
-    if images.is_cuda and not any(override.startswith("trainer") for override in overrides):
+    if images.is_cuda and not any(override.startswith("trainer=") for override in overrides):
         given.append("trainer=gpu")
     config = configuration([*_bits(model.info["groups"]), *given, *overrides])
     if config.finetune.name != "none":

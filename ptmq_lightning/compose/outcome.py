@@ -26,7 +26,7 @@ from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.report.page import write_page
 from ptmq_lightning.report.record import write_calibration, write_layers, write_results
 from ptmq_lightning.runtime import artifact
-from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.model import MultiBitModel, device_of
 from ptmq_lightning.runtime.spec import BitGroups
 
 PACKAGES = ("ptmq-lightning", "torch", "torchvision", "timm", "lightning", "torchmetrics", "hydra-core")
@@ -80,8 +80,7 @@ def save_model(model: MultiBitModel, folder: Path) -> None:
 
 def example_of(sources: Sources, model: MultiBitModel) -> Tensor:
     """One evaluation image (1, C, H, W) on the model's device."""
-    device = next(tensor.device for tensor in (*model.parameters(), *model.buffers()))
-    return calibration_images(sources.val, [0]).to(device)
+    return calibration_images(sources.val, [0]).to(device_of(model))
 
 
 def figure(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:

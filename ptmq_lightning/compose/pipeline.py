@@ -42,7 +42,7 @@ from ptmq_lightning.reconstruct.features import predict_bytes
 from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct
 from ptmq_lightning.report.trackers import log_summary, open_trackers
 from ptmq_lightning.runtime.errors import DataError
-from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.model import MultiBitModel, device_of
 from ptmq_lightning.runtime.spec import BitGroups
 
 log = logging.getLogger(__name__)
@@ -247,13 +247,12 @@ def measure(model: MultiBitModel, sources: Sources, config: Config, float_networ
     """Every pair and every named assignment on the evaluation images, beside the network as it came."""
     loader = eval_loader(sources.val, config.data.eval_batch, workers=config.data.workers)
     names = [*config.bits.evaluate, *model.assignments]
-    device = next(model.buffers()).device
     tell = now_and_then()
     evaluation = evaluate(
         model,
         loader,
         names,
-        float_network=float_network.to(device),
+        float_network=float_network.to(device_of(model)),
         progress=lambda images, name: tell(f"evaluated: {images} of {len(sources.val)} images at {name}"),
     )
     for line in table(evaluation):

@@ -17,7 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ptmq_lightning.evaluate.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.errors import DataError, ModelError
-from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, device_of, passthrough
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 CHUNK_BYTES = 512 * 2**20  # images held at once, so that weights are derived once per assignment and chunk
@@ -76,7 +76,7 @@ def evaluate(
         DataError: no images, or labels beyond the network's classes.  ModelError: logits that are not finite.
     """
     names = [row_name(model, item) for item in which]
-    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), torch.device("cpu"))
+    device = device_of(model)
     reference: Tally | None = None
     tallies: list[Tally] = []
     example = None

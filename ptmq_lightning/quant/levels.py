@@ -2,9 +2,9 @@
 
 Source: 1-D k-means solved exactly (Wang & Song 2011, Ckmeans.1d.dp), here on the codes of a uniform 8-bit grid, so that
 a device reads a code's level in a table of bytes and multiplies integers as before; the error norm is that of the step
-search (PTMQ §1.3), where an error counts by the size of its token, as it does in the loss (§9.3): a massive activation,
-a few values of a hundred thousand, stretches the grid only as far as its own token gains by it. PTQ4ViT's twin uniform
-levels are one such table, the uniform ones another.
+search (PTMQ §1.3), where an error counts by the size of its token, as it does in the loss (§9.3): a massive activation
+stretches the grid only as far as its own token gains by it. PTQ4ViT's twin uniform levels are one such table, the
+uniform ones another.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ptmq_lightning.runtime import grid
 
-UNSEEN = 1e-9  # share of the sample that a code counts beside what was seen of it: spare levels go where nothing was
-
+UNSEEN = 1e-9  # share of all that a code counts beside what was seen of it: spare levels go where nothing was
 ENDS = tuple(2 ** (-k / 3) for k in range(16))  # of the grid, as shares of the largest value
 
 

@@ -15,7 +15,7 @@ from ptmq_lightning.quant.latent import LatentWeight
 from ptmq_lightning.quant.layers import LearnedWeight, MaskBank, TrainableActivation, TrainableWeight
 from ptmq_lightning.quant.rounding import LATENT, Rounding
 from ptmq_lightning.runtime.errors import ArtifactError
-from ptmq_lightning.runtime.model import quantizers_of, weights_of
+from ptmq_lightning.runtime.model import device_of, quantizers_of, weights_of
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
 _LEARNED = ("steps", "ratios", "rounding")  # of a weight; its integers stay
@@ -71,7 +71,7 @@ def save_block(block: nn.Module, file: Path) -> None:
 
 def load_block(block: nn.Module, file: Path) -> None:
     """Put a saved block's tensors into the same block of a freshly calibrated model."""
-    device = next(block.buffers()).device
+    device = device_of(block)
     with safe_open(file, framework="pt") as saved:
         names = set(saved.keys())
         wanted = {f"{n}.{part}" for n, _ in weights_of(block) for part in _LEARNED}

@@ -218,6 +218,11 @@ def quantizers_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
             yield path, module
 
 
+def device_of(module: nn.Module) -> torch.device:
+    """Where a module's tensors are: the CPU, where it has none."""
+    return next((tensor.device for tensor in (*module.parameters(), *module.buffers())), torch.device("cpu"))
+
+
 @contextmanager
 def at_bits(model: MultiBitModel, which: Which | None) -> Iterator[MultiBitModel]:
     """Run at `which` inside the block, and as before after it, whatever happens; None: the float network."""
