@@ -106,9 +106,21 @@ class Converter:
             x = w.node("Clip", [x, *(w.constant(end, np.float32) for end in ends)], f"{quantizer}.clip")
         made = w.node("QuantizeLinear", [x, *self._grid(quantizer, made=True)], quantizer)
         if f"{quantizer}.table" in w.parameters:
-            index = w.node("Cast", [made], f"{quantizer}.index", to=INT32)
-            return Codes(w.node("Gather", [w.parameter(f"{quantizer}.table"), index], f"{quantizer}.level"), quantizer)
+            return Codes(self._looked_up(made, quantizer), quantizer)
         return self._clipped(made, quantizer) if self.clip == "codes" else Codes(made, quantizer)
+
+    def _looked_up(self, codes: str, quantizer: str) -> str:
+        """The codes' levels. ONNX Runtime's Gather copies byte by byte and takes eight times as long as its
+        GatherElements over one row; OpenVINO's Gather is the faster one there."""
+        w, name = self.writer, f"{quantizer}.table"
+        if name not in w.inputs and np.array_equal(w.parameters[name], np.arange(256)):
+            return codes  # each is a level: 8 bits
+        table, index = w.parameter(name), w.node("Cast", [codes], f"{quantizer}.index", to=INT32)
+        if self.clip == "values":
+            return str(w.node("Gather", [table, index], f"{quantizer}.level"))
+        table, index = (w.node("Reshape", [x, w.constant([1, -1])], f"{quantizer}.row") for x in (table, index))
+        level = w.node("GatherElements", [table, index], f"{quantizer}.level", axis=1)
+        return str(w.node("Reshape", [level, w.node("Shape", [codes], f"{quantizer}.shape")], f"{quantizer}.level"))
 
     def _clipped(self, x: str, quantizer: str) -> Codes:
         """Codes within the bounds of the width; 8 bits have none but those of the type."""

@@ -131,7 +131,7 @@ def _quantizer(row: QuantizerRow, arrays: Mapping[str, Array], bits: int) -> dic
     codes = {"zero_point": zero, "low": low, "high": max(high, low)}
     found: dict[str, Array] = {key: np.array(int(value) - shift, dtype=dtype) for key, value in codes.items()}
     found["scale"] = np.array(step, dtype=np.float32)
-    if row.table:  # Gather counts a negative index from the end
+    if row.table:  # a negative index counts from the end
         codes_in = (np.arange(256) if shift == 0 else np.arange(256).astype(np.int8).astype(np.int64)) + shift
         found["table"] = (arrays[f"{row.name}.table.{bits}"][codes_in].astype(np.int64) - shift).astype(dtype)
     if row.factor != 1:
