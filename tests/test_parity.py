@@ -155,6 +155,7 @@ def test_fixed_activations_keep_their_calibrated_steps() -> None:
 def test_the_second_phase_moves_activation_steps_and_nothing_else() -> None:
     first, second = passes("method=brecq", "recon.activation_steps=3")
     assert (first.settings.steps, second.settings.steps, second.mixer.case) == (4, 3, "float")
+    assert (first.objective.p, second.objective.p) == (2, 2.4)
     weights_only, _ = fit(first)
     both = deepcopy(weights_only)
     results = reconstruct(both, images(8), second, trainer)

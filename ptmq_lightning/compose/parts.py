@@ -68,7 +68,8 @@ def step_size(config: StepSizeConfig) -> StepSize:
 def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     """The passes over the network, none where nothing is learned; ``model`` tells whether there is attention.
 
-    The second phase learns activation steps alone, on the committed weights, from float features (as BRECQ's code).
+    The second phase learns activation steps alone, on the committed weights, from float features and with errors to
+    the power of 2.4 (as BRECQ's code).
     """
     recon, nearest = config.recon, config.rounding.name == "nearest"
     if nearest and not recon.bias_correction:
@@ -93,6 +94,7 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     second = replace(
         first,
         mixer=Mixer("float"),
+        objective=replace(first.objective, p=2.4),
         rounding=Rounding("nearest"),
         settings=replace(first.settings, steps=steps),
         quantise_inputs=True,

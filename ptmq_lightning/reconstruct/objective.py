@@ -32,6 +32,7 @@ class Objective:
     mse: mean of gd_direct's terms. mixture: lambda of gd_figure's mixture, low to high; empty: 0.4 on the lowest.
     weight: of every squared error, "none", "fim" or "aph"; it counts features as they are, hence without a norm.
     tokens: under the norm "token", "fisher" weighs tokens by what the logits mind, "even" counts each alike.
+    p: of the error |d|^p, 2 for squares.
     """
 
     form: str = "gd_figure"
@@ -42,6 +43,7 @@ class Objective:
     mixture: tuple[float, ...] = (0.4, 0.3, 0.3)
     weight: str = "none"
     tokens: str = "fisher"
+    p: float = 2.0
 
     def __post_init__(self) -> None:
         if self.form not in FORMS or self.norm not in NORMS:
@@ -68,7 +70,7 @@ class Objective:
         weight (B, ...) or (1, ...)."""
         outputs = [self._normed(output, channel) for output in outputs]
         target = self._normed(target, channel)
-        far = partial(distance, channel=channel, weight=weight)
+        far = partial(distance, channel=channel, weight=weight, p=self.p)
         own = [far(output, target) for output in outputs]
         return getattr(self, f"_{self.form}")(outputs, target, own, far), own
 
@@ -105,8 +107,9 @@ class Objective:
         return loss
 
 
-def distance(x: Tensor, y: Tensor, channel: int, weight: Tensor | None = None) -> Tensor:
-    """mean over all but channels of sum over channels of weight * (x - y)^2; a scalar (PTMQ §4, mse)."""
-    if weight is None:
+def distance(x: Tensor, y: Tensor, channel: int, weight: Tensor | None = None, p: float = 2.0) -> Tensor:
+    """mean over all but channels of sum over channels of weight * |x - y|^p; a scalar (PTMQ §4, mse)."""
+    if weight is None and p == 2:
         return F.mse_loss(x, y) * x.shape[channel]
-    return ((x - y).square() * weight).mean() * x.shape[channel]
+    error = (x - y).square() if p == 2 else (x - y).abs().pow(p)
+    return (error if weight is None else error * weight).mean() * x.shape[channel]

@@ -95,3 +95,11 @@ def test_gammas_must_not_be_empty() -> None:
     with pytest.raises(ConfigError) as error:
         Objective("gd_figure", gammas=())
     assert str(error.value) == "found no loss gammas; expected at least one, the mixture's: loss.gammas=[1]"
+
+
+def test_errors_count_to_the_power_p() -> None:
+    x, y = torch.tensor([[[1.0], [3.0]]]), torch.zeros(1, 2, 1)  # (B, C, T)
+    loss, _ = Objective("mse", p=2.4)([x], y, channel=1)
+    assert loss.item() == pytest.approx(1 + 3**2.4)
+    weighted, _ = Objective("mse", p=2.4)([x], y, 1, torch.tensor([[[1.0], [0.0]]]))
+    assert weighted.item() == pytest.approx(1)
