@@ -7,8 +7,9 @@
 A cell is one run of train.py in a process and a folder of its own: for a method that learns one pair of widths at a
 time (method.single_pair) one per width and seed, for every other method one per seed, which gives all widths. What is
 done is skipped, what was killed continues. A method's name may carry overrides behind plus signs. The results hold
-every finished cell of the experiment with the same --set, in benchmarks/results/accuracy_EXPERIMENT.{json,csv,md,png},
-and keep what they held of runs that are no longer there, unless the same command means something else by now.
+every finished cell of the experiment with the same --set, in benchmarks/results/accuracy_EXPERIMENT.{json,csv,md,png}
+(with --set: accuracy_EXPERIMENT_SETTINGS), and keep what they held of runs that are no longer there; a cell whose
+command means something else by now is left out.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class Cell:
             "command": " ".join(["python", *command]),
             "cpu_seconds": usage.ru_utime + usage.ru_stime if fresh else None,  # a continued run's are not all here
         }  # fmt: skip
-        write_atomically(folder / CELL, json.dumps(note) + "\n")
+        write_atomically(folder / CELL, json.dumps(note | {"meaning": meaning(note)}) + "\n")
         return None
 
 
@@ -124,15 +125,17 @@ def cells(options: argparse.Namespace) -> list[Cell]:
 
 
 def finished(place: Path) -> list[dict[str, Any]]:
-    """Every finished cell below ``place``: its note, what the table takes of its results, its flat rows."""
+    """Every finished cell below ``place`` that its command would make again: its note, what the table takes of its
+    results, its flat rows."""
     found = []
     for file in sorted(place.rglob(CELL)):
         note, results = json.loads(file.read_text()), read_results(file.with_name(RESULTS))
+        if note["meaning"] != meaning(note):
+            continue
         trained = file.with_name(TRAINED)
         found.append(
             {
                 **note,
-                "meaning": meaning(note),
                 "seconds": sum(results["seconds"][stage] for stage in FITTED),
                 "labels": json.loads(trained.read_text())["labels"] if trained.exists() else 0,
                 **{key: results[key] for key in ("peak_memory_bytes", "calibration_images", *SHARED)},
@@ -157,14 +160,28 @@ def identity(note: dict[str, Any]) -> tuple[Any, ...]:
 
 def meaning(note: dict[str, Any]) -> str:
     """A hash of the configuration that a cell's command composes now, wherever the data lie."""
-    return _meaning(*identity(note))
+    config = _resolved(*identity(note))
+    text = json.dumps({key: config[key] for key in config if key not in ("logger", "trainer")}, sort_keys=True)
+    return hashlib.sha256(text.replace(os.environ["PTMQ_DATA"], "PTMQ_DATA").encode()).hexdigest()[:16]
 
 
 @functools.cache
-def _meaning(experiment: str, method: str, bits: str | None, seed: int, *settings: str) -> str:
-    config = asdict(configuration(Cell(experiment, method, bits, seed, settings).overrides()))
-    text = json.dumps({key: config[key] for key in config if key not in ("logger", "trainer")}, sort_keys=True)
-    return hashlib.sha256(text.replace(os.environ["PTMQ_DATA"], "PTMQ_DATA").encode()).hexdigest()[:16]
+def _resolved(experiment: str, method: str, bits: str | None, seed: int, *settings: str) -> dict[str, Any]:
+    return asdict(configuration(Cell(experiment, method, bits, seed, settings).overrides()))
+
+
+def length(note: dict[str, Any]) -> str:
+    """How long a cell's command fits: steps of each block or layer, and at how many widths each step runs."""
+    config = _resolved(*identity(note))
+    recon, groups = config["recon"], len(config["bits"]["groups"])
+    if config["finetune"]["name"] != "none":
+        return f"{config['finetune']['epochs']} epochs"
+    if config["rounding"]["name"] == "nearest":
+        return "-"
+    steps = f"{recon['steps']}"
+    if recon["activation"] == "second_phase":
+        steps += f" + {recon['activation_steps'] or max(recon['steps'] // 4, 1)}"
+    return f"{steps} a {recon['unit']}" + (f", {groups} widths each" if groups > 1 else "")
 
 
 def order(config: str) -> tuple[int, ...]:
@@ -174,7 +191,8 @@ def order(config: str) -> tuple[int, ...]:
 def costs(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Per method, means over seeds: seconds of calibration and fits, CPU seconds of whole processes.
 
-    widths: how many its runs cover, one per run of a method that learns one pair at a time.
+    widths: how many its runs cover, one per run of a method that learns one pair at a time. cpu_seconds_all_widths: of
+    as many widths as one run of another method gives, at this method's mean per run.
     """
     rows = []
     for label in dict.fromkeys(cell["method"] for cell in done):
@@ -187,6 +205,7 @@ def costs(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         rows.append(
             {
                 "method": label,
+                "length": length(mine[0]),
                 "runs_for_all_widths": len(runs),
                 "widths": widths,
                 "seconds_total": total,
@@ -197,31 +216,57 @@ def costs(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
                 "labels": max(cell["labels"] for cell in mine),
             }
         )
+    most = max(row["widths"] for row in rows)
+    for row, label in zip(rows, dict.fromkeys(cell["method"] for cell in done), strict=True):
+        single = all(cell["bits"] for cell in done if cell["method"] == label)
+        cpu, times = row["cpu_seconds_total"], most / row["runs_for_all_widths"] if single else 1
+        row["cpu_seconds_all_widths"] = None if cpu is None else cpu * times
     return rows
 
 
 def commands(done: Sequence[dict[str, Any]], widths: Sequence[str]) -> list[str]:
-    """The commands that make these cells: one for the seeds that share their methods and widths."""
+    """The commands that make these cells: one for the methods that share their widths and seeds."""
     asked: dict[tuple[str, str], list[str]] = {}
-    for seed in sorted({cell["seed"] for cell in done}):
-        mine = [cell for cell in done if cell["seed"] == seed]
-        bits = [width for width in widths if any(cell["bits"] == width for cell in mine)] or widths
-        methods = dict.fromkeys(cell["method"] for cell in mine)
-        asked.setdefault((" ".join(methods), " ".join(bits)), []).append(str(seed))
+    for label in dict.fromkeys(cell["method"] for cell in done):
+        there = {(cell["seed"], cell["bits"]) for cell in done if cell["method"] == label}
+        seeds: dict[str, list[str]] = {}
+        for seed in sorted({seed for seed, _ in there}):
+            bits = [width for width in widths if (seed, width) in there] or widths
+            seeds.setdefault(" ".join(bits), []).append(str(seed))
+        for bits_of, seeds_of in seeds.items():
+            asked.setdefault((bits_of, " ".join(seeds_of)), []).append(label)
     first, settings = done[0], done[0]["settings"]
     given = f" --set {' '.join(settings)}" if settings else ""
     return [
-        f"python benchmarks/accuracy.py {first['experiment']} --methods {methods} --bits {bits} "
-        f"--seeds {' '.join(seeds)}{given}"
-        for (methods, bits), seeds in asked.items()
+        f"python benchmarks/accuracy.py {first['experiment']} --methods {' '.join(methods)} --bits {bits} "
+        f"--seeds {seeds}{given}"
+        for (bits, seeds), methods in asked.items()
     ]
+
+
+def behind(done: Sequence[dict[str, Any]], widths: Sequence[str], label: str) -> dict[str, tuple[float, float]]:
+    """Width -> ptmq's top-1 minus the method's, and its logit error over the method's: means over the seeds that both
+    have."""
+    found = {}
+    values = {(c["method"], c["seed"], row["config"]): row for c in done for row in c["rows"]}
+    for width in widths:
+        seeds = [seed for method, seed, config in values if (method, config) == (label, width)]
+        pairs = [(values["ptmq", s, width], values[label, s, width]) for s in seeds if ("ptmq", s, width) in values]
+        if pairs:
+            ours, theirs = (
+                [statistics.fmean(pair[side][value] for pair in pairs) for value in ("top1", "logit_error")]
+                for side in (0, 1)
+            )
+            found[width] = (ours[0] - theirs[0], ours[1] / theirs[1])
+    return found
 
 
 def write(options: argparse.Namespace) -> None:
     """The results of every finished cell: JSON, CSV, Markdown and the figure."""
-    stem = options.results / f"accuracy_{options.experiment}"
+    stem = "_".join(["accuracy", options.experiment, *([",".join(options.set)] if options.set else [])])
+    file = {kind: options.results / f"{stem}.{kind}" for kind in ("json", "csv", "md", "png")}
     done = finished(home(options.work, options.experiment, options.set))
-    done += kept(stem.with_suffix(".json"), done, options.set)
+    done += kept(file["json"], done, options.set)
     if not done:
         return
     known = {label: number for number, label in enumerate(dict.fromkeys([*options.methods, *RIVALS]))}
@@ -240,10 +285,10 @@ def write(options: argparse.Namespace) -> None:
         "costs": spent,
         "cells": done,
     }  # fmt: skip
-    write_atomically(stem.with_suffix(".json"), json.dumps(record, indent=2) + "\n")
-    write_atomically(stem.with_suffix(".csv"), _csv(record["rows"]))
-    write_atomically(stem.with_suffix(".md"), _markdown(record, lines, widths))
-    draw(lines, widths, shared["fp"], stem.with_suffix(".png"))
+    write_atomically(file["json"], json.dumps(record, indent=2) + "\n")
+    write_atomically(file["csv"], _csv(record["rows"]))
+    write_atomically(file["md"], _markdown(record, lines, widths))
+    draw(lines, widths, shared["fp"], file["png"])
 
 
 def _processor() -> str:
@@ -272,7 +317,7 @@ def _csv(rows: Sequence[dict[str, Any]]) -> str:
 def _markdown(record: dict[str, Any], lines: Sequence[Line], widths: Sequence[str]) -> str:
     """A table per figure, methods down and widths across, and one of costs."""
     cells = {(line.settings[0], line.config): line.cells for line in lines}
-    methods = list(dict.fromkeys(line.settings[0] for line in lines))
+    methods, fp = list(dict.fromkeys(line.settings[0] for line in lines)), record["fp"]["top1"]
     titles = {
         "top1": "Top-1, %",
         "agreement": "Agreement with the float network, %",
@@ -280,26 +325,36 @@ def _markdown(record: dict[str, Any], lines: Sequence[Line], widths: Sequence[st
     }
     parts = [
         "".join(f"    {command}\n" for command in record["commands"])
-        + f"\nFloat top-1 {record['fp']['top1']:.2f} %, {record['evaluation_images']} images; "
+        + f"\nFloat top-1 {fp:.2f} %, {record['evaluation_images']} images; "
         "mean ± standard deviation over seeds (in brackets: how many, where more than one).\n"
     ]
     for value, title in titles.items():
         parts.append(f"\n{title}\n\n| method | {' | '.join(widths)} |\n| --- |{' ---: |' * len(widths)}\n")
+        if value == "top1":
+            parts.append(f"| float | {' | '.join([f'{fp:.2f}'] * len(widths))} |\n")
         for method in methods:
             texts = [_text(cells.get((method, width), {}).get(value), value) for width in widths]
             parts.append(f"| {method} | {' | '.join(texts)} |\n")
-    names = ("method", "runs", "widths", "s in all", "s per width", "CPU s in all", "peak MiB", "images", "labels")
+    parts.append("\nTop-1 of ptmq minus the method's, in points, and in brackets its logit error over the method's\n\n")
+    parts.append(f"| method | {' | '.join(widths)} |\n| --- |{' ---: |' * len(widths)}\n")
+    for method in (name for name in methods if name != "ptmq"):
+        found = behind(record["cells"], widths, method)
+        texts = ["{:+.2f} ({:.2f})".format(*found[width]) if width in found else "-" for width in widths]
+        parts.append(f"| {method} | {' | '.join(texts)} |\n")
+    names = ("method", "steps", "runs", "widths", "s in all", "s per width", "CPU s in all", "CPU s for all widths",
+             "peak MiB", "images", "labels")  # fmt: skip
     parts.append("\nCost: seconds of calibration and fits; CPU seconds of whole processes, evaluation included.\n\n")
-    parts.append(f"| {' | '.join(names)} |\n| --- |{' ---: |' * (len(names) - 1)}\n")
+    parts.append(f"| {' | '.join(names)} |\n| --- | --- |{' ---: |' * (len(names) - 2)}\n")
     for row in record["costs"]:
         numbers = [
             row["seconds_total"],
             row["seconds_per_width"],
             row["cpu_seconds_total"],
+            row["cpu_seconds_all_widths"],
             row["peak_memory_bytes"] / 2**20,
         ]
         texts = ["-" if number is None else f"{number:.0f}" for number in numbers]
-        whole = [row["runs_for_all_widths"], row["widths"], *texts, row["images"], row["labels"]]
+        whole = [row["length"], row["runs_for_all_widths"], row["widths"], *texts, row["images"], row["labels"]]
         parts.append(f"| {row['method']} | {' | '.join(map(str, whole))} |\n")
     return "".join(parts)
 

@@ -17,6 +17,7 @@ import yaml
 from ptmq_lightning.compose.cli import configuration
 
 ROOT = Path(__file__).resolve().parents[1]
+STEM = "accuracy_cifar_resnet20_recon.steps=9"
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +43,11 @@ def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     return argparse.Namespace(**asked | changes)
 
 
-def finish(cell: Any, work: Path, widths: dict[str, float], *, seconds: float, labels: int = 0) -> None:
-    """What a run of the cell would have left. widths: name -> top-1."""
+def finish(
+    cell: Any, work: Path, widths: dict[str, float], *, seconds: float, labels: int = 0, meaning: str = ""
+) -> None:
+    """What a run of the cell would have left. widths: name -> top-1. meaning: of its command then, if not now's."""
+    benchmark = sys.modules["accuracy_benchmark"]
     folder = cell.folder(work)
     folder.mkdir(parents=True)
     rows = [
@@ -61,6 +65,7 @@ def finish(cell: Any, work: Path, widths: dict[str, float], *, seconds: float, l
         "experiment": cell.experiment, "settings": cell.settings, "method": cell.label, "bits": cell.bits,
         "seed": cell.seed, "command": " ".join(["python", "train.py", *cell.overrides()]), "cpu_seconds": seconds + 2,
     }  # fmt: skip
+    note["meaning"] = meaning or benchmark.meaning(note)
     (folder / "results.json").write_text(json.dumps(results))
     (folder / "cell.json").write_text(json.dumps(note))
     if labels:
@@ -101,7 +106,7 @@ def test_the_table_has_means_spreads_and_both_costs(benchmark: Any, tmp_path: Pa
         widths = {cell.bits: top1} if cell.bits else {"w3a3": top1, "w4a4": top1, "w8a8": 91.0}
         finish(cell, asked.work, widths, seconds=30.0 if cell.bits else 45.0)
     benchmark.write(asked)
-    record = json.loads((asked.results / "accuracy_cifar_resnet20.json").read_text())
+    record = json.loads((asked.results / f"{STEM}.json").read_text())
     rows = {(row["method"], row["bits"]): row for row in record["rows"]}
     assert set(rows) == {(m, b) for m in asked.methods for b in asked.bits}  # w8a8 was not asked for
     qdrop = rows["qdrop", "w3a3"]
@@ -115,18 +120,40 @@ def test_the_table_has_means_spreads_and_both_costs(benchmark: Any, tmp_path: Pa
         "python benchmarks/accuracy.py cifar_resnet20 --methods rtn qdrop ptmq+rounding=ste --bits w3a3 w4a4 --seeds 0 "
         "1 --set recon.steps=9"
     ]
-    with (asked.results / "accuracy_cifar_resnet20.csv").open(newline="") as file:
+    with (asked.results / f"{STEM}.csv").open(newline="") as file:
         assert len(list(csv.DictReader(file))) == 6
-    text = (asked.results / "accuracy_cifar_resnet20.md").read_text()
+    text = (asked.results / f"{STEM}.md").read_text()
     assert "| qdrop | 81.00 ± 1.41 (2) | 81.00 ± 1.41 (2) |" in text
-    assert "| qdrop | 2 | 2 | 62 | 31 | 64 | 1 | 64 | 0 |" in text
+    assert "| float | 91.50 | 91.50 |" in text
+    assert "| qdrop | 9 a block | 2 | 2 | 62 | 31 | 64 | 96 | 1 | 64 | 0 |" in text
+
+
+def test_ptmq_is_told_beside_every_method_over_the_seeds_that_both_have(benchmark: Any, tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["qdrop", "ptmq"], bits=["w3a3"], seeds=[0, 1])
+    for cell in benchmark.cells(asked)[:3]:  # ptmq's second seed is not there
+        finish(cell, asked.work, {"w3a3": 80.0 if cell.seed else 50.0 if cell.label == "ptmq" else 40.0}, seconds=1.0)
+    benchmark.write(asked)
+    text = (asked.results / f"{STEM}.md").read_text()
+    assert "| qdrop | +10.00 (0.80) |" in text
+    assert "python benchmarks/accuracy.py cifar_resnet20 --methods qdrop --bits w3a3 --seeds 0 1" in text
+    assert "python benchmarks/accuracy.py cifar_resnet20 --methods ptmq --bits w3a3 --seeds 0 " in text
+
+
+def test_the_length_of_a_fit_is_told(benchmark: Any) -> None:
+    def length(label: str, bits: str | None = None) -> str:
+        cell = benchmark.Cell("cifar_resnet20", label, bits, 0, ())
+        return str(benchmark.length({**vars(cell), "method": label}))
+
+    found = [length("rtn"), length("adaround", "w3a3"), length("brecq", "w3a3"), length("ptmq_paper")]
+    assert found == ["-", "500 a layer", "500 + 125 a block", "500 a block, 3 widths each"]
+    assert length("robustquant") == "10 epochs"
 
 
 def test_labels_that_a_method_used_are_shown(benchmark: Any, tmp_path: Path) -> None:
     asked = options(tmp_path, methods=["rtn"], seeds=[0])
     finish(benchmark.cells(asked)[0], asked.work, {"w3a3": 60.0, "w4a4": 80.0}, seconds=0.0, labels=5000)
     benchmark.write(asked)
-    assert json.loads((asked.results / "accuracy_cifar_resnet20.json").read_text())["costs"][0]["labels"] == 5000
+    assert json.loads((asked.results / f"{STEM}.json").read_text())["costs"][0]["labels"] == 5000
 
 
 def test_cells_of_other_settings_are_not_mixed_in(benchmark: Any, tmp_path: Path) -> None:
@@ -135,8 +162,17 @@ def test_cells_of_other_settings_are_not_mixed_in(benchmark: Any, tmp_path: Path
     other = options(tmp_path, methods=["rtn"], seeds=[0], set=["recon.steps=10"])
     finish(benchmark.cells(other)[0], asked.work, {"w3a3": 90.0, "w4a4": 90.0}, seconds=0.0)
     benchmark.write(asked)
-    rows = json.loads((asked.results / "accuracy_cifar_resnet20.json").read_text())["rows"]
+    rows = json.loads((asked.results / f"{STEM}.json").read_text())["rows"]
     assert [row["top1_mean"] for row in rows] == [60.0, 80.0]
+
+
+def test_a_run_of_another_configuration_is_left_out(benchmark: Any, tmp_path: Path) -> None:
+    asked = options(tmp_path, methods=["rtn", "ptmq"], seeds=[0])
+    for cell, then in zip(benchmark.cells(asked), ("", "of a default that has changed since"), strict=True):
+        finish(cell, asked.work, {"w3a3": 60.0}, seconds=0.0, meaning=then)
+    benchmark.write(asked)
+    rows = json.loads((asked.results / f"{STEM}.json").read_text())["rows"]
+    assert [row["method"] for row in rows] == ["rtn"]
 
 
 def test_results_keep_the_cells_of_runs_that_are_gone(benchmark: Any, tmp_path: Path) -> None:
@@ -147,7 +183,7 @@ def test_results_keep_the_cells_of_runs_that_are_gone(benchmark: Any, tmp_path: 
     asked.work = tmp_path / "elsewhere"
     finish(second, asked.work, {"w3a3": 80.0}, seconds=0.0)
     benchmark.write(asked)
-    file = asked.results / "accuracy_cifar_resnet20.json"
+    file = asked.results / f"{STEM}.json"
     record = json.loads(file.read_text())
     assert {row["method"]: row["top1_mean"] for row in record["rows"]} == {"rtn": 60.0, "qdrop": 80.0}
 
