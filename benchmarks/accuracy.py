@@ -160,19 +160,29 @@ def identity(note: dict[str, Any]) -> tuple[Any, ...]:
 
 def meaning(note: dict[str, Any]) -> str:
     """A hash of the configuration that a cell's command composes now, wherever the data lie."""
-    config = _resolved(*identity(note))
+    return meaning_of(overrides_of(note))
+
+
+@functools.cache
+def meaning_of(overrides: tuple[str, ...]) -> str:
+    config = resolved(overrides)
     text = json.dumps({key: config[key] for key in config if key not in ("logger", "trainer")}, sort_keys=True)
     return hashlib.sha256(text.replace(os.environ["PTMQ_DATA"], "PTMQ_DATA").encode()).hexdigest()[:16]
 
 
+def overrides_of(note: dict[str, Any]) -> tuple[str, ...]:
+    experiment, method, bits, seed, *settings = identity(note)
+    return tuple(Cell(experiment, method, bits, seed, tuple(settings)).overrides())
+
+
 @functools.cache
-def _resolved(experiment: str, method: str, bits: str | None, seed: int, *settings: str) -> dict[str, Any]:
-    return asdict(configuration(Cell(experiment, method, bits, seed, settings).overrides()))
+def resolved(overrides: tuple[str, ...]) -> dict[str, Any]:
+    return asdict(configuration(overrides))
 
 
 def length(note: dict[str, Any]) -> str:
     """How long a cell's command fits: steps of each block or layer, and at how many widths each step runs."""
-    config = _resolved(*identity(note))
+    config = resolved(overrides_of(note))
     recon, groups = config["recon"], len(config["bits"]["groups"])
     if config["finetune"]["name"] != "none":
         return f"{config['finetune']['epochs']} epochs"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from ptmq_lightning.finetune.fit import Batches, FineTuning, Settings, fit
 from ptmq_lightning.finetune.multiquant import multiquant
 from ptmq_lightning.finetune.network import SharedModel, commit, reestimate
 from ptmq_lightning.finetune.robustquant import RobustQuant
-from ptmq_lightning.finetune.switching import switch_milliseconds
+from ptmq_lightning.finetune.switching import clock_of, switch_milliseconds
 from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
 from ptmq_lightning.report.record import write_atomically
@@ -80,12 +79,12 @@ def train(
     network = fitted.network
     assert isinstance(network, SharedModel)
     if config.finetune.name == "multiquant":
-        chosen, started = images[: config.finetune.statistics_images], time.perf_counter()
+        chosen, clock = images[: config.finetune.statistics_images], clock_of(images.is_cuda)
+        started = clock()
         for pair in network.pairs:
             reestimate(network, chosen, pair)
-        taken = time.perf_counter() - started
-        seconds += taken
-        network.info["statistics"] = {"images": len(chosen), "milliseconds": 1000 * taken / len(network.pairs)}
+        taken = 1000 * (clock() - started) / len(network.pairs)
+        network.info["statistics"] = {"images": len(chosen), "milliseconds": taken}
     commit(network)
     return network, [BlockResult("network", seconds, fitted.latest)]
 
