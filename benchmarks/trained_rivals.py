@@ -79,12 +79,11 @@ def read(folder: Path) -> dict[str, Any]:
     results = json.loads((folder / "results.json").read_text())
     costs = folder / "finetune.json"
     kept = ("method", "seed", "fp", "seconds", "peak_memory_bytes", "evaluation_images", "rows")
-    return {key: results[key] for key in kept} | {
-        "costs": json.loads(costs.read_text()) if costs.exists() else of(folder)
-    }
+    found = json.loads(costs.read_text()) if costs.exists() else artifact_costs(folder)
+    return {key: results[key] for key in kept} | {"costs": found}
 
 
-def of(folder: Path) -> dict[str, Any]:
+def artifact_costs(folder: Path) -> dict[str, Any]:
     model = load(folder / "model")
     return {
         "labels": 0,
@@ -103,8 +102,8 @@ def page(cells: dict[str, Any], epochs: int, images: int) -> str:
     lines = [
         "# The rivals that train, ResNet-20 / CIFAR-10",
         "",
-        f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images}`: {images} training images with "
-        f"labels, {epochs} epochs; {first['evaluation_images']} evaluation images, float {first['fp']['top1']:.1f}. "
+        f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images}`: {images} training images, "
+        f"with labels and {epochs} epochs where a method trains; {first['evaluation_images']} evaluation images, float {first['fp']['top1']:.1f}. "
         "Cells: top-1 / agreement with the float network / relative logit error, mean over seeds (with half the range "
         "of top-1).",
         "",
@@ -125,14 +124,13 @@ def cell(runs: list[dict[str, Any]], pair: str) -> str:
 
 
 def costs(grouped: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """Seconds, memory, storage, the switch, and top-1 on training images; all but seconds from each method's first."""
+    """Seconds, memory, storage, the switch, and top-1 on training images; all but seconds of a first run."""
     lines = [
-        "CPU seconds are of the whole process, evaluation included, mean over seeds. A few passes over 2,000 images are "
-        "far from what the rivals' authors train (whole data sets, tens of epochs); they stand here for what the same "
-        "images give.",
+        "CPU seconds are of the whole process, evaluation included, mean over seeds. The rivals' authors train tens of "
+        "epochs on whole data sets; the table tells what they make of the images that PTMQ is given.",
         "",
-        "| method | labels | CPU s | of ptmq's | peak MiB | stored KiB, all widths | switch ms | statistics at a switch "
-        "| top-1 on training images " + ", ".join(pair.upper() for pair in PAIRS) + " |",
+        "| method | labels | CPU s | of ptmq's | peak MiB | stored KiB, all widths | switch ms "
+        "| statistics at a switch | top-1 on training images " + ", ".join(pair.upper() for pair in PAIRS) + " |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     spent = {method: statistics.mean(run["cpu_seconds"] for run in runs) for method, runs in grouped.items()}
