@@ -103,9 +103,9 @@ def page(cells: dict[str, Any], epochs: int, images: int) -> str:
         "# The rivals that train, ResNet-20 / CIFAR-10",
         "",
         f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images}`: {images} training images, "
-        f"with labels and {epochs} epochs where a method trains; {first['evaluation_images']} evaluation images, float {first['fp']['top1']:.1f}. "
-        "Cells: top-1 / agreement with the float network / relative logit error, mean over seeds (with half the range "
-        "of top-1).",
+        f"with labels and {epochs} epochs where a method trains; {first['evaluation_images']} evaluation images, float "
+        f"{first['fp']['top1']:.1f}. Cells: top-1 / agreement with the float network / relative logit error, mean over "
+        "seeds (with half the range of top-1).",
         "",
         "| method | seeds | " + " | ".join(pair.upper() for pair in PAIRS) + " |",
         "|---|---|" + "---|" * len(PAIRS),
