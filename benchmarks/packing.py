@@ -187,7 +187,7 @@ def offsets() -> list[dict[str, Any]]:
 def accuracy(model: MultiBitModel, sources: Sources) -> list[dict[str, Any]]:
     images, labels = (torch.cat(parts) for parts in zip(*batches(sources), strict=True))
     logits = {}
-    for which in (None, "w2a2", "w3a3", "w4a4", "w8a8"):
+    for which in (None, "w2a4", "w3a3", "w4a4", "w8a8"):
         with at_bits(model, which):
             logits[which] = torch.cat([model(part) for part in images.split(100)])
     return [
