@@ -41,7 +41,7 @@ from ptmq_lightning.runtime.weights import CommittedWeight
 
 _NO_GRAPH = (
     *(LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, AssertionError),
-    *(ConfigError, ModelError),
+    *(SyntaxError, ConfigError, ModelError),
 )
 
 

@@ -79,6 +79,7 @@ _TAGGED = (float, torch.dtype, torch.memory_format, types.EllipsisType)
 _NAME_OF = {function: name for name, function in FUNCTIONS.items()}
 _HOLDERS = {"affine": "weight", "elementwise_affine": "weight", "bias": "bias", "track_running_stats": "running_mean"}
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_KINDS = {"latent": ("nearest", "planes", "offset", "latent"), "nested": ("nearest", "planes")}  # packing -> roundings
 
 
 def describe(gm: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -149,8 +150,8 @@ def _cannot(what: str) -> Any:
 def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
     """What `describe` took apart, in eval mode and without gradients; the tensors are used as they are.
 
-    Raises ArtifactError for a name outside the tables, and KeyError, TypeError, ValueError, AttributeError or
-    RuntimeError for data that is no graph at all.
+    Raises ArtifactError for a name outside the tables, and KeyError, TypeError, ValueError, AttributeError,
+    RuntimeError or SyntaxError for data that is no graph at all.
     """
     nodes = data["nodes"]
     paths = [node["target"] for node in nodes if node["op"] == "get_attr"]
@@ -186,8 +187,10 @@ def _add(graph: fx.Graph, node: Mapping[str, Any], known: Mapping[str, fx.Node],
             _refuse(f"that calls the method {target!r}", "one of its table")
     elif op not in ("call_module", "get_attr"):
         _refuse(f"with the operation {op!r}", "a call, a tensor, an input or an output")
-    elif target not in parts or not _PATH.fullmatch(target):
+    elif target not in parts:
         _refuse(f"that reads {target!r}", "a module or tensor that the artifact holds")
+    elif not _PATH.fullmatch(target) or any(map(keyword.iskeyword, target.split("."))):
+        _refuse(f"with the path {target!r}", "names of letters, digits, _ and - that are no keywords, joined by dots")
     return graph.create_node(op, target, args, kwargs, name)
 
 
@@ -241,6 +244,10 @@ def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Te
     steps, widths, channels = own.pop("steps"), tuple(spec["widths"]), spec["shape"][0]
     if steps.shape != (len(widths), channels):
         _refuse(f"whose weight {path!r} of {channels} channels has steps of shape {tuple(steps.shape)}", "them to fit")
+    kinds = _KINDS.get(spec["packing"], ())
+    if spec["kind"] not in kinds:
+        found = f"the packing {spec['packing']!r} and the rounding {spec['kind']!r}"
+        _refuse(f"whose weight {path!r} has {found}", f"one of {', '.join(kinds)}" if kinds else "latent or nested")
     plane_of = {int(bits): row for bits, row in spec["plane_of"].items()}
     if any(row not in range(spec["planes"]) for row in plane_of.values()):
         _refuse(f"whose weight {path!r} has the planes {plane_of}", f"{spec['planes']} planes")

@@ -69,6 +69,36 @@ def test_names_that_are_no_names_never_reach_the_generated_code(parts: Any, name
         rebuild(data, tensors)
 
 
+@pytest.mark.parametrize("last", ["class", "None", "a b", "x;y"])
+def test_paths_that_are_no_names_never_reach_the_generated_code(parts: Any, last: str) -> None:
+    data, tensors, _ = parts
+    node = next(node for node in data["nodes"] if data["modules"].get(node["target"], {}).get("type") == "LayerNorm")
+    path, node["target"] = node["target"], f"{node['target']}.{last}"
+    data["modules"][node["target"]] = data["modules"].pop(path)
+    with pytest.raises(ArtifactError) as error:
+        rebuild(data, tensors)
+    assert str(error.value) == (
+        f"a graph with the path {node['target']!r} is refused; expected names of letters, digits, _ and - that are no "
+        "keywords, joined by dots. Use an artifact that this version wrote, from a source you trust."
+    )
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("kind", "plane", "the packing 'latent' and the rounding 'plane' is refused; expected one of nearest, "),
+        ("packing", "zip", "the packing 'zip' and the rounding 'nearest' is refused; expected latent "),
+    ],
+)
+def test_a_rounding_that_is_none_is_refused(parts: Any, key: str, value: str, says: str) -> None:
+    data, tensors, _ = parts
+    path = next(path for path, module in data["modules"].items() if "weight" in module)
+    data["modules"][path]["weight"][key] = value
+    with pytest.raises(ArtifactError) as error:
+        rebuild(data, tensors)
+    assert str(error.value).startswith(f"a graph whose weight '{path}.weight' has {says}")
+
+
 def test_an_operation_that_cannot_be_stored_is_named() -> None:
     class Odd(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
