@@ -37,7 +37,7 @@ def open_picture(path: Path | str, preprocessing: Mapping[str, Any]) -> Tensor:
     try:
         with Image.open(path) as file:
             image = file.convert("L" if channels == 1 else "RGB")
-    except OSError as error:
+    except Exception as error:  # a decoder meets damaged bytes with errors of any kind
         raise DataError(
             f"cannot read '{path}' ({type(error).__name__}); expected a picture that Pillow opens. Check the path."
         ) from error

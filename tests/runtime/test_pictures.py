@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,28 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         f"cannot read '{tmp_path / 'none.png'}' (FileNotFoundError); expected a picture that Pillow opens. Check the "
         "path."
     )
+
+
+def _enormous(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[18:26] = b"\xff\xff\xff\x00" * 2  # the size in a BMP's header
+    file.write_bytes(data)
+
+
+def _lettered(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"40 40", b"40 4x"))  # the size in a PPM's header
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "name"), [("bmp", _enormous, "DecompressionBombError"), ("ppm", _lettered, "ValueError")]
+)
+def test_a_damaged_picture_is_named(suffix: str, damage: Callable[[Path], None], name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"picture.{suffix}"
+    Image.open(picture(tmp_path, 40, 40)).save(file)
+    damage(file)
+    with pytest.raises(DataError) as error:
+        open_picture(file, PREPROCESSING)
+    assert str(error.value) == f"cannot read '{file}' ({name}); expected a picture that Pillow opens. Check the path."
 
 
 def test_a_model_without_preprocessing_is_refused(tmp_path: Path) -> None:
