@@ -22,7 +22,7 @@ import torch
 
 from ptmq_lightning.runtime import bench, export_cli
 from ptmq_lightning.runtime.artifact import load
-from ptmq_lightning.runtime.errors import ConfigError, ModelError, PTMQError
+from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError, PTMQError
 from ptmq_lightning.runtime.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.runtime.packing import bits_per_weight
 from ptmq_lightning.runtime.pictures import open_picture
@@ -65,8 +65,18 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def info(options: argparse.Namespace) -> Iterator[str]:
-    """From the manifest alone."""
+    """From the manifest and the names of the tensors, hence of what may be no network at all."""
     manifest = read_manifest(options.folder)
+    try:
+        yield from _info_lines(options, manifest)
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ConfigError) as error:
+        raise ArtifactError(
+            f"cannot tell what '{options.folder}' is; {MANIFEST} describes no network ({type(error).__name__}: "
+            f"{error}); expected what save() writes. Save the model again."
+        ) from error
+
+
+def _info_lines(options: argparse.Namespace, manifest: dict[str, Any]) -> Iterator[str]:
     about, layers = manifest["info"], manifest["layers"]
     specs = {
         path: module["weight"]

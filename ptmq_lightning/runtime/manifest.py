@@ -9,24 +9,32 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ptmq_lightning.runtime.errors import ArtifactError
 
 FORMAT, VERSION = "ptmq artifact", 2
 MANIFEST, TENSORS = "manifest.json", "model.safetensors"
+_PARTS = {"info": dict, "pairs": list, "assignments": dict, "layers": list, "blocks": list, "tensors": dict}
 _NO_TENSORS = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)
 _AGAIN = "Copy the artifact again from where it was saved."
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an artifact whose two files are there, whole and unaltered. Raises ArtifactError."""
-    for name in (MANIFEST, TENSORS):
-        if not (folder / name).is_file():
-            raise ArtifactError(f"cannot load '{folder}': found no {name}; expected {MANIFEST} and {TENSORS}. {_AGAIN}")
+    """The manifest, unaltered, of an artifact whose other file is whole and holds its tensors. Raises ArtifactError.
+
+    Of the tensors it reads names alone.
+    """
     try:
+        for name in (MANIFEST, TENSORS):
+            if not (folder / name).is_file():
+                raise ArtifactError(
+                    f"cannot load '{folder}': found no {name}; expected {MANIFEST} and {TENSORS}. {_AGAIN}"
+                )
         manifest = json.loads((folder / MANIFEST).read_bytes())
+    except OSError as error:
+        raise _unreadable(folder, MANIFEST, error) from error
     except (ValueError, RecursionError) as error:
         raise ArtifactError(f"cannot load '{folder}': {MANIFEST} is no JSON ({error}). {_AGAIN}") from error
     found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
@@ -40,6 +48,17 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"cannot load '{folder}': {MANIFEST} was altered, its SHA-256 is {digest(manifest)[:12]}...; expected "
             f"{str(manifest.get('sha256'))[:12]}.... {_AGAIN}"
         )
+    for part, kind in _PARTS.items():
+        if not isinstance(manifest.get(part), kind):
+            raise ArtifactError(
+                f"cannot load '{folder}': {MANIFEST} has {type(manifest.get(part)).__name__} as {part!r}; expected a "
+                f"{kind.__name__}, as save() writes it. Save the model again."
+            )
+    try:
+        with safe_open(folder / TENSORS, "pt") as file:  # compares the length of the file with its header
+            _check_names(folder, set(file.keys()), manifest["tensors"])
+    except (OSError, *_NO_TENSORS) as error:
+        raise _no_tensors(folder, error) from error
     return dict(manifest)
 
 
@@ -47,16 +66,9 @@ def read_tensors(folder: Path, labels: dict[str, Any]) -> dict[str, Tensor]:
     """All tensors, read once into memory, each compared with its label. Raises ArtifactError."""
     try:
         tensors: dict[str, Tensor] = safetensors.torch.load((folder / TENSORS).read_bytes())
-    except _NO_TENSORS as error:
-        raise ArtifactError(
-            f"cannot load '{folder}': {TENSORS} is truncated or no safetensors file ({error}). {_AGAIN}"
-        ) from error
-    odd = sorted(set(tensors) ^ set(labels))
-    if odd:
-        found = f"{TENSORS} holds {odd[0]!r}" if odd[0] in tensors else f"{TENSORS} does not hold {odd[0]!r}"
-        raise ArtifactError(
-            f"cannot load '{folder}': {found}; expected the {len(labels)} tensors of {MANIFEST}. {_AGAIN}"
-        )
+    except (OSError, *_NO_TENSORS) as error:
+        raise _no_tensors(folder, error) from error
+    _check_names(folder, set(tensors), labels)
     for name, wanted in labels.items():
         found_label = label(tensors[name])
         for key, value in wanted.items():
@@ -66,6 +78,28 @@ def read_tensors(folder: Path, labels: dict[str, Any]) -> dict[str, Tensor]:
                     f"{value}. {_AGAIN}"
                 )
     return tensors
+
+
+def _check_names(folder: Path, names: set[str], labels: dict[str, Any]) -> None:
+    odd = sorted(names ^ set(labels))
+    if odd:
+        found = f"{TENSORS} holds {odd[0]!r}" if odd[0] in names else f"{TENSORS} does not hold {odd[0]!r}"
+        raise ArtifactError(
+            f"cannot load '{folder}': {found}; expected the {len(labels)} tensors of {MANIFEST}. {_AGAIN}"
+        )
+
+
+def _no_tensors(folder: Path, error: Exception) -> ArtifactError:
+    if isinstance(error, OSError):
+        return _unreadable(folder, TENSORS, error)
+    return ArtifactError(f"cannot load '{folder}': {TENSORS} is truncated or no safetensors file ({error}). {_AGAIN}")
+
+
+def _unreadable(folder: Path, name: str, error: OSError) -> ArtifactError:
+    return ArtifactError(
+        f"cannot load '{folder}': {name} cannot be read ({error.strerror or error}); expected two readable files. "
+        f"Check who may read them and the disk they are on."
+    )
 
 
 def digest(manifest: dict[str, Any]) -> str:

@@ -262,6 +262,24 @@ def test_damage_is_named_in_one_message(saved: Path, damage: Callable[[Path], No
     assert str(error.value).startswith(f"cannot load '{saved}': {says}")
 
 
+@pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.TENSORS])
+def test_a_file_that_cannot_be_read_is_named(name: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Path.read_bytes
+
+    def refused(path: Path) -> bytes:
+        if path.name == name:
+            raise PermissionError(13, "Permission denied", str(path))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", refused)
+    with pytest.raises(ArtifactError) as error:
+        artifact.load(saved)
+    assert str(error.value) == (
+        f"cannot load '{saved}': {name} cannot be read (Permission denied); expected two readable files. Check who may "
+        "read them and the disk they are on."
+    )
+
+
 def test_any_flipped_bit_is_refused_or_harmless(saved: Path) -> None:
     expected = artifact.load(saved)
     draw = torch.Generator().manual_seed(0)

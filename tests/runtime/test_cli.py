@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -162,6 +163,51 @@ def test_a_damaged_artifact_is_one_line_and_exit_code_one(
             f"ptmq: cannot load '{tmp_path / 'nothing'}': found no manifest.json; expected manifest.json and "
             "model.safetensors. Copy the artifact again from where it was saved.\n"
         )
+
+
+def damaged(folder: Path, place: Path, **parts: object) -> Path:
+    """A copy whose manifest has these parts, or not at all where they are None, and the hash of that."""
+    shutil.copytree(folder, place)
+    manifest = json.loads((place / MANIFEST).read_text()) | parts
+    manifest = {key: value for key, value in manifest.items() if value is not None}
+    (place / MANIFEST).write_text(json.dumps(manifest | {"sha256": digest(manifest)}))
+    return place
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "bench"])
+def test_a_truncated_artifact_is_refused_by_every_command(
+    command: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = damaged(folder, tmp_path / "short")
+    (place / TENSORS).write_bytes((place / TENSORS).read_bytes()[:-1])
+    code, out, err = ran(capsys, command, place)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"ptmq: cannot load '{place}': model.safetensors is truncated or no safetensors file (")
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_manifest_that_lacks_a_part_is_one_line(
+    command: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = damaged(folder, tmp_path / "bare", info=None)
+    code, out, err = ran(capsys, command, place)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"ptmq: cannot load '{place}': manifest.json has NoneType as 'info'; expected a dict, as save() writes it. "
+        "Save the model again.\n"
+    )
+
+
+def test_info_of_what_is_no_network_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = damaged(folder, tmp_path / "odd", blocks=[{"modules": {"fc": {"weight": {}}}}])
+    code, _, err = ran(capsys, "info", place)
+    assert code == 1
+    assert err == (
+        f"ptmq: cannot tell what '{place}' is; manifest.json describes no network (KeyError: 'shape'); expected what "
+        "save() writes. Save the model again.\n"
+    )
 
 
 def test_a_file_that_is_no_picture_is_one_line(

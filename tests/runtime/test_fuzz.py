@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptmq_lightning.runtime import artifact
+from ptmq_lightning.runtime import artifact, cli
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.manifest import MANIFEST, TENSORS, digest
 from ptmq_lightning.runtime.model import MultiBitModel
@@ -95,6 +95,10 @@ def test_a_manifest_with_a_right_hash_and_a_wrong_value_never_crashes(saved: Pat
             artifact.load(saved)
         except ArtifactError:
             refused += 1
+        except Exception as error:
+            bare.append((path, error))
+        try:
+            cli.main(["info", str(saved), "--layers"])
         except Exception as error:
             bare.append((path, error))
     assert not bare
