@@ -176,6 +176,8 @@ def _decode(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> MultiBitMod
     pairs = [BitWidth.parse(pair) for pair in manifest["pairs"]]
     model = MultiBitModel(blocks, [block["name"] for block in manifest["blocks"]], {i.name: i for i in table}, pairs)
     model.assignments = {name: BitAssignment.from_json(rows) for name, rows in manifest["assignments"].items()}
+    for assignment in model.assignments.values():
+        model.resolve(assignment)
     model.info = manifest["info"]
     if not model.has_float:
         model.switch(max(pairs))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ptmq_lightning.runtime.cache import WeightCache
-from ptmq_lightning.runtime.errors import ConfigError, PTMQError
+from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.inplace import allow_in_place
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 from ptmq_lightning.runtime.weights import CommittedWeight
@@ -106,13 +106,17 @@ class MultiBitModel(nn.Module):
         return x
 
     def resolve(self, which: Which) -> BitAssignment:
-        """The assignment meant by 4, "w4a8", a width, the name of an assignment, {layer: width} or an assignment."""
+        """The assignment meant by 4, "w4a8", a width, the name of an assignment, {layer: width} or an assignment.
+
+        Raises ConfigError for none of these, and for one that does not fit the layers.
+        """
+        if isinstance(which, str) and which in self.assignments:
+            which = self.assignments[which]
         if isinstance(which, BitAssignment):
+            self._check_names(dict(which.layers), self.layers)
             return which
         if isinstance(which, Mapping):
             return self._from_mapping(which)
-        if isinstance(which, str) and which in self.assignments:
-            return self.assignments[which]
         try:
             width = BitWidth.parse(which)
         except ConfigError:
@@ -123,17 +127,21 @@ class MultiBitModel(nn.Module):
         return self._uniform[width]
 
     def _from_mapping(self, which: Mapping[str, Any]) -> BitAssignment:
-        unknown = [name for name in which if name not in self.layers]
-        missing = [name for name, layer in self.layers.items() if name not in which and not layer.pinned]
-        if unknown or missing:
-            raise ConfigError(
-                f"found an assignment with {len(unknown)} unknown and {len(missing)} missing layers, first "
-                f"{(unknown + missing)[0]!r}; expected a width for each of the {len(self.layers)} layers."
-            )
+        self._check_names(which, [name for name, layer in self.layers.items() if not layer.pinned])
         eight = BitWidth(8, 8)
         return BitAssignment(
             tuple((n, layer.width(BitWidth.parse(which.get(n, eight)))) for n, layer in self.layers.items())
         )
+
+    def _check_names(self, given: Mapping[str, Any], needed: Iterable[str]) -> None:
+        unknown = [name for name in given if name not in self.layers]
+        missing = [name for name in needed if name not in given]
+        if unknown or missing:
+            raise ConfigError(
+                f"found an assignment with {len(unknown)} unknown and {len(missing)} missing layers, first "
+                f"{(unknown + missing)[0]!r}; expected a width for each of the {len(self.layers)} layers. Make it of "
+                f"this model's own layers."
+            )
 
     def switch(self, which: Which | None) -> None:
         """Run at `which` from now on; None runs the float network. Nothing but the selection changes.
@@ -144,7 +152,7 @@ class MultiBitModel(nn.Module):
         before = self.active
         try:
             self._select(assignment)
-        except PTMQError:
+        except BaseException:  # also no memory for a weight, or a key pressed: `active` says what runs
             self._select(before)
             raise
         self.active = assignment

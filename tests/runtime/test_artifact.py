@@ -262,6 +262,18 @@ def test_damage_is_named_in_one_message(saved: Path, damage: Callable[[Path], No
     assert str(error.value).startswith(f"cannot load '{saved}': {says}")
 
 
+def test_a_named_assignment_that_does_not_fit_the_layers_is_refused(saved: Path) -> None:
+    manifest = json.loads((saved / artifact.MANIFEST).read_text())
+    del manifest["assignments"]["mine"]["fc"]
+    (saved / artifact.MANIFEST).write_text(json.dumps(manifest | {"sha256": artifact.digest(manifest)}))
+    with pytest.raises(ArtifactError) as error:
+        artifact.load(saved)
+    assert str(error.value).startswith(
+        f"cannot load '{saved}': manifest.json describes no network (ConfigError: found an assignment with 0 unknown "
+        "and 1 missing layers, first 'fc'; "
+    )
+
+
 @pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.TENSORS])
 def test_a_file_that_cannot_be_read_is_named(name: str, saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = Path.read_bytes

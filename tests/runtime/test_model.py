@@ -9,6 +9,7 @@ from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import at_bits, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.weights import CommittedWeight
 from tests.networks import GROUPS, images, small_model
 
 
@@ -93,6 +94,37 @@ def test_an_assignment_that_misses_a_layer_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         small_model().switch({"layer1.0.conv1": 4})
     assert str(error.value).startswith("found an assignment with 0 unknown and ")
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_ready_assignment_that_does_not_fit_the_layers_is_refused_and_changes_nothing(named: bool) -> None:
+    model = small_model()
+    model.switch(8)
+    layers = [(name, width) for name, width in model.resolve(4).items() if name != "fc"]
+    which = BitAssignment((*layers, ("head", BitWidth(4, 4))))
+    model.assignments["other"] = which
+    with pytest.raises(ConfigError) as error:
+        model.switch("other" if named else which)
+    assert str(error.value) == (
+        "found an assignment with 1 unknown and 1 missing layers, first 'head'; expected a width for each of the "
+        f"{len(model.layers)} layers. Make it of this model's own layers."
+    )
+    assert model.active == model.resolve(8) and {weight.bits for _, weight in weights_of(model)} == {8}
+
+
+def test_a_switch_that_stops_half_way_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, made = small_model(), CommittedWeight.made
+
+    def no_memory(weight: CommittedWeight) -> torch.Tensor:
+        if weight.bits == 4:
+            raise RuntimeError("not enough memory")
+        return made(weight)
+
+    model.switch(8)
+    monkeypatch.setattr(CommittedWeight, "made", no_memory)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        model.switch(4)
+    assert model.active == model.resolve(8) and {weight.bits for _, weight in weights_of(model)} == {8}
 
 
 @pytest.mark.parametrize("edge", ["qdrop", "brecq", "8bit", "none"])
