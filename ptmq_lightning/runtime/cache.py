@@ -37,6 +37,7 @@ class WeightCache:
             found = self._entries.get(key)
             if found is not None and found[1].holds(*sources):
                 self._entries.move_to_end(key)
+                self._trim()  # the limit may be lower than it was
                 return found[0]
             self._kept -= self._entries.pop(key)[0].nbytes if found else 0
             made = weight.made()

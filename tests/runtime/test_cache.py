@@ -67,6 +67,18 @@ def test_beyond_its_limit_the_cache_forgets_what_was_used_longest_ago() -> None:
     assert again is not at_three and torch.equal(again, at_three)
 
 
+def test_a_lower_limit_holds_from_the_next_switch_also_where_all_is_ready() -> None:
+    model = fresh()
+    for which in (3, 8, 4):
+        model.switch(which)
+    at_four = {name: weight() for name, weight in all_weights(model).items()}
+    model.cache.limit = model.cache.bytes // 2
+    model.switch(4)
+    assert 0 < model.cache.bytes <= model.cache.limit
+    for name, weight in all_weights(model).items():
+        assert weight() is at_four[name], "what runs stays, and no other width was made"
+
+
 def test_without_any_memory_it_still_switches() -> None:
     model, x = fresh(), images(2)
     with at_bits(model, 4):
