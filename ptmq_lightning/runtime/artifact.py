@@ -30,6 +30,7 @@ from ptmq_lightning.runtime.manifest import (
     VERSION,
     digest,
     label,
+    left_aside,
     read_manifest,
     read_tensors,
 )
@@ -48,7 +49,8 @@ _NO_GRAPH = (
 def save(model: MultiBitModel, folder: Path | str, packing: str = "latent") -> Path:
     """Write a committed or nearest-rounded model; what is written is decoded and compared before it gets its name.
 
-    An artifact that is already there is replaced at the end, and stays if anything fails.
+    An artifact that is already there is replaced at the end, and stays if anything fails; one that a killed save left
+    under a hidden name gets its own again first.
 
     Args:
         packing: how weights are stored, all exact. latent: 11 bits and the rounding (1 bit per plane, 5 for an offset).
@@ -62,6 +64,8 @@ def save(model: MultiBitModel, folder: Path | str, packing: str = "latent") -> P
     folder = Path(folder)
     place = folder.resolve()
     _check_finished(model)
+    if not place.exists() and (left := left_aside(place)):
+        left[-1].rename(place)
     _check_place(folder)
     manifest, tensors = _encode(model, packing)
     part = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
@@ -202,14 +206,18 @@ def _check_decoded(model: MultiBitModel, manifest: dict[str, Any], loaded: Multi
 
 
 def _move(part: Path, place: Path) -> None:
-    """Give the finished folder its name; the one that had it goes, or comes back if that fails."""
+    """Give the finished folder its name; the one that had it goes, or comes back if that fails.
+
+    Between the two renames a kill leaves it under the name that `left_aside` finds.
+    """
     old = part.with_suffix(".old")
     if place.exists():
         place.rename(old)
     try:
         part.rename(place)
-    except OSError:
+    except BaseException:  # also a key pressed
         if old.exists():
             old.rename(place)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    for left in left_aside(place):
+        shutil.rmtree(left, ignore_errors=True)

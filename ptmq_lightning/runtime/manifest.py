@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     try:
         for name in (MANIFEST, TENSORS):
             if not (folder / name).is_file():
+                left = [] if folder.exists() else left_aside(folder.resolve())
+                what = f"A save was stopped and left the artifact in '{left[-1]}'. Rename it." if left else _AGAIN
                 raise ArtifactError(
-                    f"cannot load '{folder}': found no {name}; expected {MANIFEST} and {TENSORS}. {_AGAIN}"
+                    f"cannot load '{folder}': found no {name}; expected {MANIFEST} and {TENSORS}. {what}"
                 )
         manifest = json.loads((folder / MANIFEST).read_bytes())
     except OSError as error:
@@ -60,6 +63,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except (OSError, *_NO_TENSORS) as error:
         raise _no_tensors(folder, error) from error
     return dict(manifest)
+
+
+def left_aside(place: Path) -> list[Path]:
+    """The artifacts that had the name `place` before saves that were killed as they replaced them, the latest last."""
+    name = re.compile(rf"\.{re.escape(place.name)}\.[0-9a-f]{{8}}\.old")
+    beside = place.parent.iterdir() if place.parent.is_dir() else ()
+    return sorted((path for path in beside if name.fullmatch(path.name)), key=lambda path: path.stat().st_mtime)
 
 
 def read_tensors(folder: Path, labels: dict[str, Any]) -> dict[str, Tensor]:

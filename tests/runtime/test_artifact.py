@@ -219,6 +219,71 @@ def test_saving_again_replaces_the_artifact(saved: Path) -> None:
     assert dict(weights_of(artifact.load(saved).blocks[1]))["layer1.0.conv1"].rounding.shape[0] == 1
 
 
+@pytest.fixture
+def killed(saved: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An artifact whose replacement was killed after the first of its two renames; every later one fails too."""
+    rename, done = Path.rename, []
+
+    def once(path: Path, target: Path) -> Path:
+        if done:
+            raise KeyboardInterrupt
+        done.append(target)
+        return rename(path, target)
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Path, "rename", once)
+        artifact.save(committed("shared"), saved)
+    assert [path for path in saved.parent.iterdir()] == done, "the artifact has a hidden name and no other"
+    return saved
+
+
+def test_what_a_killed_save_left_is_named(killed: Path) -> None:
+    (left,) = killed.parent.iterdir()
+    with pytest.raises(ArtifactError) as error:
+        artifact.load(killed)
+    assert str(error.value) == (
+        f"cannot load '{killed}': found no manifest.json; expected manifest.json and model.safetensors. A save was "
+        f"stopped and left the artifact in '{left}'. Rename it."
+    )
+    left.rename(killed)
+    assert artifact.load(killed).info["name"] == "small"
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_the_next_save_brings_back_what_a_killed_one_left(sound: bool, killed: Path) -> None:
+    """It is replaced where that save succeeds, and stands there again where it does not."""
+    if sound:
+        artifact.save(committed("shared"), killed)
+    else:
+        with pytest.raises(ConfigError):
+            artifact.save(committed("shared"), killed, "zip")
+    assert sorted(path.name for path in killed.parent.iterdir()) == ["model"]
+    planes = dict(weights_of(artifact.load(killed).blocks[1]))["layer1.0.conv1"].rounding.shape[0]
+    assert planes == (1 if sound else 2)
+
+
+def test_a_replacement_that_is_interrupted_is_undone(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.suffix == ".part":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        artifact.save(committed("shared"), saved)
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["model"]
+
+
+def test_names_that_only_look_like_those_of_a_killed_save_are_left_alone(saved: Path) -> None:
+    others = [".model.v2.0123abcd.old", ".model.0123abcd.part", ".model.mine.old"]
+    for name in others:
+        (saved.parent / name).mkdir()
+    artifact.save(committed("shared"), saved)
+    assert sorted(path.name for path in saved.parent.iterdir()) == sorted(["model", *others])
+
+
 def _drop_file(folder: Path) -> None:
     (folder / artifact.TENSORS).unlink()
 
