@@ -162,22 +162,41 @@ def test_an_unknown_packing_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_another_process_with_other_threads_gives_the_same_logits(saved: Path, tmp_path: Path) -> None:
+def test_another_process_with_other_threads_gives_the_same_logits(tmp_path: Path) -> None:
+    """At every width and packing; "auto" with free steps stores pinned layers as codes and the others as latents."""
+    models = {
+        "latent": committed("per_group"),
+        "nested": committed("per_group", NESTED, NESTED_PLANES),
+        "auto": committed("shared"),
+    }
+    every = (3, 4, 5, 6, 8, "w4a8", "mine")
+    widths = {"latent": (*every, None), "nested": every, "auto": every}
+    for packing, model in models.items():
+        artifact.save(model, tmp_path / packing, packing)
+    x = images(4)
+    torch.save(x, tmp_path / "x.pt")
     program = (
         "import sys, torch; torch.set_num_threads(2)\n"
+        "from pathlib import Path\n"
         "from ptmq_lightning.runtime import artifact\n"
-        f"model = artifact.load({str(saved)!r}); model.switch(4)\n"
-        f"x = torch.load({str(tmp_path / 'x.pt')!r}, weights_only=True)\n"
-        f"torch.save(model(x), {str(tmp_path / 'y.pt')!r})\n"
+        f"place, widths, logits = Path({str(tmp_path)!r}), {widths!r}, {{}}\n"
+        "x = torch.load(place / 'x.pt', weights_only=True)\n"
+        "for packing in widths:\n"
+        "    model = artifact.load(place / packing)\n"
+        "    for which in widths[packing]:\n"
+        "        model.switch(which)\n"
+        "        logits[packing, which] = model(x)\n"
+        "torch.save(logits, place / 'y.pt')\n"
         "assert not {'timm', 'lightning', 'hydra', 'torchvision'} & set(sys.modules), sys.modules\n"
     )
-    x = images()
-    torch.save(x, tmp_path / "x.pt")
     subprocess.run([sys.executable, "-c", program], check=True)
-    model = artifact.load(saved)
-    model.switch(4)
-    with torch.no_grad():
-        assert torch.equal(torch.load(tmp_path / "y.pt", weights_only=True), model(x))
+    found = torch.load(tmp_path / "y.pt", weights_only=True)
+    assert set(found) == {(packing, which) for packing in models for which in widths[packing]}
+    for (packing, which), logits in found.items():
+        with at_bits(models[packing], which), torch.no_grad():
+            assert torch.equal(logits, models[packing](x)), (packing, which)
+    packings = {type(weight).__name__ for _, weight in weights_of(artifact.load(tmp_path / "auto"))}
+    assert packings == {"MultiBitWeight", "NestedWeight"}
 
 
 def test_a_model_that_is_still_learning_is_refused(tmp_path: Path) -> None:
