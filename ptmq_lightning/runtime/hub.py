@@ -41,18 +41,24 @@ def push(folder: Path | str, repo: str, *, private: bool = False, message: str =
 
 
 def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = None) -> MultiBitModel:
-    """The model of `repo`; folder: where its two files are put (None: the hub's cache).
+    """The model of `repo`; folder: where its two files are put once they are sound (None: the hub's cache alone).
 
+    They are copied from the cache, as the hub's own download to a folder leaves its notes there (.cache/huggingface).
     revision: a branch, tag or commit. Raises ArtifactError for a repository that cannot be read or that holds no sound
     artifact.
     """
     from huggingface_hub import snapshot_download
 
     try:
-        place = snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=list(FILES))
+        place = Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
     except Exception as error:
         raise _failed("pull from", repo, error) from error
-    return load(place)
+    model = load(place)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            shutil.copyfile(place / name, Path(folder) / name)
+    return model
 
 
 def _failed(what: str, repo: str, error: Exception) -> ArtifactError:

@@ -10,6 +10,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from huggingface_hub._local_folder import write_download_metadata
 
 from ptmq_lightning.runtime import artifact, hub
 from ptmq_lightning.runtime.errors import ArtifactError
@@ -49,14 +50,23 @@ def folder_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             return SimpleNamespace(commit_url=f"hub/{repo_id}/commit/{commit_message}")
 
     def snapshot_download(
-        repo: str, *, revision: str | None, local_dir: Path | str | None, allow_patterns: list[str]
+        repo: str, *, revision: str | None, local_dir: Path | str | None = None, allow_patterns: list[str]
     ) -> str:
+        """Links to blobs in the cache, or files in local_dir with the notes that are left beside them."""
         if not (root / repo).is_dir():
             raise FileNotFoundError(f"404: no {repo}.\nRequest ID: 1")
-        place = Path(local_dir or tmp_path / "cache")
-        place.mkdir(exist_ok=True)
+        place = Path(local_dir or tmp_path / "cache" / "snapshots" / "0")
+        place.mkdir(parents=True, exist_ok=True)
         for name in allow_patterns:
-            shutil.copy(root / repo / name, place)
+            if local_dir is None:
+                blob = tmp_path / "cache" / "blobs" / name
+                blob.parent.mkdir(exist_ok=True)
+                shutil.copy(root / repo / name, blob)
+                (place / name).unlink(missing_ok=True)
+                (place / name).symlink_to(blob)
+            else:
+                shutil.copy(root / repo / name, place)
+                write_download_metadata(place, name, "0", "0")
         return str(place)
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
@@ -74,6 +84,21 @@ def test_what_is_pushed_is_pulled(saved: Path, folder_hub: Path, tmp_path: Path)
         original.switch(which)
         assert torch.equal(model(x), original(x))
     assert sorted(path.name for path in (tmp_path / "pulled").iterdir()) == [MANIFEST, TENSORS]
+    assert not any((tmp_path / "pulled" / name).is_symlink() for name in (MANIFEST, TENSORS))
+    artifact.save(model, tmp_path / "pulled")
+
+
+def test_what_is_pulled_replaces_an_artifact_only_if_it_is_sound(saved: Path, folder_hub: Path, tmp_path: Path) -> None:
+    hub.push(saved, REPO)
+    place = artifact.save(tiny_model(), tmp_path / "pulled")
+    tensors = folder_hub / REPO / TENSORS
+    intact = tensors.read_bytes()
+    tensors.write_bytes(intact[:-1])
+    with pytest.raises(ArtifactError, match="is truncated or no safetensors file"):
+        hub.pull(REPO, place)
+    assert artifact.load(place).info == {}
+    tensors.write_bytes(intact)
+    assert hub.pull(REPO, place).info == artifact.load(place).info == artifact.load(saved).info
 
 
 def test_the_card_tells_widths_figures_and_how_to_load(saved: Path) -> None:
@@ -116,4 +141,4 @@ def test_the_hub_s_own_functions_take_these_arguments() -> None:
     download = inspect.signature(huggingface_hub.snapshot_download).parameters
     assert {"folder_path", "repo_id", "commit_message"} <= set(upload)
     assert {"private", "exist_ok"} <= set(create) and list(create)[1] == "repo_id"
-    assert {"revision", "local_dir", "allow_patterns"} <= set(download) and next(iter(download)) == "repo_id"
+    assert {"revision", "allow_patterns"} <= set(download) and next(iter(download)) == "repo_id"
