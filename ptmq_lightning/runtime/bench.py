@@ -5,23 +5,27 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from ptmq_lightning.runtime.cache import WeightCache
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.session import Session
+
+EAGER = "PyTorch"
+Name = TypeVar("Name")
 
 
 def interleaved(
-    cases: Mapping[str, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
-) -> dict[str, float]:
+    cases: Mapping[Name, Callable[[], Any]], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[Name, float]:
     """Median milliseconds of each case; every round runs every case once, so that all meet the same machine.
 
     A case may return the seconds that count; otherwise the whole call counts.
     """
-    seconds: dict[str, list[float]] = {name: [] for name in cases}
+    seconds: dict[Name, list[float]] = {name: [] for name in cases}
     for case in cases.values():
         case()  # warm-up
     for _ in range(rounds):
@@ -41,8 +45,10 @@ def select(model: MultiBitModel, name: str) -> None:
     model.switch(None if name == "float" else name)
 
 
-def latency(model: MultiBitModel, x: Tensor, rounds: int) -> dict[str, float]:
-    """Milliseconds of a pass of x (B, C, H, W) at each width."""
+def latency(
+    model: MultiBitModel, x: Tensor, rounds: int, exports: Mapping[str, Session] | None = None
+) -> dict[tuple[str, str], float]:
+    """Milliseconds of a pass of x (B, C, H, W), by width and what runs it: EAGER, or an export by its name."""
 
     def run(name: str) -> Callable[[], float]:
         def case() -> float:
@@ -53,8 +59,21 @@ def latency(model: MultiBitModel, x: Tensor, rounds: int) -> dict[str, float]:
 
         return case
 
+    def run_export(session: Session, name: str) -> Callable[[], float]:
+        def case() -> float:
+            session.switch(name)
+            start = time.perf_counter()
+            session(images)
+            return time.perf_counter() - start
+
+        return case
+
+    images = x.numpy()
+    cases = {(name, EAGER): run(name) for name in names_of(model)}
+    for backend, session in (exports or {}).items():
+        cases |= {(name, backend): run_export(session, name) for name in session.widths}
     with torch.inference_mode():
-        return interleaved({name: run(name) for name in names_of(model)}, rounds)
+        return interleaved(cases, rounds)
 
 
 def switching(model: MultiBitModel, rounds: int) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
     ptmq info DIR
     ptmq predict DIR cat.jpg dog.jpg --bits 4
-    ptmq bench DIR --batch 1 --threads 1
+    ptmq bench DIR --batch 1 --threads 1 --export DIR-onnx
     ptmq verify DIR
     ptmq export DIR --images FOLDER --bits w8a8,w4a8
 
@@ -26,6 +26,7 @@ from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError
 from ptmq_lightning.runtime.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.runtime.packing import bits_per_weight
 from ptmq_lightning.runtime.pictures import open_picture
+from ptmq_lightning.runtime.session import Session
 from ptmq_lightning.runtime.spec import BitWidth
 from ptmq_lightning.runtime.verify import verify
 
@@ -149,13 +150,23 @@ def run_bench(options: argparse.Namespace) -> Iterator[str]:
             "the model does not tell the size of its images; expected 'input_size' in info['preprocessing']. Set it "
             "before saving."
         )
+    exports = {}
+    for folder in options.export:
+        session = Session(folder, options.threads)
+        if (other := session.preprocessing().get("input_size")) != size:
+            raise ConfigError(
+                f"'{folder}' takes images of {other}, the model of {size}; expected an export of this model. Export it "
+                f"again: ptmq export {options.folder}."
+            )
+        exports[f"{session.manifest['backend']} {folder}"] = session
     x = torch.randn(options.batch, *size, generator=torch.Generator().manual_seed(0))
     held = bench.memory(model)
     yield f"batch {options.batch}, {options.threads} threads, medians of {options.rounds} interleaved rounds"
-    found = bench.latency(model, x, options.rounds)
-    for name, milliseconds in found.items():
-        ratio = f"  {milliseconds / found['float']:5.2f} of float" if "float" in found else ""
-        yield f"{name:>12}  {milliseconds:9.2f} ms{ratio}"
+    found = bench.latency(model, x, options.rounds, exports)
+    longest, whole = max(len(backend) for _, backend in found), found.get(("float", bench.EAGER))
+    for (name, backend), milliseconds in found.items():
+        ratio = f"  {milliseconds / whole:5.2f} of float" if whole else ""
+        yield f"{name:>12}  {backend:<{longest}}  {milliseconds:9.2f} ms{ratio}"
     switch = bench.switching(model, options.rounds)
     yield f"switch of the whole model: warm {switch['warm']:.2f} ms, cold {switch['cold']:.2f} ms"
     yield f"memory: {held['stored']:,} bytes stored, {held['ready']:,} bytes of ready weights at one width"
@@ -189,12 +200,14 @@ def _predict_arguments(parser: argparse.ArgumentParser) -> None:
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     for name, default in (("batch", 1), ("threads", 1), ("rounds", 10)):
         parser.add_argument(f"--{name}", type=_positive, default=default, help=f"({default})")
+    exports = "an export of it (ptmq export), timed in the same rounds; may be given again"
+    parser.add_argument("--export", metavar="EXPORT_DIR", type=Path, action="append", default=[], help=exports)
 
 
 COMMANDS = {
     "info": Command("sizes, widths, layers and accuracy", _info_arguments, info),
     "predict": Command("classes of pictures at one width", _predict_arguments, predict),
-    "bench": Command("latency of each width, switch time, memory", _bench_arguments, run_bench),
+    "bench": Command("latency of each width, also of its exports; switch time, memory", _bench_arguments, run_bench),
     "export": Command("write it for ONNX Runtime or OpenVINO, and check it", export_cli.arguments, export_cli.run),
     "verify": Command("hashes, decoding, ranges at every width", lambda parser: None, run_verify),
 }

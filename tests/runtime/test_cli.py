@@ -104,6 +104,42 @@ def test_bench_times_every_width(folder: Path, capsys: pytest.CaptureFixture[str
     assert lines[8].startswith("switch of the whole model: warm ") and lines[9].startswith("memory: ")
 
 
+def test_bench_times_exports_in_the_same_table(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, as ONNX Runtime has to be."""
+    images = tmp_path / "images.npy"
+    np.save(images, np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32))
+    forms = {form: str(tmp_path / form) for form in ("static", "switchable")}
+    common = [str(folder), "--images", str(images), "--bits", "w8a8,mixed"]
+    commands = [["export", *common, "--form", form, "--out", out] for form, out in forms.items()]
+    options = [option for out in forms.values() for option in ("--export", out)]
+    commands.append(["bench", str(folder), "--rounds", "2", "--batch", "2", *options])
+    program = f"from ptmq_lightning.runtime.cli import main; assert not any(map(main, {commands!r}))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    lines = done.stdout.split("interleaved rounds\n")[1].splitlines()
+    rows = [line.split(" ms")[0].split()[:-1] for line in lines[:11]]
+    eager = [[name, "PyTorch"] for name in ("float", "w3a3", "w4a4", "w5a5", "w6a6", "w8a8", "mixed")]
+    assert rows == eager + [[name, "onnx", out] for out in forms.values() for name in ("w8a8", "mixed")]
+    assert lines[11].startswith("switch of the whole model: ")
+
+
+def test_bench_refuses_an_export_of_other_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def preprocessing(self) -> dict[str, list[int]]:
+            return {"input_size": [3, 9, 9]}
+
+    monkeypatch.setattr(cli, "Session", Other)
+    code, _, err = ran(capsys, "bench", folder, "--export", tmp_path)
+    assert code == 2
+    assert err == (
+        f"ptmq: '{tmp_path}' takes images of [3, 9, 9], the model of [3, 8, 8]; expected an export of this model. "
+        f"Export it again: ptmq export {folder}.\n"
+    )
+
+
 def test_verify_passes_a_sound_artifact(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, err = ran(capsys, "verify", folder)
     assert (code, err) == (0, "")
