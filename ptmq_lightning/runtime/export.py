@@ -30,7 +30,7 @@ from ptmq_lightning.runtime.onnx_convert import Converter
 from ptmq_lightning.runtime.onnx_plan import Plan, plan
 from ptmq_lightning.runtime.onnx_values import Array, parameters, store
 from ptmq_lightning.runtime.parity import WidthReport, compare
-from ptmq_lightning.runtime.session import MANIFEST, WIDTHS, Session
+from ptmq_lightning.runtime.session import FORMAT, MANIFEST, VERSION, WIDTHS, Session
 from ptmq_lightning.runtime.spec import BitAssignment
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
@@ -135,14 +135,17 @@ def export(
 def _write(draft: Draft, folder: Path, form: str, backend: str) -> dict[str, Any]:
     model = draft.model
     files = {"*": "model.onnx"} if form == "switchable" else {n: f"{n}.onnx" for n in draft.assignments}
+    constants: list[str] = []
     for name, file in files.items():
-        graph = draft.switchable() if name == "*" else draft.static(name, clip=_clip(backend))
-        (folder / file).write_bytes(graph.SerializeToString())
+        network = draft.switchable() if name == "*" else draft.static(name, clip=_clip(backend))
+        (folder / file).write_bytes(network.SerializeToString())
     if form == "switchable":
         safetensors.numpy.save_file(draft.arrays, folder / WIDTHS)
+        known = next(iter(draft.values.values()))
+        constants = [tensor.name for tensor in network.graph.initializer if tensor.name in known]
     manifest = {
-        "format": "ptmq export",
-        "version": 1,
+        "format": FORMAT,
+        "version": VERSION,
         "form": form,
         "backend": backend,
         "files": files,
@@ -151,6 +154,7 @@ def _write(draft: Draft, folder: Path, form: str, backend: str) -> dict[str, Any
         "layers": [asdict(layer) for layer in model.layers.values()],
         "assignments": {name: assignment.to_json() for name, assignment in draft.assignments.items()},
         "table": draft.plan.table.to_json(),
+        "constants": constants,
         "float_layers": draft.plan.floating,
     }
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")

@@ -74,7 +74,8 @@ class Table:
 
 
 def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dict[str, Array]:
-    """The arrays that these assignments need: codes and steps per layer and width, biases, activation steps."""
+    """The arrays that these assignments need and no other width's: codes, steps and biases per layer and width, grids
+    of the quantisers."""
     used = {(name, width) for assignment in assignments.values() for name, width in assignment.items()}
     arrays: dict[str, Array] = {}
     weight: MultiBitWeight
@@ -90,7 +91,8 @@ def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dic
                 arrays[f"{layer}.bias.{bits}"] = bias.detach().cpu().numpy()
     for path, quantizer in quantizers_of(model):
         assert isinstance(quantizer, ActivationQuantizer)
-        for row, bits in enumerate(quantizer.widths):
+        for bits in sorted({quantizer.pin or width.a for owner, width in used if owner == quantizer.owner}):
+            row = quantizer.widths.index(bits)
             pair = [float(quantizer.steps[row]), float(quantizer.zero_points[row])]
             arrays[f"{path.split('.', 2)[2]}.grid.{bits}"] = np.array(pair, dtype=np.float32)
             if quantizer.tables is not None:

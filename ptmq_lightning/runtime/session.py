@@ -26,6 +26,7 @@ from ptmq_lightning.runtime.onnx_convert import IMAGES, LOGITS
 from ptmq_lightning.runtime.onnx_values import Array, Table, parameters
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
+FORMAT, VERSION = "ptmq export", 2
 MANIFEST, WIDTHS = "export.json", "widths.safetensors"
 Images = TypeVar("Images", torch.Tensor, Array)
 Run = Callable[[Array], Array]
@@ -108,6 +109,9 @@ class _Switchable:
         self.arrays: dict[str, Array] = safetensors.numpy.load_file(folder / WIDTHS)
         self.session = inference_session(folder / manifest["files"]["*"], threads)
         self.inputs = [i.name for i in self.session.get_inputs() if i.name != IMAGES]
+        exported = BitAssignment.from_json(next(iter(manifest["assignments"].values())))
+        values = parameters(self.table, self.arrays, exported)
+        self.constants = {name: values[name] for name in manifest["constants"]}
 
     def at(self, assignment: BitAssignment, which: Any) -> Run:
         import onnxruntime as ort
@@ -115,11 +119,18 @@ class _Switchable:
         try:
             values = parameters(self.table, self.arrays, assignment)
         except KeyError as error:
-            layer, _, bits = str(error.args[0]).rpartition(".")
+            name, _, bits = str(error.args[0]).rsplit(".", 2)
+            at = f"the input of {self.table.quantizers[name].owner}" if name in self.table.quantizers else name
             raise ConfigError(
-                f"the width {which!r} needs {bits} bits at {layer.rpartition('.')[0]}, which this export does not "
-                f"hold. Choose among the exported widths, or export this one too."
+                f"the width {which!r} needs {bits} bits at {at}, which this export does not hold. Choose among the "
+                f"exported widths, or export this one too."
             ) from None
+        other = next((name for name, own in self.constants.items() if not np.array_equal(own, values[name])), None)
+        if other is not None:
+            raise ConfigError(
+                f"the width {which!r} needs another {other}, which is a constant of this export: all its widths share "
+                f"it. Choose among the exported widths, or export this one too."
+            )
         binding = self.session.io_binding()
         kept = {name: ort.OrtValue.ortvalue_from_numpy(values[name]) for name in self.inputs}
         for name, value in kept.items():
@@ -175,9 +186,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"`ptmq export` wrote. Export the artifact again."
         ) from error
     found = (manifest.get("format"), manifest.get("version"))
-    if found != ("ptmq export", 1):
+    if found != (FORMAT, VERSION):
         raise ExportError(
-            f"cannot open '{folder}': {MANIFEST} has format {found[0]!r} version {found[1]!r}; expected 'ptmq export' "
-            f"version 1. Export the artifact again."
+            f"cannot open '{folder}': {MANIFEST} has format {found[0]!r} version {found[1]!r}; expected {FORMAT!r} "
+            f"version {VERSION}. Export the artifact again."
         )
     return dict(manifest)

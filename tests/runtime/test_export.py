@@ -263,8 +263,8 @@ def test_a_width_that_was_not_exported_is_refused(exported: dict[str, Path]) -> 
     with pytest.raises(ConfigError) as error:
         Session(exported["switchable"]).switch("w6a6")
     assert str(error.value) == (
-        "the width 'w6a6' needs 6 bits at layer1.0.conv1, which this export does not hold. Choose among the "
-        "exported widths, or export this one too."
+        "the width 'w6a6' needs 6 bits at the input of layer1.0.conv1, which this export does not hold. Choose among "
+        "the exported widths, or export this one too."
     )
 
 

@@ -1,0 +1,62 @@
+"""A session runs the widths of its export and no other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.export import Draft, export
+from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
+from ptmq_lightning.runtime.session import Session
+from tests.networks import images, small_model
+
+FORMS = [("static", "onnx"), ("switchable", "onnx"), ("static", "openvino")]
+WIDTHS = ["w8a8", "w4a8"]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Path]:
+    """The small network in every form, its activations at 8 bits."""
+    folder, model = tmp_path_factory.mktemp("session"), small_model()
+    for form, backend in FORMS:
+        export(model, folder / f"{backend}_{form}", images(), WIDTHS, form=form, backend=backend)
+    return {(form, backend): folder / f"{backend}_{form}" for form, backend in FORMS}
+
+
+def test_activations_of_a_width_that_was_not_exported_are_refused(exported: dict[tuple[str, str], Path]) -> None:
+    session = Session(exported["switchable", "onnx"])
+    with pytest.raises(ConfigError) as error:
+        session.switch("w4a4")
+    assert str(error.value) == (
+        "the width 'w4a4' needs 4 bits at the input of layer1.0.conv1, which this export does not hold. Choose among "
+        "the exported widths, or export this one too."
+    )
+    assert session.active == session.assignments["w8a8"]
+
+
+def tied_model() -> MultiBitModel:
+    """w4a8 and w8a4 have one bias in layer1.0.conv1, for the units s_a * s_w of it are equal (codes of 4 bits are
+    stored times 8)."""
+    model = small_model()
+    weight = dict(weights_of(model.blocks[1]))["layer1.0.conv1"]
+    weight.steps[weight.widths.index(4)] = 16 * weight.steps[weight.widths.index(8)]
+    quantizer = dict(quantizers_of(model.blocks[1]))["quantizers.layer1_0_conv1"]
+    quantizer.steps[quantizer.widths.index(4)] = 2 * quantizer.steps[quantizer.widths.index(8)]
+    return model
+
+
+def test_a_mix_whose_constants_would_differ_is_refused(tmp_path: Path) -> None:
+    model = tied_model()
+    draft = Draft(model, images(), ["w4a8", "w8a4"])
+    assert "layer1.0.conv1.bias" not in draft.differing()  # the premise of this test
+    export(model, tmp_path / "out", images(), ["w4a8", "w8a4"], form="switchable")
+    session = Session(tmp_path / "out")
+    mixed = {name: "w4a8" for name, layer in model.layers.items() if not layer.pinned} | {"layer1.0.conv1": "w4a4"}
+    with pytest.raises(ConfigError) as error:
+        session.switch(mixed)
+    assert str(error.value) == (
+        f"the width {mixed!r} needs another layer1.0.conv1.bias, which is a constant of this export: all its widths "
+        f"share it. Choose among the exported widths, or export this one too."
+    )
