@@ -5,12 +5,15 @@
     logits = session(images)
 
 A switchable export is one session: its parameters are inputs, made once per width and kept bound. A static one holds a
-session per width, made when it is first asked for.
+session per width, made when it is first asked for. Any number of threads may call a session; one that switches takes a
+handle of its own.
 """
 
 from __future__ import annotations
 
+import copy
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +55,9 @@ class Session:
         self.assignments = {n: BitAssignment.from_json(rows) for n, rows in self.manifest["assignments"].items()}
         self._names.assignments = self.assignments
         self._runs: dict[BitAssignment, Run] = {}
-        self._switchable: _Switchable | None = None
+        self._preparing = threading.Lock()
+        switchable = self.form == "switchable"
+        self._switchable = _Switchable(self.folder, self.manifest, self.threads) if switchable else None
         self.active: BitAssignment | None = None
         self.switch(next(iter(self.assignments)))
 
@@ -74,8 +79,14 @@ class Session:
             raise ConfigError("an export has no float network; expected one of its widths: " + ", ".join(self.widths))
         assignment = self._names.resolve(which)
         if assignment not in self._runs:
-            self._runs[assignment] = self._prepared(assignment, which)
+            with self._preparing:
+                if assignment not in self._runs:  # no other thread came first
+                    self._runs[assignment] = self._prepared(assignment, which)
         self.active = assignment
+
+    def handle(self) -> Session:
+        """A second switch on the same export: all that was prepared is shared, the active width is not."""
+        return copy.copy(self)
 
     def __call__(self, images: Images) -> Images:
         """Logits, in the type of the images: numpy or torch."""
@@ -85,8 +96,7 @@ class Session:
         return torch.from_numpy(logits) if isinstance(images, torch.Tensor) else logits
 
     def _prepared(self, assignment: BitAssignment, which: Any) -> Run:
-        if self.form == "switchable":
-            self._switchable = self._switchable or _Switchable(self.folder, self.manifest, self.threads)
+        if self._switchable is not None:
             return self._switchable.at(assignment, which)
         name = next((n for n, own in self.assignments.items() if own == assignment), None)
         if name is None:
@@ -131,12 +141,18 @@ class _Switchable:
                 f"the width {which!r} needs another {other}, which is a constant of this export: all its widths share "
                 f"it. Choose among the exported widths, or export this one too."
             )
-        binding = self.session.io_binding()
         kept = {name: ort.OrtValue.ortvalue_from_numpy(values[name]) for name in self.inputs}
-        for name, value in kept.items():
-            binding.bind_ortvalue_input(name, value)
+
+        def bound() -> Any:
+            binding = self.session.io_binding()
+            for name, value in kept.items():
+                binding.bind_ortvalue_input(name, value)
+            return binding
+
+        binding_of = per_thread(bound)
 
         def run(images: Array) -> Array:
+            binding = binding_of()
             binding.bind_cpu_input(IMAGES, images)
             binding.bind_output(LOGITS)
             self.session.run_with_iobinding(binding)
@@ -144,6 +160,18 @@ class _Switchable:
             return logits
 
         return run
+
+
+def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:
+    """A function that gives each thread its own of what `make` makes, always the same one."""
+    local = threading.local()
+
+    def own() -> Any:
+        if not hasattr(local, "made"):
+            local.made = make()
+        return local.made
+
+    return own
 
 
 def inference_session(path: Path | bytes, threads: int | None, optimised: Path | None = None) -> Any:
@@ -161,8 +189,8 @@ def inference_session(path: Path | bytes, threads: int | None, optimised: Path |
 
 
 def _openvino(path: Path, threads: int | None) -> Run:
-    compiled = compile_openvino(path, threads)
-    return lambda images: np.array(compiled([images])[0])
+    request_of = per_thread(compile_openvino(path, threads).create_infer_request)
+    return lambda images: np.array(request_of().infer([images], share_inputs=True, share_outputs=True)[0])
 
 
 def compile_openvino(path: Path, threads: int | None) -> Any:

@@ -1,9 +1,11 @@
-"""A session runs the widths of its export and no other."""
+"""A session runs the widths of its export and no other, in as many threads as call it."""
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ptmq_lightning.runtime.errors import ConfigError
@@ -60,3 +62,43 @@ def test_a_mix_whose_constants_would_differ_is_refused(tmp_path: Path) -> None:
         f"the width {mixed!r} needs another layer1.0.conv1.bias, which is a constant of this export: all its widths "
         f"share it. Choose among the exported widths, or export this one too."
     )
+
+
+@pytest.mark.parametrize(("form", "backend"), FORMS)
+def test_two_threads_on_one_session_get_what_one_gets(
+    form: str, backend: str, exported: dict[tuple[str, str], Path]
+) -> None:
+    session = Session(exported[form, backend])
+    given = [images(count, seed=count).numpy() for count in (1, 3)]  # other sizes, so that a mix-up cannot hide
+    expected = [session(x) for x in given]
+
+    def work(thread: int) -> bool:
+        return all(np.array_equal(session(given[thread]), expected[thread]) for _ in range(1000))
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(work, range(2)))
+
+
+@pytest.mark.parametrize(("form", "backend"), FORMS)
+def test_handles_switch_in_threads_of_their_own(form: str, backend: str, exported: dict[tuple[str, str], Path]) -> None:
+    session, x = Session(exported[form, backend]), images(2).numpy()
+    expected = {}
+    for width in WIDTHS:
+        session.switch(width)
+        expected[width] = session(x)
+    assert not np.array_equal(*expected.values())
+    fresh = Session(exported[form, backend])  # whose second width is prepared by the threads
+
+    def work(first: int) -> bool:
+        handle = fresh.handle()
+        order = WIDTHS[first:] + WIDTHS[:first]
+        return all(np.array_equal(at(handle, width), expected[width]) for _ in range(200) for width in order)
+
+    def at(handle: Session, width: str) -> np.ndarray:
+        handle.switch(width)
+        return handle(x)
+
+    with ThreadPoolExecutor(2) as pool:
+        assert all(pool.map(work, range(2)))
+    assert fresh.active == fresh.assignments[WIDTHS[0]]  # its own width is as it was
+    assert all(fresh.handle()._runs[a] is fresh._runs[a] for a in fresh.assignments.values())
