@@ -32,7 +32,7 @@ from ptmq_lightning.runtime.onnx_values import Array, parameters, store
 from ptmq_lightning.runtime.parity import WidthReport, compare
 from ptmq_lightning.runtime.session import FORMAT, MANIFEST, VERSION, WIDTHS, Session
 from ptmq_lightning.runtime.spec import BitAssignment
-from ptmq_lightning.runtime.weights import MultiBitWeight
+from ptmq_lightning.runtime.weights import CommittedWeight
 
 FORMS, BACKENDS = ("static", "switchable"), ("onnx", "openvino")
 
@@ -185,9 +185,9 @@ def _name(which: Which, model: MultiBitModel) -> str:
 
 def _check_finished(model: MultiBitModel, images: Tensor) -> None:
     for name, weight in weights_of(model):
-        if not isinstance(weight, MultiBitWeight):
+        if not isinstance(weight, CommittedWeight):
             raise ExportError(
-                f"the weight {name} is a {type(weight).__name__}; expected a committed MultiBitWeight. Commit the "
+                f"the weight {name} is a {type(weight).__name__}; expected a committed one. Commit the "
                 f"reconstruction, or export a loaded artifact."
             )
     if images.dim() != 4 or len(images) < 2 or images.dtype != torch.float32:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment
-from ptmq_lightning.runtime.weights import MultiBitWeight
+from ptmq_lightning.runtime.weights import CommittedWeight
 
 Array = NDArray[Any]
 BIAS_LIMIT = 2.0**30  # of an int32 that products are added to
@@ -78,7 +78,7 @@ def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dic
     of the quantisers."""
     used = {(name, width) for assignment in assignments.values() for name, width in assignment.items()}
     arrays: dict[str, Array] = {}
-    weight: MultiBitWeight
+    weight: CommittedWeight
     for name, weight in weights_of(model):
         layer = name.split(".", 2)[2]  # blocks.<index>.<layer>
         module: Any = model.blocks[model.layers[layer].block].get_submodule(layer)

@@ -19,7 +19,8 @@ from ptmq_lightning.runtime import artifact, flow, onnx_convert, onnx_plan, onnx
 from ptmq_lightning.runtime.cli import main
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.export import Draft, export
-from ptmq_lightning.runtime.model import MultiBitModel, at_bits
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
+from ptmq_lightning.runtime.nested import NestedWeight
 from ptmq_lightning.runtime.onnx_values import parameters
 from ptmq_lightning.runtime.parity import FLOAT_KERNELS, kernels, layer_steps
 from ptmq_lightning.runtime.session import Session, compile_openvino
@@ -226,6 +227,36 @@ def test_openvino_runs_integers_at_every_width(tmp_path: Path) -> None:
             if op.get_rt_info()["layerType"].value in ("Convolution", "FullyConnected")
         )
         assert layers["f32"] <= 1, f"{width}: more than the stem runs in float"
+
+
+@pytest.mark.parametrize("form", ["static", "switchable"])
+def test_a_nested_artifact_is_exported_with_the_same_numbers(form: str, tmp_path: Path) -> None:
+    model, widths = small_model(step_size=StepSize("nested")), ["w4a4", "w8a8"]
+    nested = artifact.load(artifact.save(model, tmp_path / "model", packing="nested"))
+    assert all(isinstance(weight, NestedWeight) for _, weight in weights_of(nested))
+    for name, given in (("latent", model), ("nested", nested)):
+        export(given, tmp_path / name, images(), widths, form=form)
+    one, other = Session(tmp_path / "latent"), Session(tmp_path / "nested")
+    for width in widths:
+        one.switch(width)
+        other.switch(width)
+        assert torch.equal(one(images()), other(images()))
+
+
+def test_a_weight_that_is_still_trained_is_refused() -> None:
+    model = small_model()
+    layer = model.blocks[1].get_submodule("layer1.0.conv1")
+    layer.weight = Trained()
+    with pytest.raises(ExportError) as error:
+        Draft(model, images(), ["w4a4"])
+    assert str(error.value) == (
+        "the weight blocks.1.layer1.0.conv1 is a Trained; expected a committed one. Commit the reconstruction, or "
+        "export a loaded artifact."
+    )
+
+
+class Trained(nn.Module):
+    def select(self, bits: int | None) -> None: ...
 
 
 def test_the_command_writes_an_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
