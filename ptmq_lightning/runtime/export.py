@@ -26,7 +26,7 @@ from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.flow import Op, operations, record
 from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits, weights_of
-from ptmq_lightning.runtime.onnx_convert import Converter
+from ptmq_lightning.runtime.onnx_convert import CLIPS, Converter
 from ptmq_lightning.runtime.onnx_plan import Plan, plan
 from ptmq_lightning.runtime.onnx_values import Array, parameters, store
 from ptmq_lightning.runtime.parity import WidthReport, compare
@@ -137,7 +137,7 @@ def _write(draft: Draft, folder: Path, form: str, backend: str) -> dict[str, Any
     files = {"*": "model.onnx"} if form == "switchable" else {n: f"{n}.onnx" for n in draft.assignments}
     constants: list[str] = []
     for name, file in files.items():
-        network = draft.switchable() if name == "*" else draft.static(name, clip=_clip(backend))
+        network = draft.switchable() if name == "*" else draft.static(name, clip=CLIPS[backend])
         (folder / file).write_bytes(network.SerializeToString())
     if form == "switchable":
         safetensors.numpy.save_file(draft.arrays, folder / WIDTHS)
@@ -159,10 +159,6 @@ def _write(draft: Draft, folder: Path, form: str, backend: str) -> dict[str, Any
     }
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     return manifest
-
-
-def _clip(backend: str) -> str:
-    return "values" if backend == "openvino" else "codes"
 
 
 def _pixel_range(model: MultiBitModel, seen: tuple[float, float]) -> tuple[float, float]:
@@ -215,9 +211,10 @@ def _check_asked(folder: Path, form: str, backend: str) -> None:
 def _refuse_other_results(reports: Mapping[str, WidthReport]) -> None:
     for name, report in reports.items():
         if not report.same:
+            step = report.largest_step
+            alone = "" if step is None else f"layer {report.worst_layer} differs by {step:.2f} steps, "
             raise ExportError(
-                f"the export computes other values than the simulation at {name}: layer {report.worst_layer} differs "
-                f"by {report.largest_step:.2f} steps, the logits by {report.logit_error:.3f} of their deviation; "
-                f"expected at most {WidthReport.STEPS} and {WidthReport.LOGITS}. Nothing was written; check that the "
-                f"images are real ones."
+                f"the export computes other values than the simulation at {name}: {alone}the logits by "
+                f"{report.logit_error:.3f} of their deviation; expected at most {WidthReport.STEPS} and "
+                f"{WidthReport.LOGITS}. Nothing was written; check that the images are real ones."
             )

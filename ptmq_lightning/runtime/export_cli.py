@@ -54,10 +54,11 @@ def lines(reports: Mapping[str, WidthReport]) -> list[str]:
     result = []
     for name, report in reports.items():
         kernels = ", ".join(f"{count} {kernel}" for kernel, count in report.float_kernels.items()) or "none"
+        step = report.largest_step
+        alone = "was not checked" if step is None else f"differs by at most {step:.2f} steps"
         result.append(
             f"{name}: top-1 as simulated on {report.agreement:.1f} % of {report.images} images, logit error "
-            f"{report.logit_error:.4f}, a layer by itself differs by at most {report.largest_step:.2f} steps; "
-            f"convolutions and products in float: {kernels}"
+            f"{report.logit_error:.4f}, a layer by itself {alone}; convolutions and products in float: {kernels}"
         )
     return result
 

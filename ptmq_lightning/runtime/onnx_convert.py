@@ -24,6 +24,7 @@ from ptmq_lightning.runtime.onnx_writer import Writer
 
 IMAGES, LOGITS = "images", "logits"
 INT32 = 6  # of onnx.TensorProto
+CLIPS = {"onnx": "codes", "openvino": "values"}  # backend -> `clip` of its Converter
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,19 @@ class Converter:
         return self.writer.model([(LOGITS, np.float32, shape_of(ops[-1]))], metadata)
 
     def layers(self, ops: Sequence[Op]) -> Any:
-        """Every quantised layer by itself: inputs "<layer>.in<i>" -> outputs "<layer>.out", codes where they are."""
+        """Every quantised layer by itself: inputs "<layer>.in<i>" -> outputs "<layer>.out", codes where they are.
+
+        With clip "values" the inputs are floats, rounded in the graph: OpenVINO has integer kernels only behind that.
+        """
         outputs: list[tuple[str, Any, tuple[int, ...]]] = []
         for op in ops:
             if op.key in ("QuantConv2d", "QuantLinear", "QuantMatmul") and op.path not in self.plan.floating:
                 for i, source in enumerate(a for a in op.args if isinstance(a, Op)):
                     quantizer = source_of(source, self.plan)
-                    kind = self.writer.parameters[f"{quantizer}.zero_point"].dtype
+                    coded = self.clip == "codes"
+                    kind = self.writer.parameters[f"{quantizer}.zero_point"].dtype if coded else np.dtype(np.float32)
                     name = self.writer.input(f"{op.path}.in{i}", kind, shape_of(source))
-                    self.values[source] = Codes(name, quantizer)
+                    self.values[source] = Codes(name, quantizer) if coded else self._quantised(name, quantizer)
                 made = self._made(op, self._emit(op))
                 name, out = made, np.dtype(np.float32)
                 if isinstance(made, Codes):

@@ -1,9 +1,9 @@
 """An export against the simulation: every quantised layer on the same input, then the network as a whole.
 
-A layer's step: that of the integers it makes, or 1/255 of its output's range where it makes floats. One step is what
-two roundings of one value may differ by. The whole network adds what the export rounds and the simulation does not
-(the image, convolutions before a shortcut) and lets differences travel: it is reported, and refused only where the
-logits have little to do with each other.
+A layer's step: that of the integers it makes, or 1/255 of its output's range where it makes floats, as it always does
+in OpenVINO. One step is what two roundings of one value may differ by. The whole network adds what the export rounds
+and the simulation does not (the image, convolutions before a shortcut) and lets differences travel: it is reported, and
+refused only where the logits have little to do with each other.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ptmq_lightning.runtime.flow import Op, record
 from ptmq_lightning.runtime.model import at_bits
-from ptmq_lightning.runtime.onnx_convert import Converter, source_of
+from ptmq_lightning.runtime.onnx_convert import CLIPS, Converter, source_of
 from ptmq_lightning.runtime.onnx_values import Array
-from ptmq_lightning.runtime.session import Session, inference_session
+from ptmq_lightning.runtime.session import Session, compile_openvino, inference_session
 
 if TYPE_CHECKING:
     from ptmq_lightning.runtime.export import Draft
@@ -31,20 +31,22 @@ if TYPE_CHECKING:
 LAYER_IMAGES, BATCH = 4, 32
 LAYERS = ("QuantConv2d", "QuantLinear", "QuantMatmul")
 FLOAT_KERNELS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvInteger"}
+OPENVINO_KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 
 
 @dataclass(frozen=True)
 class WidthReport:
     """agreement: percent of images with the same top-1 class. logit_error: root mean square difference of the logits
-    over their standard deviation. largest_step, worst_layer: of the layers by themselves. differing: percent of all
-    integers that differ there. float_kernels: convolutions and matrix products that run in float, by kernel."""
+    over their standard deviation. largest_step, worst_layer: of the layers by themselves, None without a quantised
+    one. differing: percent of all integers that differ there, None where no layer makes any. float_kernels:
+    convolutions and matrix products that run in float, by kernel."""
 
     images: int
     agreement: float
     logit_error: float
-    largest_step: float
-    worst_layer: str
-    differing: float
+    largest_step: float | None
+    worst_layer: str | None
+    differing: float | None
     float_kernels: dict[str, int]
 
     STEPS: ClassVar[float] = 1.0
@@ -52,7 +54,7 @@ class WidthReport:
 
     @property
     def same(self) -> bool:
-        return self.largest_step <= self.STEPS and self.logit_error <= self.LOGITS
+        return (self.largest_step or 0.0) <= self.STEPS and self.logit_error <= self.LOGITS
 
 
 def compare(draft: Draft, session: Session) -> dict[str, WidthReport]:
@@ -64,45 +66,54 @@ def compare(draft: Draft, session: Session) -> dict[str, WidthReport]:
             parts = draft.images.split(BATCH)
             expected = torch.cat([draft.model(part) for part in parts])
             found = torch.cat([session(part) for part in parts])
-            steps, differing = layer_steps(draft, name) if session.manifest["backend"] == "onnx" else ({"": 0.0}, 0.0)
-        worst = max(steps, key=lambda layer: steps[layer])
+            steps, differing = layer_steps(draft, name, session.manifest["backend"])
+        worst = max(steps, key=lambda layer: steps[layer], default=None)
+        largest = None if worst is None else steps[worst]
         agreement = 100 * float((expected.argmax(1) == found.argmax(1)).float().mean())
         error = float((found - expected).square().mean().sqrt() / expected.std().clamp_min(1e-12))
         kernels = float_kernels(session)
-        reports[name] = WidthReport(len(expected), agreement, error, steps[worst], worst, differing, kernels)
+        reports[name] = WidthReport(len(expected), agreement, error, largest, worst, differing, kernels)
     return reports
 
 
-def layer_steps(draft: Draft, name: str) -> tuple[dict[str, float], float]:
+def layer_steps(draft: Draft, name: str, backend: str = "onnx") -> tuple[dict[str, float], float | None]:
     """Largest difference of each quantised layer, in its steps, and the share of integers that differ in percent.
 
     Every layer is given the simulation's integers and compared with what the simulation makes of them.
     """
-    converter = Converter(draft.plan, draft.values[name])
-    session = inference_session(converter.layers(draft.ops).SerializeToString(), None)
-    kept = _simulated(draft, name)
-    feed = {i.name: v for i in session.get_inputs() if (v := kept.get(i.name)) is not None}
-    feed |= {i.name: draft.values[name][i.name] for i in session.get_inputs() if i.name not in feed}
+    graph = Converter(draft.plan, draft.values[name], clip=CLIPS[backend]).layers(draft.ops)
+    kept = _simulated(draft, name, coded=backend == "onnx")
     steps, wrong, total = {}, 0, 0
-    for output, made in zip(session.get_outputs(), session.run(None, feed), strict=True):
-        wanted = kept[output.name]
-        layer = output.name.removesuffix(".out")
+    for output, made in _run_layers(graph, kept, backend).items() if graph.graph.output else ():
+        wanted = kept[output]
+        layer = output.removesuffix(".out")
         if made.dtype.kind == "f":
             steps[layer] = float(np.abs(made - wanted).max() / (np.ptp(wanted) / 255 or 1.0))
             continue
         apart = np.abs(made.astype(np.int16) - wanted.astype(np.int16))
         steps[layer], wrong, total = float(apart.max()), wrong + int((apart > 0).sum()), total + apart.size
-    return steps, 100 * wrong / max(total, 1)
+    return steps, 100 * wrong / total if total else None
 
 
-def _simulated(draft: Draft, name: str) -> dict[str, Array]:
-    """Inputs and outputs of all layers in the simulation, by the names of `Converter.layers`."""
+def _run_layers(graph: Any, given: Mapping[str, Array], backend: str) -> dict[str, Array]:
+    """The outputs of `Converter.layers` in the runtime, by name; given: the inputs, among others."""
+    outputs, feed = [output.name for output in graph.graph.output], {i.name: given[i.name] for i in graph.graph.input}
+    if backend == "openvino":
+        made = compile_openvino(graph.SerializeToString(), None)(feed)
+        return {name: made[name] for name in outputs}
+    session = inference_session(graph.SerializeToString(), None)
+    return dict(zip(outputs, session.run(outputs, feed), strict=True))
+
+
+def _simulated(draft: Draft, name: str, coded: bool) -> dict[str, Array]:
+    """Inputs, as codes or floats, and outputs of all layers in the simulation, by the names of `Converter.layers`."""
     values, plan = draft.values[name], draft.plan
     layers = [op for op in draft.ops if op.key in LAYERS and op.path not in plan.floating]
     wanted: dict[str, list[tuple[str, str | None, bool]]] = {}
     for op in layers:
         for i, source in enumerate(a for a in op.args if isinstance(a, Op)):
-            wanted.setdefault(source.name, []).append((f"{op.path}.in{i}", source_of(source, plan), False))
+            quantizer = source_of(source, plan) if coded else None
+            wanted.setdefault(source.name, []).append((f"{op.path}.in{i}", quantizer, False))
         wanted.setdefault(op.name, []).append((f"{op.path}.out", plan.at.get(op), True))
     kept: dict[str, Array] = {}
 
@@ -129,11 +140,25 @@ def codes_of(array: Array, quantizer: str, values: Mapping[str, Array], made: bo
 
 def float_kernels(session: Session) -> dict[str, int]:
     """Convolutions and matrix products that the runtime executes in float at the active width, by kernel."""
-    if session.manifest["backend"] == "openvino":
-        return {}
     name = next(n for n, own in session.assignments.items() if own == session.active)
-    file = session.manifest["files"].get("*") or session.manifest["files"][name]
-    return {k: n for k, n in kernels(session.folder / file).items() if k in FLOAT_KERNELS}
+    file = session.folder / (session.manifest["files"].get("*") or session.manifest["files"][name])
+    if session.manifest["backend"] == "openvino":
+        return _openvino_floats(file, {row["name"] for row in session.manifest["layers"] if row["kind"] == "matmul"})
+    return {k: n for k, n in kernels(file).items() if k in FLOAT_KERNELS}
+
+
+def _openvino_floats(path: Path, products: set[str]) -> dict[str, int]:
+    """Of the graph that OpenVINO executes; products: names of matrix products, which it may run within a Subgraph."""
+    found: Counter[str] = Counter()
+    for node in compile_openvino(path, 1).get_runtime_model().get_ops():
+        info = {key: str(value.value) for key, value in node.get_rt_info().items()}
+        if info["runtimePrecision"] in ("i8", "u8"):
+            continue
+        if info["layerType"] in OPENVINO_KERNELS:
+            found[info["layerType"]] += 1
+        elif info["layerType"] == "Subgraph" and (fused := products & set(info["originalLayersNames"].split(","))):
+            found["MatMul"] += len(fused)
+    return dict(found)
 
 
 def kernels(path: Path) -> Counter[str]:

@@ -193,7 +193,7 @@ def _openvino(path: Path, threads: int | None) -> Run:
     return lambda images: np.array(request_of().infer([images], share_inputs=True, share_outputs=True)[0])
 
 
-def compile_openvino(path: Path, threads: int | None) -> Any:
+def compile_openvino(path: Path | bytes, threads: int | None) -> Any:
     """An OpenVINO compiled model on the CPU, with the latency hint."""
     import openvino
 
@@ -201,7 +201,7 @@ def compile_openvino(path: Path, threads: int | None) -> Any:
     if threads is not None:
         config["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
-    return core.compile_model(core.read_model(str(path)), "CPU", config)
+    return core.compile_model(core.read_model(path if isinstance(path, bytes) else str(path)), "CPU", config)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

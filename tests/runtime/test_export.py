@@ -19,6 +19,7 @@ from ptmq_lightning.runtime import artifact, flow, onnx_convert, onnx_plan, onnx
 from ptmq_lightning.runtime.cli import main
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.export import Draft, export
+from ptmq_lightning.runtime.export_cli import lines
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
 from ptmq_lightning.runtime.nested import NestedWeight
 from ptmq_lightning.runtime.onnx_values import parameters
@@ -213,7 +214,7 @@ def test_a_pooled_network_is_exact_layer_by_layer() -> None:
 
 def test_openvino_runs_integers_at_every_width(tmp_path: Path) -> None:
     model, x = small_model(), images()
-    export(model, tmp_path / "out", x, WIDTHS, backend="openvino")
+    reports = export(model, tmp_path / "out", x, WIDTHS, backend="openvino")
     session = Session(tmp_path / "out")
     for width in WIDTHS:
         session.switch(width)
@@ -227,6 +228,34 @@ def test_openvino_runs_integers_at_every_width(tmp_path: Path) -> None:
             if op.get_rt_info()["layerType"].value in ("Convolution", "FullyConnected")
         )
         assert layers["f32"] <= 1, f"{width}: more than the stem runs in float"
+        found = reports[width].float_kernels
+        assert sum(n for kernel, n in found.items() if kernel != "MatMul") == layers["f32"]
+        assert found["MatMul"] in (0, 2)  # the attention's products, which most CPUs get in float
+        # No layer rounds its output, so that what is left are sums in another order.
+        assert 0 < reports[width].largest_step < 0.01 and reports[width].worst_layer in model.layers
+        assert reports[width].differing is None
+
+
+def test_the_check_of_openvino_finds_a_wrong_layer() -> None:
+    model = small_model()
+    draft = Draft(model, images(), ["w8a8"], early=False)
+    draft.values["w8a8"]["layer1.0.conv2.scale"] = 1.5 * draft.values["w8a8"]["layer1.0.conv2.scale"]
+    with at_bits(model, "w8a8"):
+        steps, _ = layer_steps(draft, "w8a8", "openvino")
+    assert [layer for layer, step in steps.items() if step > 1] == ["layer1.0.conv2"]
+
+
+def test_without_a_quantised_layer_nothing_is_reported_of_one(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
+    model = insert(blocks.cut(graph.trace(network.eval(), (3, 8, 8)), images(2)), Placement(PAIRS), StepSize())
+    calibrate(model, images())
+    (report,) = export(model.eval(), tmp_path / "out", images(), ["w3a3"]).values()
+    assert (report.largest_step, report.worst_layer, report.differing) == (None, None, None)
+    assert report.float_kernels == {"Conv": 1}
+    assert lines({"w8a8": report})[0].endswith(
+        "a layer by itself was not checked; convolutions and products in float: 1 Conv"
+    )
 
 
 @pytest.mark.parametrize("form", ["static", "switchable"])
