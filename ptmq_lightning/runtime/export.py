@@ -22,6 +22,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
+from ptmq_lightning.runtime.artifact import _move
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.flow import Op, operations, record
@@ -110,13 +111,16 @@ def export(
     convolutional network in float instead of rounding the image to 8 bits.
 
     Returns a report per width. Raises ExportError, and leaves nothing, for an operation that cannot be exported, a
-    folder that cannot be used, or an export that does not compute the same.
+    folder that cannot be used, or an export that does not compute the same. An earlier export in `folder` is replaced
+    at the end, and stays if anything fails.
     """
     folder = Path(folder)
-    _check_asked(folder, form, backend)
+    place = folder.resolve()
+    _check_asked(form, backend)
+    _check_place(folder)
     asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
     draft = Draft(model, images, asked, early=backend == "onnx", float_image=float_image)
-    part = folder.resolve().with_name(f".{folder.resolve().name}.{uuid.uuid4().hex[:8]}.part")
+    part = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
     part.mkdir(parents=True)
     try:
         manifest = _write(draft, part, form, backend)
@@ -124,9 +128,8 @@ def export(
         manifest["report"] = {name: asdict(report) for name, report in reports.items()}
         (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _refuse_other_results(reports)
-        if folder.exists():
-            shutil.rmtree(folder)
-        part.rename(folder.resolve())
+        _check_place(folder)  # minutes may have passed
+        _move(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return reports
@@ -193,19 +196,36 @@ def _check_finished(model: MultiBitModel, images: Tensor) -> None:
         )
 
 
-def _check_asked(folder: Path, form: str, backend: str) -> None:
+def _check_asked(form: str, backend: str) -> None:
     if form not in FORMS or backend not in BACKENDS or (backend == "openvino" and form == "switchable"):
         raise ExportError(
             f"found form={form!r} for backend {backend!r}; expected form static or switchable for onnx, and static for "
             f"openvino, which compiles its weights in."
         )
     require(backend, "onnx", "onnxruntime" if backend == "onnx" else "openvino")
-    held = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    if folder.is_file() or (held and MANIFEST not in held):
+
+
+def _check_place(folder: Path) -> None:
+    if folder.is_file():
+        others = ["a file"]
+    else:
+        own = _files_of(folder)
+        held = sorted(folder.iterdir()) if folder.exists() else []
+        others = [path.name for path in held if path.name not in own or not path.is_file()]
+    if others:
         raise ExportError(
-            f"cannot export to '{folder}': found {held[0] if held else 'a file'!r} there; expected a new folder, an "
-            f"empty one or an earlier export. Choose another folder."
+            f"cannot export to '{folder}': found {others[0]!r} there; expected a new folder, an empty one or one that "
+            f"holds an earlier export and nothing else. Choose another folder."
         )
+
+
+def _files_of(folder: Path) -> set[str]:
+    """The files that an earlier export of any version wrote, by its own account."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        return {MANIFEST, WIDTHS, *manifest["files"].values()} if manifest["format"] == FORMAT else set()
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        return set()
 
 
 def _refuse_other_results(reports: Mapping[str, WidthReport]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -333,9 +334,60 @@ def test_a_folder_that_holds_other_things_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ExportError) as error:
         export(small_model(), tmp_path, images())
     assert str(error.value) == (
-        f"cannot export to '{tmp_path}': found 'notes.txt' there; expected a new folder, an empty one or an earlier "
-        f"export. Choose another folder."
+        f"cannot export to '{tmp_path}': found 'notes.txt' there; expected a new folder, an empty one or one that "
+        f"holds an earlier export and nothing else. Choose another folder."
     )
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "float.onnx", "pictures/"])
+def test_an_export_beside_other_things_is_not_replaced(name: str, exported: dict[str, Path], tmp_path: Path) -> None:
+    place = tmp_path / "out"
+    shutil.copytree(exported["static"], place)
+    if name.endswith("/"):
+        (place / name).mkdir()
+    else:
+        (place / name).write_text("mine")
+    before = sorted(path.name for path in place.iterdir())
+    with pytest.raises(ExportError) as error:
+        export(small_model(), place, images(), ["w8a8"])
+    assert str(error.value).startswith(f"cannot export to '{place}': found {name.rstrip('/')!r} there; ")
+    assert sorted(path.name for path in place.iterdir()) == before
+
+
+def test_another_export_json_is_no_export(tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text('{"files": {"mine": "notes.txt"}}')
+    with pytest.raises(ExportError) as error:
+        export(small_model(), tmp_path, images(), ["w8a8"])
+    assert str(error.value).startswith(f"cannot export to '{tmp_path}': found 'export.json' there; ")
+
+
+def test_an_earlier_export_is_replaced_and_stays_where_that_fails(
+    exported: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, rename = tmp_path / "out", Path.rename
+    shutil.copytree(exported["switchable"], place)
+
+    def refuse(path: Path, target: Path) -> Path:
+        if path.suffix == ".part":
+            raise PermissionError
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(PermissionError):
+        patch.setattr(Path, "rename", refuse)
+        export(small_model(), place, images(), ["w8a8"])
+    assert Session(place).form == "switchable"
+    export(small_model(), place, images(), ["w8a8"])
+    assert Session(place).form == "static"
+    assert sorted(path.name for path in place.iterdir()) == ["export.json", "w8a8.onnx"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_link_to_a_folder_leads_there(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    for _ in range(2):
+        export(small_model(), tmp_path / "out", images(), ["w8a8"])
+    assert (tmp_path / "out").is_symlink() and Session(tmp_path / "disk").widths == ("w8a8",)
 
 
 def test_images_that_are_no_images_are_refused() -> None:
