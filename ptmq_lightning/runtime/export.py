@@ -4,12 +4,11 @@
 
 Forms: static, a file per width, the smallest; switchable, ONE graph whose integer weights, scales and biases are
 inputs, with the exported widths' integers beside it. Backends: onnx (ONNX Runtime), openvino (static).
-The folder: export.json, the graphs, and for the switchable form widths.safetensors.
+The folder: export.json with the hashes of all files, the graphs, and for the switchable form widths.safetensors.
 """
 
 from __future__ import annotations
 
-import json
 import shutil
 import uuid
 from collections.abc import Iterable, Mapping
@@ -24,6 +23,7 @@ from torch import Tensor
 
 from ptmq_lightning.runtime.artifact import _move
 from ptmq_lightning.runtime.errors import ExportError
+from ptmq_lightning.runtime.export_folder import WIDTHS, check_place, write_manifest
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.flow import Op, operations, record
 from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits, weights_of
@@ -31,7 +31,7 @@ from ptmq_lightning.runtime.onnx_convert import CLIPS, Converter
 from ptmq_lightning.runtime.onnx_plan import Plan, plan
 from ptmq_lightning.runtime.onnx_values import Array, parameters, store
 from ptmq_lightning.runtime.parity import WidthReport, compare
-from ptmq_lightning.runtime.session import FORMAT, MANIFEST, VERSION, WIDTHS, Session
+from ptmq_lightning.runtime.session import Session
 from ptmq_lightning.runtime.spec import BitAssignment
 from ptmq_lightning.runtime.weights import CommittedWeight
 
@@ -117,7 +117,7 @@ def export(
     folder = Path(folder)
     place = folder.resolve()
     _check_asked(form, backend)
-    _check_place(folder)
+    check_place(folder)
     asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
     draft = Draft(model, images, asked, early=backend == "onnx", float_image=float_image)
     part = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
@@ -126,9 +126,9 @@ def export(
         manifest = _write(draft, part, form, backend)
         reports = compare(draft, Session(part))
         manifest["report"] = {name: asdict(report) for name, report in reports.items()}
-        (part / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        write_manifest(part, manifest)
         _refuse_other_results(reports)
-        _check_place(folder)  # minutes may have passed
+        check_place(folder)  # minutes may have passed
         _move(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
@@ -147,11 +147,10 @@ def _write(draft: Draft, folder: Path, form: str, backend: str) -> dict[str, Any
         known = next(iter(draft.values.values()))
         constants = [tensor.name for tensor in network.graph.initializer if tensor.name in known]
     manifest = {
-        "format": FORMAT,
-        "version": VERSION,
         "form": form,
         "backend": backend,
         "files": files,
+        "image_shape": list(draft.images.shape[1:]),
         "info": model.info,
         "pairs": model.pairs,
         "layers": [asdict(layer) for layer in model.layers.values()],
@@ -160,7 +159,7 @@ def _write(draft: Draft, folder: Path, form: str, backend: str) -> dict[str, Any
         "constants": constants,
         "float_layers": draft.plan.floating,
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    write_manifest(folder, manifest)
     return manifest
 
 
@@ -203,29 +202,6 @@ def _check_asked(form: str, backend: str) -> None:
             f"openvino, which compiles its weights in."
         )
     require(backend, "onnx", "onnxruntime" if backend == "onnx" else "openvino")
-
-
-def _check_place(folder: Path) -> None:
-    if folder.is_file():
-        others = ["a file"]
-    else:
-        own = _files_of(folder)
-        held = sorted(folder.iterdir()) if folder.exists() else []
-        others = [path.name for path in held if path.name not in own or not path.is_file()]
-    if others:
-        raise ExportError(
-            f"cannot export to '{folder}': found {others[0]!r} there; expected a new folder, an empty one or one that "
-            f"holds an earlier export and nothing else. Choose another folder."
-        )
-
-
-def _files_of(folder: Path) -> set[str]:
-    """The files that an earlier export of any version wrote, by its own account."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        return {MANIFEST, WIDTHS, *manifest["files"].values()} if manifest["format"] == FORMAT else set()
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        return set()
 
 
 def _refuse_other_results(reports: Mapping[str, WidthReport]) -> None:

@@ -12,7 +12,6 @@ handle of its own.
 from __future__ import annotations
 
 import copy
-import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -23,14 +22,13 @@ import safetensors.numpy
 import torch
 
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.export_folder import WIDTHS, read_manifest
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
 from ptmq_lightning.runtime.onnx_convert import IMAGES, LOGITS
 from ptmq_lightning.runtime.onnx_values import Array, Table, parameters
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
-FORMAT, VERSION = "ptmq export", 2
-MANIFEST, WIDTHS = "export.json", "widths.safetensors"
 Images = TypeVar("Images", torch.Tensor, Array)
 Run = Callable[[Array], Array]
 
@@ -38,12 +36,14 @@ Run = Callable[[Array], Array]
 class Session:
     """What `export` wrote, ready to run: images (B, C, H, W) float32 -> logits (B, classes).
 
-    threads: of one inference; None leaves the choice to the runtime. Raises ExportError for a folder that is no export.
+    threads: of one inference; None leaves the choice to the runtime. Raises ExportError for a folder that is no export,
+    or where a file is missing or altered.
     """
 
     def __init__(self, folder: Path | str, threads: int | None = 1) -> None:
         self.folder, self.threads = Path(folder), threads
         self.manifest = read_manifest(self.folder)
+        self._image_shape = tuple(self.manifest["image_shape"])
         backend = self.manifest["backend"]
         require(backend, "openvino" if backend == "openvino" else "onnxruntime")
         layers = [
@@ -89,10 +89,15 @@ class Session:
         return copy.copy(self)
 
     def __call__(self, images: Images) -> Images:
-        """Logits, in the type of the images: numpy or torch."""
+        """Logits, in the type of the images: numpy or torch. Raises ExportError for images of another size."""
         assert self.active is not None
-        given = images.numpy() if isinstance(images, torch.Tensor) else images
-        logits = self._runs[self.active](np.ascontiguousarray(given, dtype=np.float32))
+        given = np.ascontiguousarray(images.numpy() if isinstance(images, torch.Tensor) else images, dtype=np.float32)
+        if given.shape[1:] != self._image_shape:
+            raise ExportError(
+                f"found images of shape {given.shape}; expected (B, {', '.join(map(str, self._image_shape))}), as "
+                f"exported. Prepare them so, or export the artifact with images of this size."
+            )
+        logits = self._runs[self.active](given)
         return torch.from_numpy(logits) if isinstance(images, torch.Tensor) else logits
 
     def _prepared(self, assignment: BitAssignment, which: Any) -> Run:
@@ -202,21 +207,3 @@ def compile_openvino(path: Path | bytes, threads: int | None) -> Any:
         config["INFERENCE_NUM_THREADS"] = threads
     core = openvino.Core()
     return core.compile_model(core.read_model(path if isinstance(path, bytes) else str(path)), "CPU", config)
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """export.json; ExportError where there is none or another version's."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError) as error:
-        raise ExportError(
-            f"cannot open '{folder}': {MANIFEST} cannot be read ({type(error).__name__}); expected a folder that "
-            f"`ptmq export` wrote. Export the artifact again."
-        ) from error
-    found = (manifest.get("format"), manifest.get("version"))
-    if found != (FORMAT, VERSION):
-        raise ExportError(
-            f"cannot open '{folder}': {MANIFEST} has format {found[0]!r} version {found[1]!r}; expected {FORMAT!r} "
-            f"version {VERSION}. Export the artifact again."
-        )
-    return dict(manifest)

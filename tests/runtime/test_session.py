@@ -1,14 +1,15 @@
-"""A session runs the widths of its export and no other, in as many threads as call it."""
+"""A session runs what was exported and nothing else, in as many threads as call it."""
 
 from __future__ import annotations
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.export import Draft, export
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.session import Session
@@ -102,3 +103,65 @@ def test_handles_switch_in_threads_of_their_own(form: str, backend: str, exporte
         assert all(pool.map(work, range(2)))
     assert fresh.active == fresh.assignments[WIDTHS[0]]  # its own width is as it was
     assert all(fresh.handle()._runs[a] is fresh._runs[a] for a in fresh.assignments.values())
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "widths.safetensors"])
+def test_a_flipped_bit_is_found_and_its_file_named(
+    name: str, exported: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(exported["switchable", "onnx"], tmp_path / "copy"))
+    data = bytearray((place / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (place / name).write_bytes(data)
+    with pytest.raises(ExportError) as error:
+        Session(place)
+    assert str(error.value).startswith(f"cannot open '{place}': {name} was altered, its SHA-256 is ")
+    assert str(error.value).endswith("... Copy the export again, or export the artifact again.")
+
+
+def test_a_number_changed_in_the_manifest_is_found(exported: dict[tuple[str, str], Path], tmp_path: Path) -> None:
+    place = Path(shutil.copytree(exported["switchable", "onnx"], tmp_path / "copy"))
+    text = (place / "export.json").read_text(encoding="utf-8")
+    (place / "export.json").write_text(text.replace('"factor": 1.0', '"factor": 2.0'), encoding="utf-8")
+    with pytest.raises(ExportError) as error:
+        Session(place)
+    assert str(error.value).startswith(f"cannot open '{place}': export.json was altered, its SHA-256 is ")
+
+
+@pytest.mark.parametrize(("form", "backend"), FORMS)
+def test_a_missing_file_is_named(
+    form: str, backend: str, exported: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(exported[form, backend], tmp_path / "copy"))
+    name = "model.onnx" if form == "switchable" else "w4a8.onnx"
+    (place / name).unlink()
+    with pytest.raises(ExportError) as error:
+        Session(place)
+    assert str(error.value) == (
+        f"cannot open '{place}': {name} cannot be read (FileNotFoundError); expected the 2 files that export.json "
+        f"lists. Copy the export again, or export the artifact again."
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [("[]", "format None version None"), ('{"format": "ptmq export", "version": 1}', "format 'ptmq export' version 1")],
+)
+def test_a_manifest_of_another_kind_or_version_is_refused(text: str, found: str, tmp_path: Path) -> None:
+    (tmp_path / "export.json").write_text(text)
+    with pytest.raises(ExportError) as error:
+        Session(tmp_path)
+    assert str(error.value) == (
+        f"cannot open '{tmp_path}': export.json has {found}; expected 'ptmq export' version 2. Export the artifact "
+        f"again."
+    )
+
+
+@pytest.mark.parametrize(("form", "backend"), FORMS)
+def test_images_of_another_size_are_refused(form: str, backend: str, exported: dict[tuple[str, str], Path]) -> None:
+    with pytest.raises(ExportError) as error:
+        Session(exported[form, backend])(np.zeros((2, 3, 9, 8), np.float32))
+    assert str(error.value) == (
+        "found images of shape (2, 3, 9, 8); expected (B, 3, 8, 8), as exported. Prepare them so, or export the "
+        "artifact with images of this size."
+    )
