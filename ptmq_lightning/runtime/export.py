@@ -53,7 +53,7 @@ class Draft:
         _check_finished(model, images)
         self.model, self.images = model, images
         self.assignments = {_name(which, model): model.resolve(which) for which in bits}
-        self.ops: list[Op] = operations(model, images)
+        self.ops = _operations(model, images)
         self.plan: Plan = plan(self.ops, early=early, image=early and not float_image)
         self._ranges()
         self.arrays = store(model, self.assignments)
@@ -202,6 +202,16 @@ def _check_asked(form: str, backend: str) -> None:
             f"openvino, which compiles its weights in."
         )
     require(backend, "onnx", "onnxruntime" if backend == "onnx" else "openvino")
+
+
+def _operations(model: MultiBitModel, images: Tensor) -> list[Op]:
+    try:
+        return operations(model, images)
+    except RuntimeError as error:  # torch's, of sizes that do not fit
+        raise ExportError(
+            f"the network does not run on images of shape {tuple(images.shape)} ({str(error).splitlines()[0]}); "
+            f"expected the channels and size that it was made for. Prepare the images so."
+        ) from error
 
 
 def _refuse_other_results(reports: Mapping[str, WidthReport]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.runtime import artifact
-from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.export import BACKENDS, FORMS, export
 from ptmq_lightning.runtime.model import Which
 from ptmq_lightning.runtime.parity import WidthReport
@@ -36,8 +36,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> Iterator[str]:
     """The command, its report line by line. Raises PTMQError, also where the export does not pass its check."""
     model = artifact.load(args.folder)
-    images = torch.cat([read_images(path, model.preprocessing(), args.count) for path in args.images])[: args.count]
-    out = args.out or args.folder.with_name(f"{args.folder.resolve().name}-{args.backend}")
+    parts = [read_images(path, model.preprocessing(), args.count) for path in args.images]
+    _check_sizes(args.images, parts, model.preprocessing().get("input_size"))
+    images = torch.cat(parts)[: args.count]
+    place = args.folder.resolve()
+    out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
     reports = export(model, out, images, bits, form=args.form, backend=args.backend, float_image=args.float_image)
     yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
@@ -68,7 +71,7 @@ def read_images(path: Path, preprocessing: Mapping[str, Any], count: int) -> Ten
     preprocessed ones. Raises ConfigError for what is none of these."""
     try:
         if path.suffix == ".npy":
-            return torch.from_numpy(np.load(path, allow_pickle=False)[:count].astype(np.float32))
+            return torch.from_numpy(np.atleast_1d(np.load(path, allow_pickle=False))[:count].astype(np.float32))
     except (OSError, ValueError, EOFError) as error:
         raise _no_images(path, type(error).__name__) from error
     if not path.exists() or not preprocessing:
@@ -84,6 +87,18 @@ def read_images(path: Path, preprocessing: Mapping[str, Any], count: int) -> Ten
         raise _no_images(path, "no pictures in it") from error
     picks = np.linspace(0, len(dataset) - 1, min(count, len(dataset))).round().astype(int)
     return torch.stack([dataset[int(i)][0] for i in picks])
+
+
+def _check_sizes(paths: Sequence[Path], parts: Sequence[Tensor], size: Sequence[int] | None) -> None:
+    """size: (C, H, W) of the network's images; None: unknown, then that of the first ones."""
+    expected = tuple(size or parts[0].shape[1:])
+    for path, images in zip(paths, parts, strict=True):
+        if images.dim() != 4 or images.shape[1:] != expected:
+            sizes = ", ".join(map(str, expected)) if len(expected) == 3 else "C, H, W"
+            raise ExportError(
+                f"found images of shape {tuple(images.shape)} in '{path}'; expected (N, {sizes}), as the network takes "
+                f"them. Prepare them so."
+            )
 
 
 def _no_images(path: Path, why: str) -> ConfigError:

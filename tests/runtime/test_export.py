@@ -300,6 +300,17 @@ def test_the_command_writes_an_export(tmp_path: Path, capsys: pytest.CaptureFixt
     assert "w4a4: top-1 as simulated on " in capsys.readouterr().out
 
 
+def test_the_artifact_may_be_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    artifact.save(small_model(), tmp_path / "model")
+    np.save(tmp_path / "x.npy", images().numpy())
+    monkeypatch.chdir(tmp_path / "model")
+    assert main(["export", ".", "--images", "../x.npy", "--bits", "w8a8"]) == 0
+    assert capsys.readouterr().out.startswith(f"{tmp_path / 'model-onnx'}: ")
+    assert (tmp_path / "model-onnx" / "w8a8.onnx").is_file()
+
+
 def test_an_operation_outside_the_tables_is_named() -> None:
     model, x = small_model(), images()
     for block in model.blocks:
@@ -397,6 +408,13 @@ def test_images_that_are_no_images_are_refused() -> None:
         "found images of shape (1, 3, 8, 8) and type torch.float32; expected at least two preprocessed ones, "
         "(N, C, H, W) float32. Give some tens of real images."
     )
+
+
+def test_images_that_the_network_does_not_take_are_refused() -> None:
+    with pytest.raises(ExportError) as error:
+        Draft(small_model(), torch.zeros(4, 2, 8, 8), ["w4a4"])
+    assert str(error.value).startswith("the network does not run on images of shape (4, 2, 8, 8) (")
+    assert str(error.value).endswith("); expected the channels and size that it was made for. Prepare the images so.")
 
 
 def test_openvino_has_no_switchable_form(tmp_path: Path) -> None:

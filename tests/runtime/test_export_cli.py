@@ -26,10 +26,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return artifact.save(model, tmp_path_factory.mktemp("export_cli") / "model")
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    code = cli.main(["export", *map(str, arguments)])
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 2) -> str:
+    found = cli.main(["export", *map(str, arguments)])
     out, err = capsys.readouterr()
-    assert (code, out) == (2, "")
+    assert (found, out) == (code, "")
     return err
 
 
@@ -90,3 +90,25 @@ def test_without_the_runtime_one_line_names_the_extra(
         "'ptmq-lightning[onnx]'.\n"
     )
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 8, 8), (4, 3, 16, 16), (3, 8, 8), ()])
+def test_an_array_of_another_size_is_one_line(
+    shape: tuple[int, ...], folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.zeros(shape))
+    assert refused(capsys, folder, "--images", tmp_path / "x.npy", "--count", 8, code=1) == (
+        f"ptmq: found images of shape {shape or (1,)} in '{tmp_path / 'x.npy'}'; expected (N, 3, 8, 8), as the network "
+        "takes them. Prepare them so.\n"
+    )
+
+
+def test_two_arrays_of_different_sizes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifact.save(small_model(), tmp_path / "model")  # does not tell its size
+    for edge in (8, 9):
+        np.save(tmp_path / f"{edge}.npy", np.zeros((4, 3, edge, edge)))
+    arrays = [tmp_path / f"{edge}.npy" for edge in (8, 9)]
+    assert refused(capsys, tmp_path / "model", "--images", *arrays, code=1) == (
+        f"ptmq: found images of shape (4, 3, 9, 9) in '{arrays[1]}'; expected (N, 3, 8, 8), as the network takes them. "
+        "Prepare them so.\n"
+    )
