@@ -13,6 +13,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from ptmq_lightning.runtime.onnx_plan import Plan, plan
 from ptmq_lightning.runtime.onnx_values import Array, parameters, store
 from ptmq_lightning.runtime.parity import WidthReport, compare
 from ptmq_lightning.runtime.session import Session
-from ptmq_lightning.runtime.spec import BitAssignment
+from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 from ptmq_lightning.runtime.weights import CommittedWeight
 
 FORMS, BACKENDS = ("static", "switchable"), ("onnx", "openvino")
@@ -52,7 +53,7 @@ class Draft:
     ) -> None:
         _check_finished(model, images)
         self.model, self.images = model, images
-        self.assignments = {_name(which, model): model.resolve(which) for which in bits}
+        self.assignments = _named(bits, model)
         self.ops = _operations(model, images)
         self.plan: Plan = plan(self.ops, early=early, image=early and not float_image)
         self._ranges()
@@ -171,14 +172,25 @@ def _pixel_range(model: MultiBitModel, seen: tuple[float, float]) -> tuple[float
     return min(seen[0], *ends, 0.0), max(seen[1], *ends, 0.0)
 
 
+def _named(bits: Iterable[Which], model: MultiBitModel) -> dict[str, BitAssignment]:
+    """What is exported, by names that tell different assignments apart: the second "custom" is "custom_2"."""
+    found: dict[str, BitAssignment] = {}
+    for which in bits:
+        assignment, name = model.resolve(which), _name(which, model)
+        taken = model.assignments | found
+        names = (name if number == 1 else f"{name}_{number}" for number in count(1))
+        found[next(free for free in names if taken.get(free, assignment) == assignment)] = assignment
+    return found
+
+
 def _name(which: Which, model: MultiBitModel) -> str:
     if isinstance(which, str) and which in model.assignments:
         return which
+    if not isinstance(which, (BitAssignment, Mapping)):
+        return str(BitWidth.parse(which))
     assignment = model.resolve(which)
-    for width in model.pairs:
-        if BitAssignment.uniform(*width, model) == assignment:
-            return str(width)
-    return str(which) if isinstance(which, str) else "custom"
+    uniform = (width for width in model.pairs if BitAssignment.uniform(*width, model) == assignment)
+    return str(next(uniform, "custom"))
 
 
 def _check_finished(model: MultiBitModel, images: Tensor) -> None:

@@ -311,6 +311,23 @@ def test_the_artifact_may_be_the_current_folder(
     assert (tmp_path / "model-onnx" / "w8a8.onnx").is_file()
 
 
+def test_no_two_assignments_share_a_name() -> None:
+    model = small_model()
+    free = [name for name, layer in model.layers.items() if not layer.pinned]
+    mixed = [dict.fromkeys(free, "w8a8") | {name: "w4a4"} for name in free[:2]]
+    model.assignments["w8a8"] = model.resolve(mixed[1])  # a name that means something else as a width
+    draft = Draft(model, images(), [BitWidth(4, 8), BitWidth(8, 4), 3, *mixed, mixed[0], BitWidth(8, 8), "w8a8"])
+    assert draft.assignments == {
+        "w4a8": BitAssignment.uniform(4, 8, model),
+        "w8a4": BitAssignment.uniform(8, 4, model),
+        "w3a3": BitAssignment.uniform(3, 3, model),
+        "custom": model.resolve(mixed[0]),
+        "custom_2": model.resolve(mixed[1]),
+        "w8a8_2": BitAssignment.uniform(8, 8, model),
+        "w8a8": model.resolve(mixed[1]),
+    }
+
+
 def test_an_operation_outside_the_tables_is_named() -> None:
     model, x = small_model(), images()
     for block in model.blocks:
