@@ -16,7 +16,7 @@ from ptmq_lightning.compose.library import quantize
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.steps import StepSize, calibrate
-from ptmq_lightning.runtime import artifact, flow, onnx_convert, onnx_plan, onnx_values
+from ptmq_lightning.runtime import artifact, flow, onnx_convert, onnx_plan, onnx_values, parity
 from ptmq_lightning.runtime.cli import main
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.export import Draft, export
@@ -244,6 +244,20 @@ def test_the_check_of_openvino_finds_a_wrong_layer() -> None:
     with at_bits(model, "w8a8"):
         steps, _ = layer_steps(draft, "w8a8", "openvino")
     assert [layer for layer, step in steps.items() if step > 1] == ["layer1.0.conv2"]
+
+
+def test_layers_that_openvino_does_not_compile_by_themselves_are_not_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_files(path: Path | bytes, threads: int | None) -> object:
+        if isinstance(path, bytes):
+            raise RuntimeError
+        return compile_openvino(path, threads)
+
+    monkeypatch.setattr(parity, "compile_openvino", compile_files)
+    report = export(small_model(), tmp_path / "out", images(), ["w8a8"], backend="openvino")["w8a8"]
+    assert (report.largest_step, report.worst_layer, report.differing) == (None, None, None)
+    assert "a layer by itself was not checked" in lines({"w8a8": report})[0]
 
 
 def test_without_a_quantised_layer_nothing_is_reported_of_one(tmp_path: Path) -> None:
