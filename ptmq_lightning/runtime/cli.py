@@ -181,12 +181,6 @@ def _which(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
 
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
-    return int(text)
-
-
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", action="store_true", help="a row for each layer")
 
@@ -194,12 +188,12 @@ def _info_arguments(parser: argparse.ArgumentParser) -> None:
 def _predict_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files")
     parser.add_argument("--bits", type=_which, help="4, w4a8 or a named assignment (default: as loaded)")
-    parser.add_argument("--top", type=_positive, default=5, help="classes to print (5)")
+    parser.add_argument("--top", type=export_cli.positive, default=5, help="classes to print (5)")
 
 
 def _bench_arguments(parser: argparse.ArgumentParser) -> None:
     for name, default in (("batch", 1), ("threads", 1), ("rounds", 10)):
-        parser.add_argument(f"--{name}", type=_positive, default=default, help=f"({default})")
+        parser.add_argument(f"--{name}", type=export_cli.positive, default=default, help=f"({default})")
     exports = "an export of it (ptmq export), timed in the same rounds; may be given again"
     parser.add_argument("--export", metavar="EXPORT_DIR", type=Path, action="append", default=[], help=exports)
 

@@ -29,8 +29,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--form", choices=FORMS, default="static", help="a file per width, or one graph for all")
     parser.add_argument("--backend", choices=BACKENDS, default="onnx")
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write (default: DIR beside it, -BACKEND)")
-    parser.add_argument("--count", type=int, default=IMAGES, help=f"images to use, at most (default {IMAGES})")
+    parser.add_argument("--count", type=positive, default=IMAGES, help=f"images to use, at most (default {IMAGES})")
     parser.add_argument("--float-image", action="store_true", help="leave the first convolution in float")
+
+
+def positive(text: str) -> int:
+    """The type of a command line's argument that counts."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:

@@ -112,3 +112,10 @@ def test_two_arrays_of_different_sizes_are_one_line(tmp_path: Path, capsys: pyte
         f"ptmq: found images of shape (4, 3, 9, 9) in '{arrays[1]}'; expected (N, 3, 8, 8), as the network takes them. "
         "Prepare them so.\n"
     )
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_count_of_images_is_a_whole_number_from_1(count: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["export", "DIR", "--images", "x.npy", f"--count={count}"])
+    assert f"found {count!r}; expected a whole number from 1" in capsys.readouterr().err
