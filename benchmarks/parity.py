@@ -183,7 +183,8 @@ def table(found: dict[str, Any]) -> str:
              "|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
     for name, entry in found.items():
         for row in entry.get("rows", ()):
-            alone = f"{row['layer_steps']:.2f}, {row['differing']:.5f}" if row["backend"] == "onnx" else "-"
+            steps, differing = row.get("layer_steps"), row.get("differing")
+            alone = "-" if steps is None else f"{steps:.2f}, " + ("-" if differing is None else f"{differing:.5f}")
             keys = ("agreement_as_exported", "logit_error_as_exported")
             exported = "{:.1f}, {:.4f}".format(*(row[key] for key in keys)) if keys[0] in row else "-"
             near = abs(row["top1"] - row["top1_simulated"]) <= POINTS + 1e-4  # of percents in float32
