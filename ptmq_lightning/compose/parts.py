@@ -37,8 +37,6 @@ from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
-log = logging.getLogger(__name__)
-
 
 def check(config: Config) -> None:
     """Make every value once, so that what a room refuses is refused before anything is loaded. Raises ConfigError."""
@@ -74,8 +72,6 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     recon, nearest = config.recon, config.rounding.name == "nearest"
     if nearest and not recon.bias_correction:
         return ()
-    if recon.unit == "layer" and config.loss.weight != "none":
-        log.warning("loss.weight=%s is known of whole blocks: recon.unit=layer goes without", config.loss.weight)
     first = Recipe(
         groups=BitGroups.of(config.bits.groups),
         mixer=mixer(config.mixer),

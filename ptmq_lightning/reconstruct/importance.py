@@ -1,8 +1,8 @@
-"""How much the logits mind an element of a block's output: weights on its squared error (PTMQ §4, fim and aph; tokens).
+"""How much the logits mind an element of a unit's output: weights on its squared error (PTMQ §4, fim and aph; tokens).
 
 Both come from KL(softmax(f / T) || softmax(f' / T)), f the float logits, f' those behind another output of the block;
 no labels. That divergence has no gradient at the float output itself, so it is taken beside it:
-fim (BRECQ's squared gradients): at the block's output at the narrowest width, rounded to nearest and fed by its own
+fim (BRECQ's squared gradients): at the unit's output at the narrowest width, rounded to nearest and fed by its own
 quantised prefix (APHQ-ViT's way of running BRECQ; by float features where the mixer keeps no others); one weight per
 image and element.
 aph (APHQ-ViT's perturbation Hessian): mean over images of |gradient at z + e - gradient at z - e|, e the same for every
@@ -16,6 +16,8 @@ although in the later blocks nearly all of the logits' Fisher information lies i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,53 +28,60 @@ TEMPERATURE = 20.0  # APHQ-ViT's
 PERTURBATION = 1e-3  # of the output's standard deviation
 
 
-def fisher(rest: nn.Module, target: Tensor, quantised: Tensor, batch: int) -> Tensor:
+def fisher(rest: nn.Module, target: Tensor, quantised: Tensor, batch: int, *beside: Tensor) -> Tensor:
     """Squared gradients (N, ...) at `quantised`, the outputs (N, ...) whose float ones are `target`.
 
-    rest: the float network behind the block.
+    rest: the float network behind these outputs. beside: what its first module takes besides, (N, ...).
     """
     weight = torch.empty_like(target)
-    for first in range(0, len(target), batch):
-        rows = slice(first, first + batch)
-        expected = log_probabilities(rest, target[rows])
-        weight[rows] = divergence_gradient(rest, expected, quantised[rows]).square_()
+    for rows in _batches(target, batch):
+        own = [x[rows] for x in beside]
+        expected = log_probabilities(rest, target[rows], *own)
+        weight[rows] = divergence_gradient(rest, expected, quantised[rows], *own).square_()
     return weight
 
 
-def perturbation(rest: nn.Module, target: Tensor, batch: int) -> Tensor:
-    """Mean over images of the gradients' differences at outputs moved up and down, (1, ...) for target (N, ...)."""
+def perturbation(rest: nn.Module, target: Tensor, batch: int, *beside: Tensor) -> Tensor:
+    """Mean over images of the gradients' differences at outputs moved up and down, (1, ...) for target (N, ...); rest,
+    beside: of `fisher`."""
     shift = PERTURBATION * target.std()
     weight = torch.zeros_like(target[:1])
-    for z in target.split(batch):
-        expected = log_probabilities(rest, z)
-        up, down = (divergence_gradient(rest, expected, z + e) for e in (shift, -shift))
+    for rows in _batches(target, batch):
+        z, own = target[rows], [x[rows] for x in beside]
+        expected = log_probabilities(rest, z, *own)
+        up, down = (divergence_gradient(rest, expected, z + e, *own) for e in (shift, -shift))
         weight += (up - down).abs_().sum(0, keepdim=True)
     return weight / len(target)
 
 
+def _batches(x: Tensor, batch: int) -> Iterator[slice]:
+    return (slice(first, first + batch) for first in range(0, len(x), batch))
+
+
 @torch.no_grad()
-def log_probabilities(rest: nn.Module, z: Tensor) -> Tensor:
+def log_probabilities(rest: nn.Module, z: Tensor, *beside: Tensor) -> Tensor:
     """log softmax(rest(z) / T), float64 (B, classes): the difference of two that are nearly equal counts."""
-    return F.log_softmax(rest(z).double() / TEMPERATURE, dim=-1)
+    return F.log_softmax(recorded(rest, z, *beside).double() / TEMPERATURE, dim=-1)
 
 
-def divergence_gradient(rest: nn.Module, expected: Tensor, z: Tensor) -> Tensor:
+def divergence_gradient(rest: nn.Module, expected: Tensor, z: Tensor, *beside: Tensor) -> Tensor:
     """d/dz of sum over images of KL(exp(expected) || softmax(rest(z) / T)), shape of z (B, ...).
 
     In full float32, and without a gradient left on any tensor of `rest`.
     """
     with torch.backends.cudnn.flags(allow_tf32=False), torch.enable_grad():
         z = z.detach().requires_grad_(True)
-        found = F.log_softmax(recorded(rest, z).double() / TEMPERATURE, dim=-1)
+        found = F.log_softmax(recorded(rest, z, *beside).double() / TEMPERATURE, dim=-1)
         (gradient,) = torch.autograd.grad(F.kl_div(found, expected, reduction="sum", log_target=True), z)
     return gradient
 
 
-def recorded(rest: nn.Module, x: Tensor) -> Tensor:
-    """rest(x) to take a gradient of. Of a chain only the features between its blocks are held, and what a block made is
-    made again on the way back: otherwise memory would grow with the depth of the network."""
+def recorded(rest: nn.Module, x: Tensor, *beside: Tensor) -> Tensor:
+    """rest(x) to take a gradient of; beside: what its first module takes besides. Of a chain only the features between
+    its blocks are held, and what a block made is made again on the way back: otherwise memory would grow with the depth
+    of the network."""
     for block in rest if isinstance(rest, nn.Sequential) else (rest,):
-        x = checkpoint(block, x, use_reentrant=False)
+        x, beside = checkpoint(block, x, *beside, use_reentrant=False), ()
     return x
 
 

@@ -96,9 +96,7 @@ def reconstruct(
         place = Place(before[0] + done, count, model.block_names[index], before[1] + done * recipe.settings.steps)
         if index >= from_block:
             rest = nn.Sequential(*list(model.blocks)[index + 1 :])
-            read = tokens_read(rest, target)
-            weight = _importance(block, layers, rest, features, target, read, recipe, index)
-            results.append(_fit_block(block, layers, features, target, read, weight, recipe, place, new_trainer))
+            results.append(_fit_block(block, layers, rest, features, target, recipe, place, index, new_trainer))
             if recipe.bias_correction:
                 correct_biases(block, features.fp, recipe.settings.batch)
             after_block(index, results[-1])
@@ -121,32 +119,35 @@ def _behind(
 def _fit_block(
     block: nn.Module,
     layers: dict[str, LayerInfo],
+    rest: nn.Sequential,
     features: Features,
     target: Tensor,
-    read: Tensor | None,
-    weight: Tensor | None,
     recipe: Recipe,
     place: Place,
+    index: int,
     new_trainer: Callable[[], L.Trainer],
 ) -> BlockResult:
-    """Every unit of a block in turn; place: of its first one; weight: of the errors of the block's output."""
+    """Every unit of a block in turn; rest: the blocks behind it; place: of its first unit; index: its own."""
     started, batch = time.perf_counter(), recipe.settings.batch
     losses: dict[str, float] = {}
     for unit in units(block, place.name, recipe.unit):
-        if unit.module is block:
+        if unit.behind is None:
+            read = tokens_read(rest, target)
+            weight = _importance(block, layers, rest, features, target, read, recipe, index)
             losses = _fit(block, layers, features, target, read, weight, recipe, place, new_trainer)
         else:
             inputs = _inputs(unit, layers, features, recipe, place)
             own, aim = {unit.name: layers[unit.name]}, run_float(unit.module, inputs.fp, batch)
-            at = replace(place, name=unit.name)
-            losses = _fit(unit.module, own, inputs, aim, None, None, recipe, at, new_trainer)
+            behind, at = nn.Sequential(unit.behind, *rest), replace(place, name=unit.name)
+            weight = _importance(unit.module, own, behind, inputs, aim, None, recipe, place.index, features.fp)
+            losses = _fit(unit.module, own, inputs, aim, None, weight, recipe, at, new_trainer)
             unit.settle(block)
         place = replace(place, index=place.index + 1, offset=place.offset + recipe.settings.steps)
     return BlockResult(place.name, time.perf_counter() - started, losses, place.offset)
 
 
 def _importance(
-    block: nn.Module,
+    part: nn.Module,
     layers: dict[str, LayerInfo],
     rest: nn.Module,
     features: Features,
@@ -154,24 +155,23 @@ def _importance(
     read: Tensor | None,
     recipe: Recipe,
     index: int,
+    *beside: Tensor,
 ) -> Tensor | None:
-    """Weights of the squared error (N or 1, ...), held while the block is fitted; None where they are all one, as they
-    are for layers by themselves."""
+    """Weights of a unit's squared error (N or 1, ...), held while it is fitted; None where they are all one. beside:
+    what the rest takes besides the unit's output: the input of the block that a layer lies in."""
     kind, batch = recipe.objective.weight, recipe.settings.batch
-    if recipe.unit == "layer":
-        return None
     if kind == "none":
-        if recipe.objective.norm == "none" or recipe.objective.tokens == "even":
+        if beside or recipe.objective.norm == "none" or recipe.objective.tokens == "even":
             return None
         generator = torch.Generator().manual_seed(recipe.settings.seed * 1_000_003 + index)
         return token_weight(rest, target[:TOKEN_IMAGES], generator)
     if kind == "aph":
-        return scaled(perturbation(rest, target, batch), target, read)
+        return scaled(perturbation(rest, target, batch, *beside), target, read)
     widths = {name: layer.width(recipe.groups.pairs[0]) for name, layer in layers.items()}  # the narrowest
-    select(block, widths, activations=recipe.quantise_inputs)
-    quantised = map_batches(block, next(iter(features.streams.values()), features.fp), batch)
-    select(block, None)
-    return scaled(fisher(rest, target, quantised, batch), target, read)
+    select(part, widths, activations=recipe.quantise_inputs)
+    quantised = map_batches(part, next(iter(features.streams.values()), features.fp), batch)
+    select(part, None)
+    return scaled(fisher(rest, target, quantised, batch, *beside), target, read)
 
 
 def _inputs(unit: Unit, layers: dict[str, LayerInfo], features: Features, recipe: Recipe, place: Place) -> Features:

@@ -10,7 +10,7 @@ rounding and are no units.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
@@ -29,11 +29,13 @@ ACTIVATIONS = frozenset(
 @dataclass(frozen=True)
 class Unit:
     """name; module: what is fitted (one tensor to one tensor); before: from the block's input to the unit's, None where
-    they are the same tensor."""
+    they are the same tensor. behind: from the unit's output and the block's input to the block's output, None where the
+    unit is the block."""
 
     name: str
     module: nn.Module
     before: nn.Module | None = None
+    behind: nn.Module | None = None
 
     def settle(self, block: nn.Module) -> None:
         """Give the committed activation quantisers to the block (its layers are shared, weights and all)."""
@@ -50,10 +52,10 @@ def units(block: nn.Module, name: str, what: str) -> Iterator[Unit]:
     assert isinstance(block, fx.GraphModule)
     for node in list(block.graph.nodes):
         if node.op == "call_module" and isinstance(block.get_submodule(node.target), (QuantConv2d, QuantLinear)):
-            source = _source(block, node)
-            module = _between(block, source, _last(block, node))
-            entry = source.op == "placeholder"
-            yield Unit(str(node.target), module, None if entry else _between(block, None, source))
+            source, last, (entry, output) = _source(block, node), _last(block, node), _ends(block)
+            before = None if source is entry else _between(block, [entry], source)
+            behind = _between(block, [last, entry], output.all_input_nodes[0])
+            yield Unit(str(node.target), _between(block, [source], last), before, behind)
 
 
 def _source(block: fx.GraphModule, layer: fx.Node) -> fx.Node:
@@ -71,11 +73,16 @@ def _last(block: fx.GraphModule, layer: fx.Node) -> fx.Node:
     return readers[0] if alone and kind(block, readers[0]) in ACTIVATIONS else layer
 
 
-def _between(block: fx.GraphModule, first: fx.Node | None, last: fx.Node) -> fx.GraphModule:
-    """The graph from `first` (the block's input where None), which becomes the input, to `last`; modules shared."""
-    entry = first or next(node for node in block.graph.nodes if node.op == "placeholder")
+def _ends(block: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
+    """The block's input, and the node that gives its output."""
+    nodes = list(block.graph.nodes)
+    return next(node for node in nodes if node.op == "placeholder"), nodes[-1]
+
+
+def _between(block: fx.GraphModule, first: Sequence[fx.Node], last: fx.Node) -> fx.GraphModule:
+    """The graph from the tensors `first`, which become the inputs, to `last`; modules shared."""
     graph = fx.Graph()
-    copies = {entry: graph.placeholder("x")}
+    copies = {node: graph.placeholder(f"x{i}") for i, node in enumerate(first)}
 
     def copied(node: fx.Node) -> fx.Node:
         if node not in copies:

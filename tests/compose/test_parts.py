@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pytest
-
 from ptmq_lightning.compose import parts
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.reconstruct.objective import Objective
@@ -32,8 +30,3 @@ def test_options_of_the_quantisers_and_of_the_commit_reach_their_rooms() -> None
     config = configuration(["quant.gelu=table", "recon.bias_correction=true"])
     assert parts.placement(config.bits, config.quant).gelu == "table"
     assert [recipe.bias_correction for recipe in parts.recipes(config, small_model(calibrated=False))] == [True]
-
-
-def test_layers_by_themselves_go_without_a_weight_and_the_log_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    parts.recipes(configuration(["method=adaround", "loss=fim"]), small_model(calibrated=False))
-    assert caplog.messages == ["loss.weight=fim is known of whole blocks: recon.unit=layer goes without"]

@@ -66,6 +66,20 @@ def test_aph_is_the_mean_row_sum_of_a_linear_heads_hessian(head: nn.Linear, targ
     torch.testing.assert_close(found.double(), expected, rtol=5e-3, atol=0)
 
 
+class Gated(nn.Module):
+    def forward(self, z: Tensor, gate: Tensor) -> Tensor:
+        return z * gate
+
+
+def test_what_the_rest_takes_besides_is_each_images_own(head: nn.Linear, target: Tensor) -> None:
+    gate, rest = torch.arange(1.0, N + 1).reshape(N, 1), nn.Sequential(Gated(), head)
+    found = fisher(rest, target, target + 0.5, 4, gate)
+    expected = fisher(head, target * gate, (target + 0.5) * gate, 4) * gate.square()
+    torch.testing.assert_close(found, expected)
+    ones = torch.ones(N, 1)
+    torch.testing.assert_close(perturbation(rest, target, 4, ones), perturbation(head, target, 4))
+
+
 def test_the_divergence_has_no_gradient_at_the_float_output(head: nn.Linear, target: Tensor) -> None:
     found = divergence_gradient(head, log_probabilities(head, target), target)
     assert float(found.abs().max()) < 1e-15  # what float64 leaves of a difference of equals
@@ -111,8 +125,9 @@ def test_weights_of_images_follow_their_rows_and_a_mean_serves_all(target: Tenso
     assert FeatureBatch(features, target, rows).weight is None
 
 
+@pytest.mark.parametrize("unit", ["block", "layer"])
 @pytest.mark.parametrize("kind", ["fim", "aph"])
-def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, unit: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model, x = small_model(), images(8)
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
     seen = []
@@ -129,8 +144,9 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, monkeypatch: py
     monkeypatch.setattr(loop, "_fit", fit)
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     gradients = [None if p.grad is None else p.grad.clone() for m in norms for p in m.parameters()]
-    reconstruct(model, x, replace(RECIPE, objective=Objective(weight=kind)), trainer)
-    assert seen == [True] * len(model.blocks)
+    recipe = replace(RECIPE, objective=Objective(weight=kind), unit=unit)
+    reconstruct(model, x, recipe, trainer)
+    assert seen == [True] * recipe.count(model.layers.values())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert gradients == [p.grad for m in norms for p in m.parameters()]
 
@@ -143,6 +159,7 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, monkeypatch: py
         ("gd_direct", {}),
         ("mse", {"mixer": Mixer("float")}),
         ("mse", {"quantise_inputs": False, "learn_inputs": False}),
+        ("mse", {"unit": "layer"}),
     ],
 )
 def test_every_weight_fits_every_block(kind: str, form: str, changes: dict[str, Any]) -> None:

@@ -64,11 +64,12 @@ def test_units_compute_the_float_blocks_own_tensors(index: int) -> None:
     for name, _ in weights_of(block):
         block.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o}))
     with torch.no_grad():
-        block(x)
+        whole = block(x)
         expected = dict(seen)
         for unit in units(block, "block", "layer"):
-            unit.module(x if unit.before is None else unit.before(x))
+            made = unit.module(x if unit.before is None else unit.before(x))
             assert torch.equal(seen[unit.name], expected[unit.name])
+            assert unit.behind is not None and torch.equal(unit.behind(made, x), whole)
 
 
 def test_products_of_activations_are_no_units() -> None:
