@@ -170,8 +170,20 @@ def report(found: dict[str, Any]) -> str:
                 f"{held[n][row]:.1f} ({held[n][row] / held[n]['float']:.2f}x)" if n in held else "-" for n in found
             )
             text.append(f"| {part}: {row} | {' | '.join(cells)} |")
-    text += ["", f"{next(iter(found.values()))['machine']}."]
+    text += [
+        "",
+        "A warm switch swaps references (asked: 1 ms). A cold one writes float32 weights, which PyTorch multiplies with; "
+        f'it takes {over(found, "codes to float32")} of "codes to float32" (asked: 3), and '
+        f"{over(found, 'copy of the codes (int8)')} of a copy of int8 codes, of which writing floats alone takes most.",
+        "",
+        f"{next(iter(found.values()))['machine']}.",
+    ]
     return "\n".join(text) + "\n"
+
+
+def over(found: dict[str, Any], row: str) -> str:
+    """The cold switch from the latent over another row, network by network."""
+    return " and ".join(f"{each['switch']['cold, latent'] / each['switch'][row]:.1f}x" for each in found.values())
 
 
 if __name__ == "__main__":
