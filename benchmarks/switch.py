@@ -172,9 +172,9 @@ def report(found: dict[str, Any]) -> str:
             text.append(f"| {part}: {row} | {' | '.join(cells)} |")
     text += [
         "",
-        "A warm switch swaps references (asked: 1 ms). A cold one writes the float32 weights that PyTorch multiplies with: "
-        f'{over(found, "codes to float32")} of "codes to float32" (asked: 3), {over(found, "copy of the codes (int8)")} '
-        "of a copy of the bytes alone.",
+        "A warm switch swaps references (asked: 1 ms). A cold one writes the float32 weights that PyTorch multiplies "
+        f'with: {over(found, "codes to float32")} of "codes to float32" (asked: 3), '
+        f"{over(found, 'copy of the codes (int8)')} of a copy of the bytes alone.",
         "",
         f"{next(iter(found.values()))['machine']}.",
     ]
