@@ -39,6 +39,7 @@ sys.path.insert(0, str(ROOT))
 
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
+from ptmq_lightning.compose.parts import activation_steps  # noqa: E402
 from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarise  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
@@ -92,21 +93,25 @@ class Cell:
         folder.mkdir(parents=True, exist_ok=True)
         command = ["train.py", *self.overrides()]
         with (folder / "process.log").open("w") as output:
-            process = subprocess.Popen(
-                [sys.executable, *command, "resume=true", f"hydra.run.dir='{folder}'"], cwd=ROOT, stdout=output,
-                stderr=subprocess.STDOUT,
-            )  # fmt: skip
-            _, status, usage = os.wait4(process.pid, 0)
-        if os.waitstatus_to_exitcode(status):
+            run = [*command, "resume=true", f"hydra.run.dir='{folder}'"]
+            code, cpu_seconds = timed(run, stdout=output, stderr=subprocess.STDOUT)
+        if code:
             return "\n".join((folder / "process.log").read_text().splitlines()[-5:])
         note = {
             "experiment": self.experiment, "settings": self.settings, "method": self.label, "bits": self.bits,
             "seed": self.seed,
             "command": " ".join(["python", *command]),
-            "cpu_seconds": usage.ru_utime + usage.ru_stime if fresh else None,  # a continued run's are not all here
+            "cpu_seconds": cpu_seconds if fresh else None,  # a continued run's are not all here
         }  # fmt: skip
         write_atomically(folder / CELL, json.dumps(note | {"meaning": meaning(note)}) + "\n")
         return None
+
+
+def timed(command: Sequence[str], **streams: Any) -> tuple[int, float]:
+    """The exit code and the CPU seconds of a Python process, its children's included."""
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, **streams)
+    _, status, usage = os.wait4(process.pid, 0)
+    return os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime
 
 
 def home(work: Path, experiment: str, settings: Sequence[str]) -> Path:
@@ -165,7 +170,7 @@ def meaning(note: dict[str, Any]) -> str:
 
 @functools.cache
 def meaning_of(overrides: tuple[str, ...]) -> str:
-    config = resolved(overrides)
+    config = asdict(resolved(overrides))
     text = json.dumps({key: config[key] for key in config if key not in ("logger", "trainer")}, sort_keys=True)
     return hashlib.sha256(text.replace(os.environ["PTMQ_DATA"], "PTMQ_DATA").encode()).hexdigest()[:16]
 
@@ -176,22 +181,20 @@ def overrides_of(note: dict[str, Any]) -> tuple[str, ...]:
 
 
 @functools.cache
-def resolved(overrides: tuple[str, ...]) -> dict[str, Any]:
-    return asdict(configuration(overrides))
+def resolved(overrides: tuple[str, ...]) -> Any:
+    return configuration(overrides)
 
 
 def length(note: dict[str, Any]) -> str:
     """How long a cell's command fits: steps of each block or layer, and at how many widths each step runs."""
     config = resolved(overrides_of(note))
-    recon, groups = config["recon"], len(config["bits"]["groups"])
-    if config["finetune"]["name"] != "none":
-        return f"{config['finetune']['epochs']} epochs"
-    if config["rounding"]["name"] == "nearest":
+    recon, groups = config.recon, len(config.bits.groups)
+    if config.finetune.name != "none":
+        return f"{config.finetune.epochs} epochs"
+    if config.rounding.name == "nearest":
         return "-"
-    steps = f"{recon['steps']}"
-    if recon["activation"] == "second_phase":
-        steps += f" + {recon['activation_steps'] or max(recon['steps'] // 4, 1)}"
-    return f"{steps} a {recon['unit']}" + (f", {groups} widths each" if groups > 1 else "")
+    second = f" + {activation_steps(recon)}" if recon.activation == "second_phase" else ""
+    return f"{recon.steps}{second} a {recon.unit}" + (f", {groups} widths each" if groups > 1 else "")
 
 
 def order(config: str) -> tuple[int, ...]:
@@ -227,8 +230,8 @@ def costs(done: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             }
         )
     most = max(row["widths"] for row in rows)
-    for row, label in zip(rows, dict.fromkeys(cell["method"] for cell in done), strict=True):
-        single = all(cell["bits"] for cell in done if cell["method"] == label)
+    for row in rows:
+        single = all(cell["bits"] for cell in done if cell["method"] == row["method"])
         cpu, times = row["cpu_seconds_total"], most / row["runs_for_all_widths"] if single else 1
         row["cpu_seconds_all_widths"] = None if cpu is None else cpu * times
     return rows

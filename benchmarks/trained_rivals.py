@@ -13,12 +13,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-from accuracy import meaning_of
+from accuracy import meaning_of, timed
 
 from ptmq_lightning.finetune.switching import switch_milliseconds
 from ptmq_lightning.runtime.artifact import load
@@ -60,12 +59,10 @@ def main() -> int:
             command = [*COMMON, *METHODS[method], *training, images, f"seed={seed}"]
             if cells.get(name, {}).get("meaning") != (meaning := meaning_of(tuple(command))):
                 folder = ROOT / "outputs" / "trained_rivals" / f"{method}{seed}"
-                arguments = [sys.executable, "train.py", *command, f"hydra.run.dir={folder}"]
-                process = subprocess.Popen(arguments, cwd=ROOT, env=ALLOCATOR | os.environ)
-                _, status, usage = os.wait4(process.pid, 0)
-                if code := os.waitstatus_to_exitcode(status):
+                run = ["train.py", *command, f"hydra.run.dir={folder}"]
+                code, cpu = timed(run, env=ALLOCATOR | os.environ)
+                if code:
                     return code
-                cpu = usage.ru_utime + usage.ru_stime
                 cells[name] = {"command": command, "meaning": meaning, "cpu_seconds": cpu, **read(folder)}
                 RESULTS.mkdir(exist_ok=True)
                 file.write_text(json.dumps(cells, indent=1) + "\n")

@@ -86,17 +86,21 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     )
     if nearest or recon.activation != "second_phase":
         return (first,)
-    steps = recon.activation_steps or max(recon.steps // 4, 1)
     second = replace(
         first,
         mixer=Mixer("float"),
         objective=replace(first.objective, p=2.4),
         rounding=Rounding("nearest"),
-        settings=replace(first.settings, steps=steps),
+        settings=replace(first.settings, steps=activation_steps(recon)),
         quantise_inputs=True,
         learn_inputs=True,
     )
     return replace(first, bias_correction=False), second
+
+
+def activation_steps(recon: ReconConfig) -> int:
+    """Of the second phase."""
+    return recon.activation_steps or max(recon.steps // 4, 1)
 
 
 def mixer(config: MixerConfig) -> Mixer:

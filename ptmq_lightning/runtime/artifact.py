@@ -74,7 +74,7 @@ def save(model: MultiBitModel, folder: Path | str, packing: str = "latent") -> P
         safetensors.torch.save_file(tensors, part / TENSORS)
         (part / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         _check_decoded(model, manifest, load(part), packing)
-        _move(part, place)
+        give_name(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return folder
@@ -205,7 +205,7 @@ def _check_decoded(model: MultiBitModel, manifest: dict[str, Any], loaded: Multi
         )
 
 
-def _move(part: Path, place: Path) -> None:
+def give_name(part: Path, place: Path) -> None:
     """Give the finished folder its name; the one that had it goes, or comes back if that fails.
 
     Between the two renames a kill leaves it under the name that `left_aside` finds.

@@ -22,7 +22,7 @@ import safetensors.numpy
 import torch
 from torch import Tensor
 
-from ptmq_lightning.runtime.artifact import _move
+from ptmq_lightning.runtime.artifact import give_name
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.export_folder import WIDTHS, check_place, write_manifest
 from ptmq_lightning.runtime.extras import require
@@ -130,7 +130,7 @@ def export(
         write_manifest(part, manifest)
         _refuse_other_results(reports)
         check_place(folder)  # minutes may have passed
-        _move(part, place)
+        give_name(part, place)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return reports
