@@ -380,7 +380,7 @@ def _text(cell: Any, value: str) -> str:
 
 
 def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file: Path) -> None:
-    """Accuracy and logit error against bits, a line per method."""
+    """Accuracy and logit error against bits, a line per method, dashed where its name carries overrides."""
     figure = Figure(figsize=(10, 4), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, value, title in zip(axes, ("top1", "logit_error"), ("top-1, %", "relative logit error"), strict=True):
@@ -390,7 +390,7 @@ def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file:
             axis.errorbar(
                 [number for number, _ in there], [cell.mean for _, cell in there],
                 yerr=[cell.spread or 0 for _, cell in there], label=method, marker="o", markersize=3, capsize=2,
-                linewidth=2.5 if method.startswith("ptmq") else 1.2,
+                linewidth=2.5 if method.startswith("ptmq") else 1.2, linestyle="--" if "+" in method else "-",
             )  # fmt: skip
         axis.set(xticks=range(len(widths)), xticklabels=widths, ylabel=title)
     axes[0].axhline(fp["top1"], color="grey", linestyle=":", label="float")
