@@ -1,6 +1,6 @@
 """Post-training multi-bit quantisation: one pretrained vision network, one model for every bit-width.
 
-The public names load on first use: ``import ptmq_lightning`` itself imports neither torch nor the code of any room.
+The public names load on first use: ``import ptmq_lightning`` itself imports neither torch nor any code that does.
 """
 
 from __future__ import annotations
@@ -31,11 +31,18 @@ _OWNERS = {
 }
 
 
-class _Room(ModuleType):
-    """A room with the name of a public function, which it hides: calling the room calls the function."""
-
+class _Room(ModuleType):  # a room with the name of a public function, which it hides
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _public(self.__name__.rpartition(".")[2])(*args, **kwargs)
+        return self.__wrapped__(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The function; `inspect.signature` looks here too."""
+        return _public(self.__name__.rpartition(".")[2])
+
+    @property
+    def __doc__(self) -> str | None:  # type: ignore[override]
+        return self.__wrapped__.__doc__
 
 
 def _public(name: str) -> Any:

@@ -314,3 +314,18 @@ def test_a_wrong_option_in_a_sweep_is_answered_too(tmp_path: Path) -> None:
     done = command("-m", "mixer=none,cas1", folder=tmp_path)
     assert done.returncode == 2
     assert done.stderr.startswith("error: mixer=cas1 is no option (nearest: case1, ")
+
+
+def test_keys_that_would_not_count_are_refused() -> None:
+    assert message("bits.w=3", "bits.a=5").startswith("bits.w=3 and bits.a=5 are of bits=pair, but bits=uniform learns")
+    assert message("mixer.weights=[0.5,0.2,0.3]", "bits=uniform") == (
+        "mixer.weights=[0.5, 0.2, 0.3] holds 3 numbers, but bits.groups has 4 groups; expected a number per group, low "
+        "to high"
+    )
+
+
+def test_averages_that_no_assignment_can_have_are_refused() -> None:
+    assert message("bits.mixed_averages=[9]").startswith(
+        "bits.mixed_averages asks for 9 weight bits on average, but the"
+    )
+    assert message("bits.mixed_averages=[4,4.0]").startswith("bits.mixed_averages=[4.0, 4.0] holds an average twice")

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from ptmq_lightning.compose.schema import BitsConfig, Config, LayerOverride, ModelConfig
+from ptmq_lightning.compose.schema import BitsConfig, Config, LayerOverride, MixerConfig, ModelConfig
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS, BitGroups, BitWidth
 
@@ -44,6 +44,8 @@ RANGES: dict[str, tuple[float, float]] = {  # least and largest value
     **dict.fromkeys(COUNTS, (1, math.inf)),
     **dict.fromkeys(("bits.softmax", "step_size.anchor", "rounding.init_width"), (MIN_BITS, MAX_BITS)),
     **dict.fromkeys(("mixer.p", "loss.chain_k", "recon.warmup", "recon.drop"), (0, 1)),
+    **dict.fromkeys(("recon.lr_rounding", "recon.lr_activation", "recon.lr_weight_step"), (0, math.inf)),
+    **dict.fromkeys(("recon.lambda_rounding", "finetune.lr", "finetune.lr_step"), (0, math.inf)),
     "export.images": (2, math.inf),
     "data.workers": (0, math.inf),
 }
@@ -84,10 +86,15 @@ def check(config: Config) -> None:
     for key in _fields(ModelConfig).keys() & config.model.kwargs.keys():
         value = config.model.kwargs[key]
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
-    if config.finetune.name != "none" and config.trainer.name == "ddp":
+    if config.finetune.name != "none" and (config.trainer.name == "ddp" or str(config.trainer.devices) != "1"):
         raise ConfigError(
-            f"method={config.finetune.name} trains in one process, but trainer=ddp starts several; set trainer=gpu or "
-            "trainer=cpu"
+            f"method={config.finetune.name} trains in one process, but trainer={config.trainer.name} with "
+            f"trainer.devices={config.trainer.devices} may start several; set trainer=gpu or trainer=cpu, and 1 device"
+        )
+    if (given := config.mixer.weights) != MixerConfig().weights and len(given) != len(config.bits.groups):
+        raise ConfigError(
+            f"mixer.weights={given} holds {len(given)} numbers, but bits.groups has {len(config.bits.groups)} groups; "
+            "expected a number per group, low to high"
         )
     if config.recon.quantise == "weights" and config.recon.activation == "joint":
         raise ConfigError(
@@ -146,6 +153,19 @@ def _check_bits(bits: BitsConfig) -> None:
         raise ConfigError(
             f"bits.mixed_averages asks for {low[0]:g} weight bits on average, but the narrowest pair has {narrowest}; "
             "ask for more, or add a narrower pair to bits.groups or bits.extra"
+        )
+    widest = max(pair.w for pair in known)
+    if high := [average for average in bits.mixed_averages if average > widest]:
+        raise ConfigError(
+            f"bits.mixed_averages asks for {high[0]:g} weight bits on average, but the widest pair has {widest}; ask "
+            "for less, or add a wider pair to bits.groups or bits.extra"
+        )
+    if len({float(average) for average in bits.mixed_averages}) < len(bits.mixed_averages):
+        raise ConfigError(f"bits.mixed_averages={bits.mixed_averages} holds an average twice; expected it once")
+    if (bits.w, bits.a) != (None, None) and [list(pair) for pair in pairs] != [[bits.w, bits.a]]:
+        raise ConfigError(
+            f"bits.w={bits.w} and bits.a={bits.a} are of bits=pair, but bits={bits.name} learns "
+            f"{', '.join(map(str, pairs))}; set bits=pair, or leave them"
         )
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
@@ -51,6 +52,15 @@ def main() -> None:
 def configuration(overrides: Sequence[str] = ()) -> Config:
     """What the command line ``overrides`` compose, for the library and for tests. Raises ConfigError."""
     _prepare()
+    outer = GlobalHydra.instance().hydra  # of a caller that is a Hydra application itself
+    GlobalHydra.instance().clear()
+    try:
+        return _composed(overrides)
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+def _composed(overrides: Sequence[str]) -> Config:
     place = conf_place()
     if place.startswith("pkg://"):
         start: Any = hydra.initialize_config_module(CONF, version_base="1.3")

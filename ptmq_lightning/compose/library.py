@@ -9,7 +9,8 @@ Every other key of the command is set by ``overrides``, as on the command line: 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import copy
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -19,11 +20,11 @@ from ptmq_lightning.compose import parts, pipeline
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.evaluate.accuracy import Evaluation
 from ptmq_lightning.evaluate.accuracy import evaluate as evaluate_rows
-from ptmq_lightning.models.zoo import Network, Preprocessing
+from ptmq_lightning.models.zoo import Network, Preprocessing, timm_preprocessing
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
-from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.model import MultiBitModel, device_of
+from ptmq_lightning.runtime.errors import ConfigError, DataError
+from ptmq_lightning.runtime.model import MultiBitModel, Which, device_of
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 Groups = Sequence[Sequence[Any]]
@@ -34,25 +35,31 @@ def quantize(
     images: Tensor,
     *,
     bits: str | Groups | BitGroups = "uniform",
+    preprocessing: Mapping[str, Any] | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> MultiBitModel:
     """Fold, cut, insert, calibrate: a model that runs at every pair, rounded to nearest. ``network`` stays as it is.
 
     Args:
-        network: in eval mode, fp32, images (B, C, H, W) -> logits (B, classes).
+        network: fp32, images (B, C, H, W) -> logits (B, classes); taken in eval mode.
         images: calibration images (N, C, H, W), preprocessed; the model is made on their device.
         bits: an option of the group ``bits``, or groups of pairs such as [["w3a3", "w4a4"], [(8, 8)]].
+        preprocessing: how ``images`` were made of pictures: mean, std, interpolation, crop_pct, crop_mode. It travels
+            with the artifact, for whoever feeds it files. None: what a network of timm says of itself, else unknown.
         seed: of the values that the search of the activation steps looks at.
         overrides: further keys as on the command line.
 
     Raises:
-        ConfigError: an unknown or wrong setting.  ModelError: a network that cannot be traced.
+        ConfigError: an unknown or wrong setting.  ModelError: a network that cannot be traced.  DataError: images that
+            are no such tensor.
     """
+    _require_images(images)
     config = configuration([*_bits(bits), f"seed={seed}", *overrides])
-    named = network if isinstance(network, Network) else _named(network, images)
+    named, told = _named(network, images, preprocessing)
     blocks = pipeline.prepare(named, images.to(device_of(named.module)), config.fold)
     model = pipeline.quantise(blocks, config, named).to(images.device)
+    model.info["preprocessing"] = told
     calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=seed)
     return model
 
@@ -80,8 +87,10 @@ def reconstruct(
             are the model's own, chosen when it was quantised: give `quantize` the same method in its overrides.
 
     Raises:
-        ConfigError: an unknown or wrong setting, or a method that trains with labels.
+        ConfigError: an unknown or wrong setting, or a method that trains with labels.  DataError: images that are no
+            such tensor.
     """
+    _require_images(images)
     chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.steps": steps, "seed": seed}
     given = [f"{key}={value}" for key, value in chosen.items() if value is not None]
     if images.is_cuda and not any(override.startswith("trainer=") for override in overrides):
@@ -92,16 +101,24 @@ def reconstruct(
             f"method={method} trains with labels, and reconstruct has images alone; run it as a command: "
             f"python train.py method={method}"
         )
-    parts.prepare(config.trainer, seed)
-    return pipeline.learn(model, images, config, loggers)
+    with parts.process_as_before():
+        parts.prepare(config.trainer, seed)
+        return pipeline.learn(model, images, config, loggers)
 
 
-def evaluate(model: MultiBitModel, loader: Iterable[tuple[Tensor, Tensor]], which: Sequence[Any]) -> Evaluation:
-    """Accuracy, agreement and logit error at each of ``which``: 4, "w4a8", "mixed_4.0".
+def evaluate(
+    model: MultiBitModel, loader: Iterable[tuple[Tensor, Tensor]], which: Which | Sequence[Which]
+) -> Evaluation:
+    """Accuracy, agreement and logit error at each of ``which``: 4, "w4a8", "mixed_4.0"; one of them or several.
 
     Args:
         loader: batches of images (B, C, H, W) and labels (B,).
+
+    Raises:
+        ConfigError: a width the model does not have.  DataError: no images, or labels beyond its classes.
     """
+    if isinstance(which, str | BitWidth) or not isinstance(which, Sequence):
+        which = [which]
     return evaluate_rows(model, loader, which)
 
 
@@ -115,8 +132,30 @@ def _bits(bits: str | Groups | BitGroups) -> list[str]:
     return [f"bits.groups={listed}".replace(" ", ""), "bits.extra=[]", f"bits.evaluate=[{names}]"]
 
 
-def _named(module: nn.Module, images: Tensor) -> Network:
-    """A network of the caller's own; how its images were made is not known here."""
-    channels, height, width = images.shape[1:]
-    unknown = Preprocessing((channels, height, width), (0.0,) * channels, (1.0,) * channels, crop_pct=1.0)
-    return Network(module.eval(), type(module).__name__, unknown, "in memory")
+def _require_images(images: Any) -> None:
+    """Raises DataError."""
+    if isinstance(images, Tensor) and images.dim() == 4 and len(images) and images.is_floating_point():
+        return
+    found = f"{images.dtype} {tuple(images.shape)}" if isinstance(images, Tensor) else type(images).__name__
+    raise DataError(
+        f"found images of {found}; expected one float tensor (N, C, H, W) of preprocessed images. Gather the batches "
+        "of a loader: images = torch.cat([x for x, _ in loader])"
+    )
+
+
+def _named(
+    network: Network | nn.Module, images: Tensor, preprocessing: Mapping[str, Any] | None
+) -> tuple[Network, dict[str, Any]]:
+    """The network with what its artifact will tell of its images: their size alone where nothing else is known."""
+    size = {"input_size": list(images.shape[1:])}
+    given = dict(preprocessing or {})
+    if isinstance(network, Network):
+        own, module, name, source = network.preprocessing.to_json(), network.module, network.name, network.source
+    else:
+        module = network if not network.training else copy.deepcopy(network).eval()
+        own = timm_preprocessing(module).to_json() if hasattr(module, "pretrained_cfg") else {}
+        name, source = type(module).__name__, "in memory"
+    channels = images.shape[1]
+    blank = {"mean": [0.0] * channels, "std": [1.0] * channels}
+    whole = Preprocessing.from_json({**blank, **own, **given, **size})
+    return Network(module, name, whole, source), whole.to_json() if own or given else size

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import platform
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ptmq_lightning.allocate.sensitivity import Sensitivity
+from ptmq_lightning.compose.memory import peak_memory
 from ptmq_lightning.compose.schema import Config
+from ptmq_lightning.compose.trained import record_costs
 from ptmq_lightning.data.module import calibration_images
 from ptmq_lightning.data.sources import Sources
 from ptmq_lightning.evaluate.accuracy import Evaluation
@@ -43,7 +42,8 @@ def record(
     sensitivity: Sensitivity,
     seconds: Mapping[str, float],
 ) -> None:
-    """The model, the layer table, the calibration draw, the page; last results.json: with it the run is complete."""
+    """The model, the layer table, the calibration draw, a rival's costs, the page; last results.json: with it the run
+    is complete."""
     model.info |= {"data": sources.name, "accuracy": evaluation.to_json()}
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
@@ -66,6 +66,7 @@ def record(
         "peak_memory_bytes": peak_memory(),
         "rows": [asdict(row) for row in evaluation.rows],
     }
+    record_costs(path, model, sources, indices, config, seconds["reconstruct"], peak_memory())
     write_page(path, results)
     write_results(path, results)
 
@@ -87,14 +88,6 @@ def figure(config: Config, rows: Sequence[Mapping[str, Any]]) -> float:
     """top-1 in percent at the narrowest pair that was learned and evaluated."""
     learned = [str(pair) for pair in BitGroups.of(config.bits.groups).pairs]
     return float(next((row["top1"] for name in learned for row in rows if row["config"] == name), rows[0]["top1"]))
-
-
-def peak_memory() -> int:
-    """Bytes: of the GPU where one was used, else of this process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
-        return torch.cuda.max_memory_allocated()
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def versions() -> dict[str, str]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import random
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ptmq_lightning.compose.memory import keep_freed_memory
+from ptmq_lightning.compose.memory import forget_peak_memory, keep_freed_memory
 from ptmq_lightning.compose.schema import (
     BitsConfig,
     Config,
@@ -37,6 +42,9 @@ from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
+deterministic_module: Any = torch.utils.deterministic
+CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")  # loggers
+
 
 def check(config: Config) -> None:
     """Make every value once, so that what a room refuses is refused before anything is loaded. Raises ConfigError."""
@@ -46,6 +54,8 @@ def check(config: Config) -> None:
     mixer(config.mixer)
     for attention in (False, True):
         objective(config.loss, config.mixer, attention)
+    quieten()
+    device_of(config.trainer)
 
 
 def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
@@ -67,15 +77,16 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     """The passes over the network, none where nothing is learned; ``model`` tells whether there is attention.
 
     The second phase learns activation steps alone, on the committed weights, from float features and with errors to
-    the power of 2.4 (as BRECQ's code).
+    the power of 2.4, none weighted (as BRECQ's code).
     """
     recon, nearest = config.recon, config.rounding.name == "nearest"
     if nearest and not recon.bias_correction:
         return ()
+    attention = any(row.kind == "matmul" for row in model.layers.values())
     first = Recipe(
         groups=BitGroups.of(config.bits.groups),
         mixer=mixer(config.mixer),
-        objective=objective(config.loss, config.mixer, any(row.kind == "matmul" for row in model.layers.values())),
+        objective=objective(config.loss, config.mixer, attention and recon.unit == "block"),
         rounding=rounding(config.rounding),
         settings=settings(recon, config.seed),
         learn_steps=config.step_size.learn,
@@ -89,7 +100,7 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     second = replace(
         first,
         mixer=Mixer("float"),
-        objective=replace(first.objective, p=2.4),
+        objective=replace(objective(replace(config.loss, weight="none"), config.mixer, attention), p=2.4),
         rounding=Rounding("nearest"),
         settings=replace(first.settings, steps=activation_steps(recon)),
         quantise_inputs=True,
@@ -107,10 +118,13 @@ def mixer(config: MixerConfig) -> Mixer:
     return Mixer(config.name, p=config.p, weights=tuple(config.weights))
 
 
-def objective(config: LossConfig, mix: MixerConfig, attention: bool) -> Objective:
-    """gd_figure's mixture has the mixer's weights; norm auto is per token where the network has attention, unless a
-    weight tells what matters."""
-    norm = {"auto": "token" if attention and config.weight == "none" else "none"}.get(config.norm, config.norm)
+def objective(config: LossConfig, mix: MixerConfig, blocks_with_attention: bool) -> Objective:
+    """gd_figure's mixture has the mixer's weights; norm auto is per token where the blocks of a network with attention
+    are fitted (what reads them is a LayerNorm, which does not read a token's scale; what reads a layer inside does),
+    unless a weight tells what matters."""
+    norm = {"auto": "token" if blocks_with_attention and config.weight == "none" else "none"}.get(
+        config.norm, config.norm
+    )
     gammas, mixture = tuple(config.gammas), tuple(mix.weights)
     return Objective(
         config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight, config.tokens
@@ -150,28 +164,61 @@ def trackers(config: LoggerConfig) -> TrackerSettings:
     )
 
 
-def prepare(config: TrainerConfig, seed: int) -> None:
-    """Seeds, threads and memory of this process; Lightning says nothing about its defaults."""
-    for name in ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+@contextmanager
+def process_as_before() -> Iterator[None]:
+    """Random states, deterministic algorithms, threads, log levels and warnings of a caller's process stay its own."""
+    levels = {name: logging.getLogger(name).level for name in CHATTY}
+    deterministic, warn = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill, threads = deterministic_module.fill_uninitialized_memory, torch.get_num_threads()
+    drawn, numbers = random.getstate(), np.random.get_state()
+    try:
+        with warnings.catch_warnings(), torch.random.fork_rng():
+            yield
+    finally:
+        random.setstate(drawn)
+        np.random.set_state(numbers)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn)
+        deterministic_module.fill_uninitialized_memory = fill
+        torch.set_num_threads(threads)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+def quieten() -> None:
+    """Lightning says nothing about its defaults, which every block's Trainer would repeat."""
+    for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def prepare(config: TrainerConfig, seed: int) -> None:
+    """Seeds, threads and memory of this process."""
+    quieten()
     if getattr(rank_zero_only, "rank", 0):
         logging.getLogger("ptmq_lightning").setLevel(logging.ERROR)  # one process of several reports
     warnings.filterwarnings("ignore", message=".*(does not have many workers|treespec, LeafSpec).*")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     keep_freed_memory()
+    forget_peak_memory()
     # deterministic algorithms would also fill all new memory, which no result here is read from
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    deterministic_module.fill_uninitialized_memory = False
     L.seed_everything(seed, workers=True, verbose=False)
 
 
 def device_of(config: TrainerConfig) -> torch.device:
-    """Where calibration, features and evaluation run: where the trainer's fits do."""
+    """Where this process calibrates, keeps features, fits and evaluates: the trainer's device. Raises ConfigError for
+    a trainer that cannot be."""
     if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise ConfigError("trainer.accelerator=gpu, but torch finds no GPU here; set trainer=cpu")
-    if config.accelerator in ("gpu", "cuda", "auto") and torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    return torch.device("cpu")
+    try:
+        return trainer(config, loggers=(), callbacks=()).strategy.root_device
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise ConfigError(
+            f"the trainer cannot be made: {error}; set trainer=cpu, gpu or ddp, or mend trainer.*"
+        ) from error
 
 
 def trainer(config: TrainerConfig, *, loggers: Sequence[Logger], callbacks: Sequence[L.Callback]) -> L.Trainer:
@@ -181,7 +228,6 @@ def trainer(config: TrainerConfig, *, loggers: Sequence[Logger], callbacks: Sequ
         devices=config.devices,
         num_nodes=config.num_nodes,
         strategy=config.strategy,
-        precision=config.precision,  # type: ignore[arg-type]
         deterministic=config.deterministic,
         max_epochs=1,
         log_every_n_steps=0,  # the module logs by itself

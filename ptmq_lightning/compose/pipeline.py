@@ -24,7 +24,7 @@ from ptmq_lightning.compose import parts, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.memory import release_freed_memory
-from ptmq_lightning.compose.outcome import figure, peak_memory, record, table
+from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
 from ptmq_lightning.compose.schema import BitsConfig, Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
@@ -106,7 +106,6 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
     seconds["reconstruct"] = seconds["fine-tune"] + sum(fit.seconds for fit in fits)
     with stage("save", seconds):
         record(folder.path, model, config, sources, indices, evaluation, sensitivity, seconds)
-        trained.record_costs(folder.path, model, sources, indices, config, seconds["reconstruct"], peak_memory())
     rows = [asdict(row) for row in evaluation.rows]
     log_summary(loggers, {f"{row['config']}/{name}": row[name] for row in rows for name in FIGURES})
     return rows
@@ -153,10 +152,11 @@ def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
     images = calibration_images(sources.train, indices)
     with torch.no_grad():
         classes = network.module(images[:1]).shape[1]
-    if sources.num_classes > classes:
+    if sources.num_classes > classes or (sources.num_classes < classes and not sources.mapped and network.trained):
         raise DataError(
-            f"data={data.name} has {sources.num_classes} classes, but {network.name} tells only {classes} apart; "
-            "choose images of the network's own classes, or set model.num_classes and a model.checkpoint that fits"
+            f"data={data.name} has {sources.num_classes} classes, but {network.name} tells {classes} apart; choose "
+            "images of the network's own classes (data=imagenet data.root=DIR), number the folders of some of them "
+            "with data.class_map=FILE, or set model.num_classes and a model.checkpoint that fits"
         )
     log.info("%d calibration and %d evaluation images of %s", len(images), len(sources.val), data.name)
     return sources, indices, images
@@ -239,7 +239,7 @@ def allocate(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensit
         progress=lambda done, layers: tell(f"sensitivity: layer {done} of {layers}"),
     )
     for average in config.mixed_averages:
-        model.assignments[f"mixed_{average:.1f}"] = greedy(model, sensitivity, average)
+        model.assignments[f"mixed_{float(average)}"] = greedy(model, sensitivity, average)
     return sensitivity
 
 

@@ -64,7 +64,9 @@ class BitsConfig:
 class MixerConfig:
     name: str = MISSING
     p: float = 0.5  # share of float features in the mix
-    weights: list[float] = field(default_factory=lambda: [0.4, 0.3, 0.3])  # of the groups, low to high
+    weights: list[float] = field(
+        default_factory=lambda: [0.4, 0.3, 0.3]
+    )  # of three groups, low to high; of others: 0.4, equal rest
 
 
 @dataclass
@@ -90,8 +92,8 @@ class RoundingConfig:
 @dataclass
 class StepSizeConfig:
     name: str = MISSING
-    anchor: int = 4  # nested, power_of_two: the width the others are tied to
-    free_widths: list[int] = field(default_factory=list)  # weight widths that are not tied
+    anchor: int = 4  # nested: the width the others are tied to
+    free_widths: list[int] = field(default_factory=list)  # nested: weight widths that are not tied
     learn: bool = False  # the weight steps of the drawn widths
     p: float = 2.4  # norm of the error in the search of the steps
 
@@ -131,7 +133,6 @@ class TrainerConfig:
     devices: int | str = 1
     num_nodes: int = 1
     strategy: str = "auto"
-    precision: str = "32-true"
     deterministic: bool = True
     threads: int | None = None  # of torch on a CPU; null: torch's own choice
 

@@ -25,13 +25,17 @@ from ptmq_lightning.runtime.errors import DataError
 
 @dataclass(frozen=True)
 class Sources:
-    """Calibration and evaluation images of one run; items are (float tensor (3, H, W), int label)."""
+    """Calibration and evaluation images of one run; items are (float tensor (3, H, W), int label).
+
+    mapped: a class map numbers the classes, so that they may be some of the network's; else they are just counted.
+    """
 
     name: str
     train: Any
     val: Any
     num_classes: int
     origin: Mapping[str, str]
+    mapped: bool = False
 
     def describe(self) -> dict[str, Any]:
         """What was opened, JSON-able, for the run's record."""
@@ -68,6 +72,12 @@ def _text(value: Any) -> Any:
 
 
 def _open_digits(request: Request) -> Sources:
+    given = ("root", "train", "val", "class_map")
+    if found := next((key for key in given if getattr(request, key) is not None), None):
+        raise DataError(
+            f"data=digits has images of its own, but data.{found}={getattr(request, found)} was given; set "
+            "data=imagenet, imagefolder or cifar10 to read those"
+        )
     train, val = open_digits(request.preprocessing)
     origin = {"train": "scikit-learn digits, training part", "val": "scikit-learn digits, evaluation part"}
     return Sources(request.name, train, _subset(val, request), 10, origin)
@@ -93,7 +103,10 @@ def _open_folders(request: Request, default_map: Mapping[str, int] | None = None
     readers = {part: _reader(places[part], part) for part in ("train", "val")}
     if places["val"].startswith(HUB_PREFIX):
         default_map = class_folders(readers["val"])  # a hub data set numbers its own classes
-    classes = _class_map(request) or default_map or _common_classes(request, readers)
+    mapped = _class_map(request)
+    if mapped is None and default_map and not places["val"].startswith(HUB_PREFIX):
+        mapped = default_map
+    classes = mapped or default_map or _common_classes(request, readers)
     _require_labels(request, readers["val"], classes, places["val"])
     opened = {
         part: Images(reader, request.preprocessing, name=f"data.{part}={places[part]}", classes=classes)
@@ -104,7 +117,7 @@ def _open_folders(request: Request, default_map: Mapping[str, int] | None = None
         train, val = _divide(val, request)
     else:
         val = _subset(val, request)
-    return Sources(request.name, train, val, max(classes.values()) + 1, places)
+    return Sources(request.name, train, val, max(classes.values()) + 1, places, mapped is not None)
 
 
 OPENERS: dict[str, Callable[[Request], Sources]] = {

@@ -75,6 +75,8 @@ def evaluate(
     Raises:
         DataError: no images, or labels beyond the network's classes.  ModelError: logits that are not finite.
     """
+    for item in which:
+        model.resolve(item)  # an unknown width or name is refused before any image is read
     names = [row_name(model, item) for item in which]
     device = device_of(model)
     reference: Tally | None = None
@@ -99,11 +101,6 @@ def evaluate(
     macs = layer_macs(model, example)
     rows = [_row(model, item, name, tally, macs) for item, name, tally in zip(which, names, tallies, strict=True)]
     return Evaluation({"top1": reference.top(1), "top5": reference.top(5)}, rows, reference.images)
-
-
-def standard_error(percent: float, images: int) -> float:
-    """Standard error, in points, of a share of ``percent`` measured on ``images`` images (binomial)."""
-    return math.sqrt(percent * (100 - percent) / images)
 
 
 def row_name(model: MultiBitModel, which: Any) -> str:

@@ -155,6 +155,10 @@ class FoldedWeight(nn.Module):
         self.row = row_of(pair, self.pairs, self.layer)
         self._layer[0].bias = self.biases[self.row]
 
+    def forget(self) -> None:
+        """Its tensors have changed: nothing that was made of them is kept."""
+        self._active = None
+
     def forward(self) -> Tensor:
         key = (self.source.bits, self.row, self.scales.device)
         if self._active is None or self._active[0] != key:

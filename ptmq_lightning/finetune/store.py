@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ptmq_lightning.finetune.layers import FoldedWeight
 from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.runtime.errors import ArtifactError
 
@@ -38,6 +39,9 @@ def restore(model: SharedModel, folder: Path) -> None:
         )
     for name, tensor in tensors.items():
         own[name].copy_(tensor)
+    for module in model.modules():
+        if isinstance(module, FoldedWeight):
+            module.forget()
     model.switch(model.pairs[0])  # what was derived from the old tensors is derived anew
     model.switch(None)
 

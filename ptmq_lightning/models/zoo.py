@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
+import math
 import socket
 import urllib.parse
 import urllib.request
@@ -49,6 +50,8 @@ _CIFAR_VIT = {
 }  # fmt: skip
 _OURS = {"cifar_resnet20": ("cifar", "CifarResNet20"), "digits_resnet": ("digits", "DigitsResNet")}
 NAMES = (*TIMM_NAMES, *_OURS)
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # of Pillow
+CROP_MODES = ("center", "squash", "border")  # of timm
 
 
 @dataclass(frozen=True)
@@ -67,18 +70,67 @@ class Preprocessing:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
+        """Of plain values, lists for tuples. Raises ModelError for a key that is missing or none of these fields, and
+        for a value that no image can be made with."""
         fields: dict[str, Any] = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()}
+        known = cls.__dataclass_fields__
+        if unknown := next((key for key in fields if key not in known), None):
+            near = difflib.get_close_matches(unknown, known, n=1)
+            hint = f" (nearest: {near[0]})" if near else ""
+            raise ModelError(f"preprocessing.{unknown} is no key{hint}; expected {', '.join(known)}")
+        if missing := next((key for key in ("input_size", "mean", "std") if key not in fields), None):
+            raise ModelError(f"the network's preprocessing has no {missing}; expected {', '.join(known)}")
+        expected = {
+            "input_size": "whole numbers (channels, height, width) from 1",
+            **dict.fromkeys(("mean", "std"), "a number per channel, std's above 0"),
+            "interpolation": f"one of {', '.join(INTERPOLATIONS)}",
+            "crop_pct": "a number above 0",
+            "crop_mode": f"one of {', '.join(CROP_MODES)}",
+        }
+        for key, value in fields.items():
+            if not _fits(key, value):
+                shown = list(value) if isinstance(value, tuple) else value
+                raise ModelError(f"preprocessing.{key}={shown} fits no image; expected {expected[key]}")
+        channels = fields["input_size"][0]
+        if wrong := next((key for key in ("mean", "std") if len(fields[key]) != channels), None):
+            raise ModelError(
+                f"preprocessing.{wrong} holds {len(fields[wrong])} numbers for images of {channels} channels; expected "
+                f"a number per channel"
+            )
         return cls(**fields)
+
+
+def _fits(key: str, value: Any) -> bool:
+    """Whether an image can be made with this value of this field."""
+
+    def numbers(least: float) -> bool:
+        return (
+            isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, int | float) and v > least for v in value)
+        )
+
+    match key:
+        case "input_size":
+            return numbers(0) and len(value) == 3 and all(isinstance(size, int) for size in value)
+        case "mean" | "std":
+            return numbers(0 if key == "std" else -math.inf)
+        case "crop_pct":
+            return isinstance(value, int | float) and value > 0
+        case "interpolation":
+            return value in INTERPOLATIONS
+        case _:
+            return value in CROP_MODES
 
 
 @dataclass(frozen=True)
 class Network:
-    """module: eval mode, fp32, images (B, C, H, W) -> logits (B, classes). source: where the weights come from."""
+    """module: eval mode, fp32, images (B, C, H, W) -> logits (B, classes). source: where the weights come from.
+    trained: the weights are not random."""
 
     module: nn.Module
     name: str
     preprocessing: Preprocessing
     source: str
+    trained: bool = True
 
 
 def build(
@@ -108,9 +160,12 @@ def build(
         _load(module, state, Path(checkpoint))
     if name == "mobileone_s0":
         module = reparameterize_model(module)
-    source = f"checkpoint {Path(checkpoint).name}" if checkpoint else f"timm {TIMM_NAMES.get(name, name)}"
+    if checkpoint:
+        source = f"checkpoint {Path(checkpoint).name}"
+    else:
+        source = f"timm {TIMM_NAMES.get(name, name)}" if download else "random weights"
     merged = Preprocessing.from_json(own.to_json() | dict(preprocessing or {}))
-    return Network(module.eval().float(), name, merged, source if checkpoint or download else "random weights")
+    return Network(module.eval().float(), name, merged, source, trained=bool(checkpoint or download))
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
@@ -163,14 +218,18 @@ def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Modul
     if name == "cifar_vit":
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
         return module, Preprocessing((3, 32, 32), mean, std, crop_pct=1.0)
-    config = timm.data.resolve_model_data_config(module)
-    fields = {key: config[key] for key in Preprocessing.__dataclass_fields__ if key in config}
-    own = Preprocessing.from_json(fields)
+    own = timm_preprocessing(module)
     if "img_size" in kwargs:
         size = kwargs["img_size"]
         height, width = (size, size) if isinstance(size, int) else size
         own = replace(own, input_size=(own.input_size[0], height, width))
     return module, own
+
+
+def timm_preprocessing(module: nn.Module) -> Preprocessing:
+    """What the weights' configuration in a network of timm says about its images."""
+    config = timm.data.resolve_model_data_config(module)
+    return Preprocessing.from_json({key: config[key] for key in Preprocessing.__dataclass_fields__ if key in config})
 
 
 def _create_timm(name: str, download: bool, kwargs: dict[str, Any]) -> nn.Module:

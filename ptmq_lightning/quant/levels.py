@@ -36,7 +36,8 @@ class Distribution:
         weight = torch.ones_like(x)
         if p is not None:
             weight /= x.abs().pow(p).mean(dim=-1, keepdim=True).clamp_min(grid.EPS)
-        self.mass += torch.bincount(bins.flatten(), weight.double().flatten(), minlength=self.BINS).cpu()
+        # on the CPU: a GPU adds in no fixed order, and refuses under deterministic algorithms
+        self.mass += torch.bincount(bins.flatten().cpu(), weight.double().flatten().cpu(), minlength=self.BINS)
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """The values (M,), the middles of their bins, and what each counts, float32."""

@@ -9,10 +9,12 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, select
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
@@ -61,9 +63,16 @@ class StepSampler(Sampler[Tensor]):
         return self.steps
 
     def __iter__(self) -> Iterator[Tensor]:
+        """Each of several processes has its share of every batch: their mean gradient is the whole batch's."""
         generator = torch.Generator().manual_seed(self.seed)
+        rank, processes = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        if self.batch % processes:
+            raise ConfigError(
+                f"recon.batch={self.batch} does not divide among {processes} processes; set recon.batch to a multiple "
+                "of trainer.devices"
+            )
         for _ in range(self.steps):
-            yield torch.randperm(self.count, generator=generator)[: self.batch].to(self.device)
+            yield torch.randperm(self.count, generator=generator)[rank : self.batch : processes].to(self.device)
 
 
 def loader(

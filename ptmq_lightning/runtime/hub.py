@@ -56,8 +56,11 @@ def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = 
     model = load(place)
     if folder is not None:
         Path(folder).mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            shutil.copyfile(place / name, Path(folder) / name)
+        parts = {name: Path(folder) / f".{name}.part" for name in FILES}
+        for name, part in parts.items():
+            shutil.copyfile(place / name, part)
+        for name, part in parts.items():  # both are there by now: a kill leaves the old artifact or the new one
+            part.replace(Path(folder) / name)
     return model
 
 

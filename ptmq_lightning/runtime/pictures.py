@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
 KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
-def open_picture(path: Path | str, preprocessing: Mapping[str, Any]) -> Tensor:
-    """A picture file -> float32 (C, H, W). preprocessing: MultiBitModel.preprocessing().
+def open_picture(file: Path | str | BinaryIO, preprocessing: Mapping[str, Any], name: str | None = None) -> Tensor:
+    """A picture file -> float32 (C, H, W). preprocessing: MultiBitModel.preprocessing(). name: of an open file.
 
     Raises DataError for a file that is no picture, ModelError for a model that does not tell how it wants its images.
     """
@@ -35,11 +35,12 @@ def open_picture(path: Path | str, preprocessing: Mapping[str, Any]) -> Tensor:
         )
     channels = preprocessing["input_size"][0]
     try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
+        with Image.open(file) as opened:
+            image = opened.convert("L" if channels == 1 else "RGB")
     except Exception as error:  # a decoder meets damaged bytes with errors of any kind
         raise DataError(
-            f"cannot read '{path}' ({type(error).__name__}); expected a picture that Pillow opens. Check the path."
+            f"cannot read '{name or file}' ({type(error).__name__}); expected a picture that Pillow opens. Check the "
+            f"path."
         ) from error
     pixels = np.asarray(_cut(image, preprocessing), dtype=np.uint8).copy()
     x = torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).float().div_(255)  # (C, H, W)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -23,16 +24,20 @@ class BitWidth(NamedTuple):
 
     @classmethod
     def parse(cls, text: str | int | Iterable[int] | BitWidth) -> BitWidth:
-        """A width from "w4a8", 4 (both), or a pair. Raises ConfigError outside 2..8."""
-        match = re.fullmatch(r"w(\d+)a(\d+)", text) if isinstance(text, str) else None
-        if match:
-            pair = (int(match[1]), int(match[2]))
-        elif isinstance(text, int) and not isinstance(text, bool):
-            pair = (text, text)
-        elif not isinstance(text, (str, bool)) and len(values := tuple(text)) == 2:
-            pair = (int(values[0]), int(values[1]))
+        """A width from "w4a8", 4 (both), or a pair. Raises ConfigError for anything else, and outside 2..8."""
+        values: Any
+        if isinstance(text, str):
+            match = re.fullmatch(r"w(\d+)a(\d+)", text)
+            values = (int(match[1]), int(match[2])) if match else ()
         else:
-            raise ConfigError(f"found the bit-width {text!r}; expected a number, a pair (w, a) or a name like 'w4a8'.")
+            values = text if isinstance(text, Iterable) else (text, text)
+        try:
+            w, a = map(operator.index, values)  # whole numbers of any library, no fractions
+        except (TypeError, ValueError):
+            raise ConfigError(
+                f"found the bit-width {text!r}; expected a whole number, a pair (w, a) or a name like 'w4a8'."
+            ) from None
+        pair = (w, a)
         if not all(MIN_BITS <= bits <= MAX_BITS for bits in pair):
             raise ConfigError(
                 f"found the bit-width w{pair[0]}a{pair[1]}; expected {MIN_BITS} to {MAX_BITS} bits for weights and "

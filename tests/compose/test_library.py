@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import random
+from typing import Any
+
+import hydra
 import pytest
+import timm
 import torch
+from hydra.core.global_hydra import GlobalHydra
 from torch.utils.data import DataLoader, TensorDataset
 
 from ptmq_lightning.compose.library import evaluate, quantize, reconstruct
 from ptmq_lightning.models.zoo import build
-from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough
 
 GROUPS = [["w3a3", "w4a4"], [(8, 8)]]
@@ -34,10 +41,61 @@ def test_a_quantised_model_runs_at_exactly_the_pairs_asked_for(model: MultiBitMo
     assert [str(pair) for pair in model.widths] == ["w3a3", "w4a4", "w8a8"]
 
 
-def test_the_network_itself_stays_as_it_is(network: torch.nn.Module, images: torch.Tensor) -> None:
+@pytest.mark.parametrize("training", [False, True])
+def test_the_network_itself_stays_as_it_is(network: torch.nn.Module, images: torch.Tensor, training: bool) -> None:
+    network.train(training)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     quantize(network, images, bits=GROUPS)
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    assert network.training is training
+
+
+def test_an_artifact_tells_only_what_is_known_of_its_images(network: torch.nn.Module, images: torch.Tensor) -> None:
+    assert quantize(network, images, bits=GROUPS).preprocessing() == {"input_size": [3, 16, 16]}
+    given = quantize(network, images, bits=GROUPS, preprocessing={"mean": [0.5] * 3, "std": [0.25] * 3})
+    assert (given.preprocessing()["mean"], given.preprocessing()["input_size"]) == ([0.5] * 3, [3, 16, 16])
+    named = quantize(build("digits_resnet", pretrained=False), images, bits=GROUPS)
+    assert named.preprocessing() == build("digits_resnet", pretrained=False).preprocessing.to_json()
+    of_timm = timm.create_model("resnet18", num_classes=10)
+    assert quantize(of_timm, torch.rand(2, 3, 32, 32), bits=[[4]]).preprocessing()["mean"] == [0.485, 0.456, 0.406]
+    with pytest.raises(ModelError) as caught:
+        quantize(network, images, bits=GROUPS, preprocessing={"meen": [0.5] * 3})
+    assert str(caught.value).startswith("preprocessing.meen is no key (nearest: mean); expected input_size, mean, std")
+
+
+@pytest.mark.parametrize(
+    ("wrong", "found"),
+    [
+        ([], "list"),
+        (torch.rand(3, 16, 16), "torch.float32 (3, 16, 16)"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), "torch.uint8 (2, 3, 16, 16)"),
+    ],
+)
+def test_other_images_than_one_float_tensor_are_refused(
+    network: torch.nn.Module, model: MultiBitModel, wrong: Any, found: str
+) -> None:
+    for call in (lambda: quantize(network, wrong, bits=GROUPS), lambda: reconstruct(model, wrong, steps=1)):
+        with pytest.raises(DataError) as caught:
+            call()
+        assert str(caught.value).startswith(f"found images of {found}; expected one float tensor (N, C, H, W)")
+
+
+def test_a_fit_leaves_the_process_as_it_was(model: MultiBitModel, images: torch.Tensor) -> None:
+    def state() -> tuple[Any, ...]:
+        level = logging.getLogger("lightning.pytorch").level
+        torch_state = torch.random.get_rng_state().sum().item()
+        return torch.are_deterministic_algorithms_enabled(), level, torch_state, random.getstate()
+
+    before = state()
+    reconstruct(model, images, steps=1, overrides=["recon.batch=8"])
+    assert state() == before
+
+
+def test_the_library_works_inside_a_hydra_application(network: torch.nn.Module, images: torch.Tensor) -> None:
+    with hydra.initialize_config_module("ptmq_lightning.conf", version_base="1.3"):
+        outer = GlobalHydra.instance().hydra
+        quantize(network, images, bits=GROUPS)
+        assert GlobalHydra.instance().hydra is outer
 
 
 def test_reconstruct_changes_the_quantised_model_and_not_the_float_one(
@@ -69,6 +127,7 @@ def test_evaluate_gives_a_row_for_each_pair(model: MultiBitModel, images: torch.
     evaluation = evaluate(model, loader, ["w8a8", 3])
     assert [row.config for row in evaluation.rows] == ["w8a8", "w3a3"]
     assert evaluation.images == 24
+    assert [row.config for row in evaluate(model, loader, 4).rows] == ["w4a4"]
 
 
 def test_a_method_that_needs_labels_is_refused(model: MultiBitModel, images: torch.Tensor) -> None:

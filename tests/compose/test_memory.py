@@ -9,8 +9,15 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 
-from ptmq_lightning.compose.memory import SETTINGS, keep_freed_memory, release_freed_memory
+from ptmq_lightning.compose.memory import (
+    SETTINGS,
+    forget_peak_memory,
+    keep_freed_memory,
+    peak_memory,
+    release_freed_memory,
+)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
@@ -59,3 +66,13 @@ def test_what_is_kept_is_handed_back_when_asked() -> None:
     done = subprocess.run([sys.executable, "-c", KEPT_THEN_RELEASED], capture_output=True, text=True, check=True)
     kept, left = map(int, done.stdout.split())
     assert kept > 150 and left < 50
+
+
+@pytest.mark.skipif(sys.platform != "linux" or torch.cuda.is_available(), reason="of a Linux process on a CPU")
+def test_the_peak_of_a_run_is_not_that_of_an_earlier_one() -> None:
+    large = torch.ones(2**27)  # 512 MiB
+    high = peak_memory()
+    del large
+    release_freed_memory()
+    forget_peak_memory()
+    assert peak_memory() < high - 2**28

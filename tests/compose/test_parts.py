@@ -11,7 +11,7 @@ from tests.networks import small_model
 def objective(*overrides: str) -> Objective:
     """That of a network with attention."""
     config = configuration(overrides)
-    return parts.objective(config.loss, config.mixer, attention=True)
+    return parts.objective(config.loss, config.mixer, blocks_with_attention=True)
 
 
 def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
@@ -24,6 +24,19 @@ def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
 def test_attention_is_read_off_the_layers() -> None:
     (recipe,) = parts.recipes(configuration(), small_model(calibrated=False))  # which has products of activations
     assert recipe.objective.norm == "token"
+
+
+def test_a_layer_is_fitted_to_its_output_as_it_is() -> None:
+    (recipe,) = parts.recipes(configuration(["recon.unit=layer"]), small_model(calibrated=False))
+    assert recipe.objective.norm == "none"
+
+
+def test_no_error_is_weighted_in_the_second_phase() -> None:
+    first, second = parts.recipes(
+        configuration(["method=brecq", "bits=w4a4", "loss=fim"]), small_model(calibrated=False)
+    )
+    assert (first.objective.weight, first.objective.p) == ("fim", 2)
+    assert (second.objective.weight, second.objective.norm, second.objective.p) == ("none", "token", 2.4)
 
 
 def test_options_of_the_quantisers_and_of_the_commit_reach_their_rooms() -> None:

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.pipeline import run
+from ptmq_lightning.models.zoo import build
 from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
 
@@ -254,9 +256,28 @@ def test_images_of_more_classes_than_the_network_has_are_refused_at_once(tmp_pat
     with pytest.raises(DataError) as caught:
         run(configuration([*TINY, *overrides]), tmp_path)
     assert str(caught.value) == (
-        "data=digits has 10 classes, but cifar_resnet20 tells only 4 apart; choose images of the network's own "
-        "classes, or set model.num_classes and a model.checkpoint that fits"
+        "data=digits has 10 classes, but cifar_resnet20 tells 4 apart; choose images of the network's own classes "
+        "(data=imagenet data.root=DIR), number the folders of some of them with data.class_map=FILE, or set "
+        "model.num_classes and a model.checkpoint that fits"
     )
+
+
+def test_a_trained_network_refuses_images_of_fewer_classes_that_nobody_numbered(tmp_path: Path) -> None:
+    network = build("cifar_resnet20", pretrained=False, num_classes=12)
+    save_file(network.module.state_dict(), tmp_path / "weights.safetensors")
+    own = ["model=cifar_resnet20", "model.num_classes=12", f"model.checkpoint={tmp_path / 'weights.safetensors'}"]
+    with pytest.raises(DataError) as caught:
+        run(configuration([*TINY, *own]), tmp_path / "run")
+    assert str(caught.value).startswith("data=digits has 10 classes, but cifar_resnet20 tells 12 apart; choose images")
+
+
+def test_a_trainer_that_cannot_be_is_refused_before_an_earlier_run_is_replaced(tmp_path: Path) -> None:
+    run(configuration(TINY), tmp_path)
+    before = (tmp_path / "results.json").read_bytes()
+    with pytest.raises(ConfigError) as caught:
+        run(configuration([*TINY, "trainer.devices=0"]), tmp_path)
+    assert str(caught.value).startswith("the trainer cannot be made: ")
+    assert (tmp_path / "results.json").read_bytes() == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

@@ -66,12 +66,11 @@ def test_a_network_trained_as_a_whole_takes_widths_per_layer(tmp_path: Path) -> 
     assert 2 < rows(tmp_path)["mixed_5.0"]["w_bits"] <= 5
 
 
-def test_training_needs_one_process() -> None:
+@pytest.mark.parametrize("trainer", [["trainer=ddp", "trainer.devices=1"], ["trainer=gpu", "trainer.devices=2"]])
+def test_training_needs_one_process(trainer: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        configuration(["method=multiquant", "trainer=ddp"])
-    assert str(caught.value) == (
-        "method=multiquant trains in one process, but trainer=ddp starts several; set trainer=gpu or trainer=cpu"
-    )
+        configuration(["method=multiquant", *trainer])
+    assert str(caught.value).endswith("may start several; set trainer=gpu or trainer=cpu, and 1 device")
 
 
 def test_the_size_of_a_width_is_the_same_for_every_method(tmp_path: Path) -> None:

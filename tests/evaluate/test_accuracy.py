@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.evaluate import accuracy
-from ptmq_lightning.evaluate.accuracy import evaluate, standard_error
+from ptmq_lightning.evaluate.accuracy import evaluate
 from ptmq_lightning.runtime.errors import DataError, ModelError
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
@@ -147,7 +147,3 @@ def test_logits_that_are_not_finite_are_an_error(model: Any, batches: Batches) -
         "logits at the float network are not finite; expected finite logits: "
         "check the network's weights and the activation steps"
     )
-
-
-def test_the_standard_error_is_binomial() -> None:
-    assert standard_error(90.0, 1000) == pytest.approx(0.9487, abs=1e-4)  # 100 sqrt(.9 * .1 / 1000)
