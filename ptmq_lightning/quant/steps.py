@@ -1,9 +1,9 @@
 """Step sizes before anything is learned: the search that minimises the p-norm of the error, for every width on its own.
 
 Source: PTMQ §1.3 (p = 2.4). Weights: symmetric, per output channel, thresholds i/100 of the channel's maximum.
-Activations: per tensor; one-sided tensors by threshold, two-sided ones by range and zero point, of a sample. Where wide
-grids leave little to find the search is coarser: above 4 bits weights try 51 to 100 % alone, two-sided activations 20 to
-100 % from 6 bits on and every second range below.
+Activations: per tensor; one-sided tensors by threshold, two-sided ones by range and zero point, of a sample. Where
+wide grids leave little to find the search is coarser: above 4 bits weights try 51 to 100 % alone, two-sided activations
+20 to 100 % from 6 bits on and every second range below.
 Tables: quant.levels, of all values.
 """
 
