@@ -164,7 +164,7 @@ def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("artifact", type=Path, help="a run's model/ folder")
-    parser.add_argument("--data", default="digits", help="digits, cifar10, imagenet or imagefolder (digits)")
+    parser.add_argument("--data", help="digits, cifar10, imagenet or imagefolder (the artifact's own)")
     parser.add_argument("--root", help="the images' folder, as data.root of train.py")
     parser.add_argument("--form", choices=FORMS, default="static", help="a session per width, or one for all (static)")
     parser.add_argument("--requests", type=int, default=900, help="of the whole trace (900)")
@@ -173,7 +173,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     model = ptmq.load(options.artifact)
     wanted = Preprocessing.from_json(model.preprocessing())
-    data = open_data(options.data, preprocessing=wanted, root=options.root, calibration_images=EXPORT_IMAGES)
+    name = options.data or model.info.get("data", "digits")
+    data = open_data(name, preprocessing=wanted, root=options.root, calibration_images=EXPORT_IMAGES)
     images = calibration_images(data.train, draw_calibration(data.train, EXPORT_IMAGES, seed=0))
     drawn = [data.val[index] for index in permutation(len(data.val), 0)[: options.requests]]
     requests = [(image[None].numpy(), label) for image, label in drawn]

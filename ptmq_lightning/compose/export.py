@@ -52,7 +52,8 @@ def run_export(config: Config, folder: Path) -> float:
         class_map=data.class_map,
         val_images=data.val_images,
     )
-    images = calibration_images(sources.train, draw_calibration(sources.train, config.export.images, config.seed))
+    indices = draw_calibration(sources.train, config.export.images, config.seed, key="export.images")
+    images = calibration_images(sources.train, indices)
     out = Path(config.export.out) if config.export.out else folder / "export"
     bits = widths(",".join(config.export.bits))
     reports = export(model, out, images, bits, form=config.export.form, backend=config.export.name)

@@ -13,12 +13,14 @@ from ptmq_lightning.data.sources import permutation
 from ptmq_lightning.runtime.errors import DataError
 
 
-def draw_calibration(dataset: Any, n: int, seed: int, evaluation: Any = None) -> list[int]:
+def draw_calibration(
+    dataset: Any, n: int, seed: int, evaluation: Any = None, key: str = "data.calibration_images"
+) -> list[int]:
     """Draw n different images of ``dataset``: their indices, in random order.
 
     The same (dataset, seed) gives the same indices on every platform, and a smaller draw is the beginning of a larger
     one, so the first images of a draw are themselves a fair draw. Images stored byte for byte in ``evaluation`` too
-    (any data set of this room) are passed over: calibration and evaluation never share one.
+    (any data set of this room) are passed over: calibration and evaluation never share one. key: that n was set by.
 
     Raises:
         DataError: fewer than n images are there.
@@ -36,8 +38,8 @@ def draw_calibration(dataset: Any, n: int, seed: int, evaluation: Any = None) ->
     if len(drawn) < n or n < 1:
         shared = f", {passed_over} of them evaluation images too" if passed_over else ""
         raise DataError(
-            f"data.calibration_images={n}, but the calibration source holds {len(dataset)} images{shared}; "
-            f"set data.calibration_images between 1 and {len(dataset) - passed_over}"
+            f"{key}={n}, but the calibration source holds {len(dataset)} images{shared}; "
+            f"set {key} between 1 and {len(dataset) - passed_over}"
         )
     return drawn
 

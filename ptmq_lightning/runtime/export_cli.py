@@ -81,16 +81,17 @@ def read_images(path: Path, preprocessing: Mapping[str, Any], count: int) -> Ten
             return torch.from_numpy(np.atleast_1d(np.load(path, allow_pickle=False))[:count].astype(np.float32))
     except (OSError, ValueError, EOFError) as error:
         raise _no_images(path, type(error).__name__) from error
-    if not path.exists():
-        raise _no_images(path, "not found")
+    if not path.exists() or not preprocessing:
+        raise _no_images(path, "the artifact has no preprocessing" if path.exists() else "not found")
     if path.is_file() and path.suffix != ".tar":
         return open_picture(path, preprocessing).unsqueeze(0)
     from timm.data import create_dataset
 
     try:
         reader: Any = create_dataset("", root=str(path)).reader
-    except Exception as error:  # timm's readers raise whatever the place leads to
-        raise _no_images(path, f"{type(error).__name__}: {error}") from error
+    except Exception as error:  # timm's readers raise RuntimeError for an empty folder, else what the place leads to
+        why = "no pictures in it" if isinstance(error, RuntimeError) else type(error).__name__
+        raise _no_images(path, why) from error
     picks = np.linspace(0, len(reader) - 1, min(count, len(reader))).round().astype(int)
     files = [(reader[int(i)][0], f"{path}: {reader.filename(int(i))}") for i in picks]
     return torch.stack([open_picture(file, preprocessing, name) for file, name in files])

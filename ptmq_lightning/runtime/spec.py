@@ -30,12 +30,12 @@ class BitWidth(NamedTuple):
             match = re.fullmatch(r"w(\d+)a(\d+)", text)
             values = (int(match[1]), int(match[2])) if match else ()
         else:
-            values = text if isinstance(text, Iterable) else (text, text)
+            values = text if isinstance(text, Iterable) else () if isinstance(text, bool) else (text, text)
         try:
             w, a = map(operator.index, values)  # whole numbers of any library, no fractions
         except (TypeError, ValueError):
             raise ConfigError(
-                f"found the bit-width {text!r}; expected a whole number, a pair (w, a) or a name like 'w4a8'."
+                f"found the bit-width {text!r}; expected a number, a pair (w, a) or a name like 'w4a8'."
             ) from None
         pair = (w, a)
         if not all(MIN_BITS <= bits <= MAX_BITS for bits in pair):

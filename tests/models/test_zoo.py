@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import huggingface_hub
 import pytest
 import safetensors.torch
@@ -154,3 +156,19 @@ def test_a_network_that_nobody_publishes_says_so():
 )
 def test_the_real_weights_fill_the_network(data_root, name, file):
     assert zoo.build(name, checkpoint=data_root / f"{file}.safetensors").module is not None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"meen": [0.5] * 3}, "preprocessing.meen is no key (nearest: mean); expected input_size, mean, std,"),
+        ({"input_size": 32}, "preprocessing.input_size=32 fits no image; expected whole numbers (channels, height,"),
+        ({"interpolation": "cubic"}, "preprocessing.interpolation=cubic fits no image; expected one of nearest,"),
+        ({"std": [1.0, 1.0, 0.0]}, "preprocessing.std=[1.0, 1.0, 0.0] fits no image; expected a number per channel"),
+        ({"mean": [0.5]}, "preprocessing.mean holds 1 numbers for images of 3 channels; expected a number per channel"),
+    ],
+)
+def test_preprocessing_that_fits_no_image_is_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        zoo.build("digits_resnet", pretrained=False, preprocessing=given)
+    assert str(caught.value).startswith(message)

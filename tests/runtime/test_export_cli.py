@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ptmq_lightning.runtime import artifact, cli, extras
-from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
 from ptmq_lightning.runtime.export_cli import read_images, widths
 from tests.networks import small_model
 
@@ -119,3 +119,23 @@ def test_a_count_of_images_is_a_whole_number_from_1(count: str, capsys: pytest.C
     with pytest.raises(SystemExit):
         cli.main(["export", "DIR", "--images", "x.npy", f"--count={count}"])
     assert f"found {count!r}; expected a whole number from 1" in capsys.readouterr().err
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_and_not_replaced_by_its_neighbour(tmp_path: Path) -> None:
+    for number in range(3):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"cannot read '.*: 1\.png'"):
+        read_images(tmp_path, PREPROCESSING, 3)
+
+
+def test_a_broken_tar_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.tar").write_bytes(b"no tar")
+    with pytest.raises(ConfigError, match=r"cannot read images of '.*broken\.tar' \(ReadError\)"):
+        read_images(tmp_path / "broken.tar", PREPROCESSING, 3)
+
+
+def test_pictures_need_a_preprocessing_that_is_known_whole(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    with pytest.raises(ModelError, match="the model does not tell the 'mean' of its images"):
+        read_images(tmp_path, {"input_size": [3, 8, 8]}, 1)

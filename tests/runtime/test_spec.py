@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+import torch
 
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import BitAssignment, BitGroups, BitWidth
@@ -53,3 +55,10 @@ def test_empty_groups_are_refused() -> None:
         "found the bit groups [['w3a3'], []]; expected at least one group and no empty one, "
         "e.g. [[w3a3, w4a4], [w8a8]]."
     )
+
+
+def test_whole_numbers_of_any_library_are_widths_and_fractions_are_not() -> None:
+    assert BitWidth.parse(np.int64(4)) == BitWidth.parse((np.uint8(4), torch.tensor(4))) == (4, 4)
+    for wrong in (4.0, (4.7, 4), ("x", 4), (4,), None):
+        with pytest.raises(ConfigError, match="expected a number, a pair"):
+            BitWidth.parse(wrong)  # type: ignore[arg-type]
