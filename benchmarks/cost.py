@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ptmq_lightning.report.record import write_atomically
+
 ROOT = Path(__file__).resolve().parent.parent
 NOISE = ["data=imagefolder", "model.pretrained=false"]
 CASES = {
@@ -54,8 +56,8 @@ def main() -> None:
                 command += [f"recon.steps={options.steps}", f"data.calibration_images={options.images}"]
             if found.get(name, {}).get("command") != command:
                 found[name] = {"command": command, **measure(command, noise, Path(folder) / name)}
-                file.write_text(json.dumps(found, indent=2) + "\n")
-                file.with_suffix(".md").write_text(table(found))
+                write_atomically(file, json.dumps(found, indent=2) + "\n")
+                write_atomically(file.with_suffix(".md"), table(found))
             print(name, found[name])
 
 

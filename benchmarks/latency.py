@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.steps import StepSize, calibrate
+from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime.export import export
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.session import Session, inference_session
@@ -58,12 +59,12 @@ def main() -> None:
                 for batch in options.batches:
                     rounds = options.rounds if batch <= 8 else max(3, options.rounds // 4)
                     found[f"{name}, batch {batch}, threads {threads}"] = bench.run(batch, rounds)
-                    file.write_text(json.dumps(found, indent=2) + "\n")
-                    (RESULTS / "latency.md").write_text(table(found))
+                    write_atomically(file, json.dumps(found, indent=2) + "\n")
+                    write_atomically(RESULTS / "latency.md", table(found))
                     print(name, batch, threads, found[f"{name}, batch {batch}, threads {threads}"], flush=True)
                 found[f"{name}, switch"] = bench.switches()
-                file.write_text(json.dumps(found, indent=2) + "\n")
-                (RESULTS / "latency.md").write_text(table(found))
+                write_atomically(file, json.dumps(found, indent=2) + "\n")
+                write_atomically(RESULTS / "latency.md", table(found))
     print(table(found))
 
 

@@ -21,6 +21,8 @@ from typing import Any
 
 from accuracy import meaning_of
 
+from ptmq_lightning.report.record import write_atomically
+
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "benchmarks" / "results" / "options.json"
 RESNET20 = ["experiment=cifar_resnet20", "data.calibration_images=512", "bits.evaluate=[w2a4,w3a3,w4a4,w6a6,w8a8]"]
@@ -52,8 +54,8 @@ def main() -> None:
                 result = {"command": command, "meaning": meaning, **measure(command)}
                 found.setdefault(case, {})[option] = result
                 FILE.parent.mkdir(parents=True, exist_ok=True)
-                FILE.write_text(json.dumps(found, indent=2) + "\n")
-            FILE.with_suffix(".md").write_text(table(found))
+                write_atomically(FILE, json.dumps(found, indent=2) + "\n")
+            write_atomically(FILE.with_suffix(".md"), table(found))
             print(case, option, found[case][option], flush=True)
 
 

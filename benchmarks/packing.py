@@ -29,6 +29,7 @@ from ptmq_lightning.models.fold import fold
 from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize
 from ptmq_lightning.models.zoo import Network, build
+from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.artifact import save
 from ptmq_lightning.runtime.manifest import MANIFEST, TENSORS, read_manifest
@@ -59,8 +60,8 @@ def main() -> None:
     for part in options.parts:
         found[part] = parts[part]()
         file.parent.mkdir(exist_ok=True)
-        file.write_text(json.dumps(found, indent=1) + "\n")
-        file.with_suffix(".md").write_text(report(found))
+        write_atomically(file, json.dumps(found, indent=1) + "\n")
+        write_atomically(file.with_suffix(".md"), report(found))
     print(report(found))
 
 

@@ -31,6 +31,7 @@ from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.quant.steps import calibrate
+from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.export import Draft, export
@@ -60,8 +61,8 @@ def main() -> None:
         count = min(CASES[name], options.images or CASES[name])
         found[name] = case(name, count, artifacts.get(name))
         found["versions"] = {"onnxruntime": onnxruntime.__version__, "openvino": openvino.__version__}
-        file.write_text(json.dumps(found, indent=2) + "\n")
-        (RESULTS / "parity.md").write_text(table(found))
+        write_atomically(file, json.dumps(found, indent=2) + "\n")
+        write_atomically(RESULTS / "parity.md", table(found))
     print(table(found))
 
 

@@ -23,6 +23,7 @@ import torch
 from random_models import WIDTHS, with_float
 from torch import Tensor, nn
 
+from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.artifact import load, save
 from ptmq_lightning.runtime.bench import interleaved
@@ -54,8 +55,8 @@ def main() -> None:
             "rounds": options.rounds,
         }
         FILE.parent.mkdir(exist_ok=True)
-        FILE.write_text(json.dumps(found, indent=1) + "\n")
-        FILE.with_suffix(".md").write_text(report(found))
+        write_atomically(FILE, json.dumps(found, indent=1) + "\n")
+        write_atomically(FILE.with_suffix(".md"), report(found))
     print(report(found))
 
 

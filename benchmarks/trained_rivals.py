@@ -20,6 +20,7 @@ from typing import Any
 from accuracy import meaning_of, timed
 
 from ptmq_lightning.finetune.switching import switch_milliseconds
+from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime.artifact import load
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -65,8 +66,8 @@ def main() -> int:
                     return code
                 cells[name] = {"command": command, "meaning": meaning, "cpu_seconds": cpu, **read(folder)}
                 RESULTS.mkdir(exist_ok=True)
-                file.write_text(json.dumps(cells, indent=1) + "\n")
-            (RESULTS / "trained_rivals.md").write_text(page(cells, options.epochs, options.images))
+                write_atomically(file, json.dumps(cells, indent=1) + "\n")
+            write_atomically(RESULTS / "trained_rivals.md", page(cells, options.epochs, options.images))
             print(name, {row["config"]: row["top1"] for row in cells[name]["rows"]}, flush=True)
     return 0
 
@@ -96,13 +97,14 @@ def page(cells: dict[str, Any], epochs: int, images: int) -> str:
     methods = [method for method in METHODS if any(name.startswith(f"{method} ") for name in cells)]
     grouped = {m: [cell for name, cell in cells.items() if name.startswith(f"{m} ")] for m in methods}
     first = next(iter(cells.values()))
+    seeds = " ".join(map(str, sorted({cell["seed"] for cell in cells.values()})))
     lines = [
         "# The rivals that train, ResNet-20 / CIFAR-10",
         "",
-        f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images}`: {images} training images, "
-        f"with labels and {epochs} epochs where a method trains; {first['evaluation_images']} evaluation images, float "
-        f"{first['fp']['top1']:.1f}. Cells: top-1 / agreement with the float network / relative logit error, mean over "
-        "seeds (with half the range of top-1).",
+        f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images} --seeds {seeds}`: {images} "
+        f"training images, with labels and {epochs} epochs where a method trains; {first['evaluation_images']} "
+        f"evaluation images, float {first['fp']['top1']:.1f}. Cells: top-1 / agreement with the float network / "
+        "relative logit error, mean over seeds (with half the range of top-1).",
         "",
         "| method | seeds | " + " | ".join(pair.upper() for pair in PAIRS) + " |",
         "|---|---|" + "---|" * len(PAIRS),

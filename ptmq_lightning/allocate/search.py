@@ -60,7 +60,7 @@ def _ladder(harm: Mapping[BitWidth, float]) -> list[BitWidth]:
 
 def _complete(model: MultiBitModel, chosen: Mapping[str, BitWidth]) -> BitAssignment:
     """Add the rest: pinned layers at the widest pair, matmuls at their block's narrowest activations."""
-    widest = max(model.widths)
+    widest = max(model.pairs)
     pairs = dict(BitAssignment.uniform(widest.w, widest.a, model).items())
     pairs.update({name: model.layers[name].width(pair) for name, pair in chosen.items()})
     for name, layer in model.layers.items():

@@ -42,7 +42,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Whole:
-    """The place of a fit that is not of one block, in the terms of a block's."""
+    """Stands for a block's `Place` where the whole network is trained."""
 
     index: int = 0
     count: int = 1

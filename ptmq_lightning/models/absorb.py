@@ -15,10 +15,6 @@ class FoldReport:
     folded: list[tuple[str, str]] = field(default_factory=list)
     kept: list[tuple[str, str]] = field(default_factory=list)
 
-    def __str__(self) -> str:
-        lines = [f"{what} -> {where}" for what, where in self.folded]
-        return "\n".join(lines + [f"{what} kept: {why}" for what, why in self.kept])
-
     def __add__(self, other: FoldReport) -> FoldReport:
         return FoldReport(self.folded + other.folded, self.kept + other.kept)
 

@@ -97,7 +97,8 @@ def _weight_layers(blocks: Sequence[Block]) -> list[str]:
 
 class _Inserter:
     """What one walk over the blocks has to remember: the layer table, whether the first tensor was quantised, and
-    which tensors of the block in turn have one long side (`carried`: its input has)."""
+    which tensors of the current block are skewed, with a long side and a short one as behind a GELU (`carried`: its
+    input is)."""
 
     def __init__(self, placement: Placement, step_size: StepSize, weight_layers: list[str]) -> None:
         self.placement, self.step_size = placement, step_size

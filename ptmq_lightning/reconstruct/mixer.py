@@ -44,9 +44,7 @@ class Mixer:
             raise ConfigError(f"found mixer weights {self.weights} with sum {sum(self.weights):g}; expected sum 1.")
 
     def group_weights(self, groups: int) -> tuple[float, ...]:
-        if groups == len(self.weights):
-            return self.weights
-        return (1.0,) if groups == 1 else (0.4, *[0.6 / (groups - 1)] * (groups - 1))
+        return group_weights(self.weights, groups)
 
     def streams(self, groups: BitGroups) -> tuple[Hashable, ...]:
         """Keys of the feature streams that are cached beside the float features."""
@@ -107,3 +105,11 @@ def _rest(features: Sequence[Tensor]) -> Tensor:
 
 def _randint(high: int, generator: torch.Generator) -> int:
     return int(torch.randint(high, (), generator=generator))
+
+
+def group_weights(given: tuple[float, ...], groups: int) -> tuple[float, ...]:
+    """lambda of each group, low to high: those given, or for another number of groups 0.4 and the rest in equal parts
+    (PTMQ §1.7)."""
+    if groups == len(given):
+        return given
+    return (1.0,) if groups == 1 else (0.4, *[0.6 / (groups - 1)] * (groups - 1))

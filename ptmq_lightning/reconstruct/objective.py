@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ptmq_lightning.reconstruct.importance import WEIGHTS
+from ptmq_lightning.reconstruct.mixer import group_weights
 from ptmq_lightning.runtime.errors import ConfigError
 
 FORMS = ("gd_figure", "gd_direct", "gd_chain", "mse")
@@ -88,9 +89,7 @@ class Objective:
 
     def _gd_figure(self, outputs: Sequence[Tensor], target: Tensor, own: list[Tensor], far: Distance) -> Tensor:
         n = len(outputs)
-        weights = self.mixture if len(self.mixture) == n else (0.4, *[0.6 / max(n - 1, 1)] * (n - 1))
-        if n == 1:
-            weights = (1.0,)
+        weights = (1.0,) if n == 1 else group_weights(self.mixture, n)
         gammas = [self.gammas[min(i, len(self.gammas) - 1)] for i in range(n)]
         mixed = torch.stack([w * o for w, o in zip(weights, outputs, strict=True)]).sum(0)
         high = outputs[-1].detach() if self.stop_gradient else outputs[-1]

@@ -16,7 +16,7 @@ LIMIT = 1 << 30  # bytes; DeiT-S takes 0.7 GiB at all widths
 class WeightCache:
     """Weights by layer and width; beyond `limit` bytes those that were asked for longest ago are forgotten.
 
-    What is forgotten stays with the layers that run on it. An entry serves only while the weight has the very tensors
+    What is forgotten is freed once no layer runs on it. An entry serves only while the weight has the very tensors
     that it was made of and these were not written to: a new rounding, new steps, another device make it anew. Safe to
     use from many threads.
     """

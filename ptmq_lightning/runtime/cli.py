@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def info(options: argparse.Namespace) -> Iterator[str]:
-    """From the manifest and the names of the tensors, hence of what may be no network at all."""
+    """Reads the manifest and the names of the tensors alone: what they describe may be no network that loads."""
     manifest = read_manifest(options.folder)
     try:
         yield from _info_lines(options, manifest)

@@ -74,10 +74,6 @@ class MultiBitModel(nn.Module):
         self._uniform: dict[BitWidth, BitAssignment] = {}
 
     @property
-    def widths(self) -> tuple[BitWidth, ...]:
-        return self.pairs
-
-    @property
     def has_float(self) -> bool:
         """False where a weight was stored as codes alone: switch(None) is refused then."""
         return all(getattr(weight, "has_float", True) for block in self.blocks for _, weight in weights_of(block))

@@ -38,7 +38,8 @@ class QuantizerRow:
     """A place where a tensor becomes integers.
 
     owner: the layer whose width it follows; None: 8 bits at every width over `range`. signed: s8 with a shift of 128.
-    relu, upper: what the clip takes over. factor: the tensor is multiplied by it after it became integers. table: codes
+    relu, upper: bounds of an activation function that the clip applies. factor: the tensor is multiplied by it after it
+    became integers. table: codes
     of 8 bits are looked up in one, at every width.
     """
 

@@ -17,7 +17,7 @@ from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 def harm(model: Any) -> Sensitivity:
     """Harm falls fourfold with each bit, as squared rounding errors do."""
     return {
-        name: {pair: scale * 4.0**-pair.w for pair in model.widths} for name, scale in (("a", 100), ("b", 1), ("c", 10))
+        name: {pair: scale * 4.0**-pair.w for pair in model.pairs} for name, scale in (("a", 100), ("b", 1), ("c", 10))
     }
 
 
@@ -33,7 +33,7 @@ def test_the_average_keeps_to_the_budget(model: Any, harm: Sensitivity, budget: 
 
 def test_no_layer_could_go_up_within_the_budget(model: Any, harm: Sensitivity) -> None:
     chosen = greedy(model, harm, 4.0)
-    widths = [pair.w for pair in model.widths]
+    widths = [pair.w for pair in model.pairs]
     for name in "abc":
         wider = [w for w in widths if w > chosen[name].w][:1]
         count = math.prod(model.layers[name].weight_shape)

@@ -38,7 +38,7 @@ def model(network: torch.nn.Module, images: torch.Tensor) -> MultiBitModel:
 
 
 def test_a_quantised_model_runs_at_exactly_the_pairs_asked_for(model: MultiBitModel) -> None:
-    assert [str(pair) for pair in model.widths] == ["w3a3", "w4a4", "w8a8"]
+    assert [str(pair) for pair in model.pairs] == ["w3a3", "w4a4", "w8a8"]
 
 
 @pytest.mark.parametrize("training", [False, True])

@@ -108,11 +108,6 @@ def test_a_shift_does_not_pass_zero_padding():
     ]
 
 
-def test_the_report_reads_as_lines():
-    report = fold.FoldReport([("bn1 (BatchNorm)", "conv1")], [("norm (LayerNorm affine)", "read by add (add)")])
-    assert str(report) == "bn1 (BatchNorm) -> conv1\nnorm (LayerNorm affine) kept: read by add (add)"
-
-
 @pytest.mark.parametrize(
     ("name", "file"), [("vit_t", "vit_tiny_patch16_224"), ("mobileone_s0", "mobileone_s0_reparam")]
 )
