@@ -39,6 +39,11 @@ def test_no_error_is_weighted_in_the_second_phase() -> None:
     assert (second.objective.weight, second.objective.norm, second.objective.p) == ("none", "token", 2.4)
 
 
+def test_a_learned_weight_moves_at_a_share_of_the_rate_of_the_rounding_variables() -> None:
+    kinds = ("shared", "ste", "flexround")
+    assert [parts.rounding(configuration([f"rounding={kind}"]).rounding).rate for kind in kinds] == [1.0, 0.3, 0.3]
+
+
 def test_options_of_the_quantisers_and_of_the_commit_reach_their_rooms() -> None:
     config = configuration(["quant.gelu=table", "recon.bias_correction=true"])
     assert parts.placement(config.bits, config.quant).gelu == "table"

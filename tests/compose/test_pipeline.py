@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,10 @@ from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.pipeline import run
 from ptmq_lightning.models.zoo import build
 from ptmq_lightning.report.record import read_results
+from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
+from ptmq_lightning.runtime.layers import WeightLayer
+from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 
 TINY = [
     "recon=smoke", "recon.steps=3", "recon.log_every=1", "data.val_images=50", "data.step_images=32",
@@ -43,7 +47,9 @@ def working_folder(digits: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def model_bytes(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in sorted((folder / "model").iterdir())}
+    found = {file.name: file.read_bytes() for file in sorted((folder / "model").iterdir())}
+    assert found, "two empty folders would be equal"
+    return found
 
 
 def metrics(folder: Path) -> list[dict[str, str]]:
@@ -102,8 +108,13 @@ def test_metrics_hold_each_blocks_losses_against_a_step_that_only_grows(whole: P
     assert all(any(line[f"loss/w{b}a{b}"] for b in (3, 4, 8)) for line in lines)
 
 
+def test_the_regulariser_is_zero_in_every_block_until_its_warmup_is_over(whole: Path) -> None:
+    counts = {(int(line["recon/step"]) % 3, float(line["loss/rounding"]) > 0) for line in metrics(whole)}
+    assert counts == {(0, False), (1, True), (2, True)}  # a fifth of three steps: the first of each block
+
+
 def test_the_model_is_saved_without_pickle(whole: Path) -> None:
-    assert {file.suffix for file in (whole / "model").iterdir()} <= {".safetensors", ".json"}
+    assert {file.suffix for file in (whole / "model").iterdir()} == {".safetensors", ".json"}
 
 
 def test_the_same_seed_gives_the_same_bytes(whole: Path, tmp_path: Path) -> None:
@@ -197,15 +208,48 @@ def test_mixed_widths_are_chosen_evaluated_and_listed_per_layer(tmp_path: Path) 
     assert "mixed_4.0,mixed_5.0" in header
 
 
+def decided(model: MultiBitModel) -> dict[str, Any]:
+    """What options decide about a model; octaves: whether its weight steps are powers of two apart."""
+    weights = [weight for _, weight in weights_of(model) if len(weight.widths) > 1]
+    layers = [layer for layer in model.modules() if isinstance(layer, WeightLayer)]
+    return {
+        "rounding": {(weight.kind, len(weight.rounding)) for weight in weights},
+        "octaves": all(bool(((w.steps / w.steps[-1]).frexp().mantissa == 0.5).all()) for w in weights),
+        "pins": {layer.pin_w for layer in model.layers.values()},
+        "corrected": {layer.biases is not None for layer in layers},
+        "pairs": [str(pair) for pair in model.pairs],
+    }
+
+
+DEFAULT = {
+    "rounding": {("planes", 3)}, "octaves": False, "pins": {None, 8}, "corrected": {False},
+    "pairs": ["w3a3", "w4a4", "w8a8", "w2a4"],
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    "options",
-    [["method=ptmq_paper"], ["rounding=offset", "mixer=case1"], ["rounding=per_width", "loss=gd_chain"],
-     ["rounding=nearest", "step_size=power_of_two"], ["loss=mse", "mixer=case2", "bits.edge=none"],
-     ["loss=aph", "recon.bias_correction=true"],
-     ["bits=vit", "bits.groups=[[[4,6]],[[8,8]]]", "bits.evaluate=[w4a6,w8a8]", "mixer=none"]],
+    ("options", "change"),
+    [([], {}),
+     (["method=ptmq_paper"], {"rounding": {("planes", 1)}}),
+     (["rounding=offset", "mixer=case1"], {"rounding": {("offset", 1)}}),
+     (["rounding=per_width", "loss=gd_chain"], {"rounding": {("planes", 4)}}),
+     (["rounding=nearest", "step_size=power_of_two"], {"rounding": {("nearest", 0)}, "octaves": True}),
+     (["loss=mse", "mixer=case2", "bits.edge=none"], {"pins": {None}}),
+     (["loss=aph", "recon.bias_correction=true"], {"corrected": {True}}),
+     (["bits=vit", "bits.groups=[[[4,6]],[[8,8]]]", "bits.evaluate=[w4a6,w8a8]", "mixer=none"],
+      {"rounding": {("planes", 2)}, "pairs": ["w4a6", "w8a8", "w2a4"]})],
 )  # fmt: skip
-def test_methods_and_options_run_to_the_end(options: list[str], tmp_path: Path) -> None:
-    assert 0 <= run(configuration([*TINY, *options]), tmp_path) <= 100
+def test_methods_and_options_make_their_model_and_its_artifact_gives_the_same_rows(
+    options: list[str], change: dict[str, Any], tmp_path: Path
+) -> None:
+    config = configuration([*TINY, *options])
+    run(config, tmp_path)
+    rows = read_results(tmp_path / "results.json")["rows"]
+    network, model = pipeline.build(config.model), artifact.load(tmp_path / "model")
+    sources, _, _ = pipeline.load(config, network)
+    assert [asdict(row) for row in pipeline.measure(model, sources, config, network.module).rows] == rows
+    assert next(row["agreement"] for row in rows if row["config"] == "w8a8") >= 98  # all but one of 50 images
+    assert decided(model) == DEFAULT | change
 
 
 def test_the_log_names_every_stage_and_the_size_of_the_feature_cache(

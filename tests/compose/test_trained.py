@@ -42,7 +42,7 @@ def test_a_rival_leaves_the_same_record_as_every_method_and_its_costs(method: st
     assert (results["method"], results["calibration_images"], list(rows(tmp_path))) == (method, 64, ["w2a4", "w8a8"])
     assert results["seconds"]["reconstruct"] == pytest.approx(costs["seconds"])
     assert (costs["method"], costs["images"], costs["labels"], costs["epochs"]) == (method, 64, 64, 1)
-    assert costs["stored_bytes"] == sum(file.stat().st_size for file in (tmp_path / "model").iterdir())
+    assert costs["stored_bytes"] == sum(file.stat().st_size for file in (tmp_path / "model").iterdir()) > 0
     assert set(costs["train_top1"]) == {"w2a4", "w8a8"}
     kind = {"any_precision": "kept per width", "multiquant": "re-estimated", "robustquant": "folded"}[method]
     assert (costs["statistics"]["kind"], costs["statistics"]["images"]) == (kind, 64 if kind == "re-estimated" else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -100,6 +101,46 @@ def test_only_the_drawn_widths_get_gradients() -> None:
     for name, parameter in module.named_parameters():
         drawn = name.rsplit(".", 1)[-1] in ("3", "6", "8")
         assert (parameter.grad is not None) == (drawn or ".v." in name), name
+
+
+@pytest.mark.parametrize("how", [KINDS["shared"], Rounding("flexround", rate=0.3)], ids=["soft", "flexround"])
+def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: Rounding) -> None:
+    settings = Settings(steps=8, lr_rounding=0.02, lr_activation=0.003, lr_weight_step=0.0004)
+    module = module_of(small_model(), 1, replace(RECIPE, rounding=how, settings=settings))
+    names = {id(parameter): name.split(".")[-2] for name, parameter in module.named_parameters()}
+    found: Any = module.configure_optimizers()
+    optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
+    rates: dict[str, list[float]] = {}
+    for _ in range(settings.steps + 1):
+        for group in optimizer.param_groups:
+            (kind,) = {names[id(parameter)] for parameter in group["params"]}
+            rates.setdefault(kind, []).append(group["lr"])
+        optimizer.step()
+        schedule.step()
+    rounding = {"shared": "v", "flexround": "d"}[how.kind]
+    assert found["lr_scheduler"]["interval"] == "step"
+    assert set(rates) == {rounding, "log_step", "log_gain"}
+    assert rates[rounding] == pytest.approx([0.02 * how.rate] * 9)
+    # at the start, half-way and at the end, where float64 leaves 1e-19 of 0
+    assert rates["log_step"][::4] == pytest.approx([0.003, 0.0015, 0], abs=1e-12)
+    assert rates["log_gain"][::4] == pytest.approx([0.0004, 0.0002, 0], abs=1e-12)
+
+
+def test_the_regulariser_joins_the_loss_when_the_warmup_is_over() -> None:
+    model, x = small_model(), images(8)
+    settings = Settings(steps=10, warmup=0.2, lambda_rounding=0.05, log_every=1)
+    module = module_of(model, 1, replace(RECIPE, settings=settings))
+    with passthrough(model), torch.no_grad():
+        x = model.blocks[0](x)
+        target = model.blocks[1](x)
+    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, steps=1, seed=0)))
+    regulariser = []
+    for index in range(settings.steps):
+        loss = float(module.training_step(batch, index).detach())
+        own = sum(value for name, value in module.latest.items() if name.startswith("loss/w"))  # of gd_direct, all
+        regulariser.append(module.latest["loss/rounding"])
+        assert loss == pytest.approx(own + 0.05 * regulariser[-1], rel=1e-5)  # float32 sums
+    assert regulariser[:2] == [0, 0] and min(regulariser[2:]) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
