@@ -22,6 +22,7 @@ import io
 import json
 import os
 import platform
+import shlex
 import statistics
 import subprocess
 import sys
@@ -251,7 +252,7 @@ def commands(done: Sequence[dict[str, Any]], widths: Sequence[str]) -> list[str]
     first, settings = done[0], done[0]["settings"]
     given = f" --set {' '.join(settings)}" if settings else ""
     return [
-        f"python benchmarks/accuracy.py {first['experiment']} --methods {' '.join(methods)} --bits {bits} "
+        f"python benchmarks/accuracy.py {first['experiment']} --methods {shlex.join(methods)} --bits {bits} "
         f"--seeds {seeds}{given}"
         for (bits, seeds), methods in asked.items()
     ]
