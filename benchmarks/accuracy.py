@@ -165,8 +165,11 @@ def identity(note: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def meaning(note: dict[str, Any]) -> str:
-    """A hash of the configuration that a cell's command composes now, wherever the data lie."""
-    return meaning_of(overrides_of(note))
+    """A hash of the configuration that a cell's command composes now, wherever the data lie; "" where it is refused."""
+    try:
+        return meaning_of(overrides_of(note))
+    except ConfigError:
+        return ""
 
 
 @functools.cache
@@ -382,7 +385,7 @@ def _text(cell: Any, value: str) -> str:
 
 def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file: Path) -> None:
     """Accuracy and logit error against bits, a line per method, dashed where its name carries overrides."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(10, 5), layout="constrained")
     axes = figure.subplots(1, 2)
     for axis, value, title in zip(axes, ("top1", "logit_error"), ("top-1, %", "relative logit error"), strict=True):
         for method in dict.fromkeys(line.settings[0] for line in lines):
@@ -391,12 +394,12 @@ def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file:
             axis.errorbar(
                 [number for number, _ in there], [cell.mean for _, cell in there],
                 yerr=[cell.spread or 0 for _, cell in there], label=method, marker="o", markersize=3, capsize=2,
-                linewidth=2.5 if method.startswith("ptmq") else 1.2, linestyle="--" if "+" in method else "-",
+                linewidth=2.5 if method == "ptmq" else 1.2, linestyle="--" if "+" in method else "-",
             )  # fmt: skip
         axis.set(xticks=range(len(widths)), xticklabels=widths, ylabel=title)
     axes[0].axhline(fp["top1"], color="grey", linestyle=":", label="float")
     axes[1].set_yscale("log")
-    axes[0].legend(fontsize=8)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(file, dpi=150)
 
 
