@@ -46,7 +46,8 @@ def quantize(
         images: calibration images (N, C, H, W), preprocessed; the model is made on their device.
         bits: an option of the group ``bits``, or groups of pairs such as [["w3a3", "w4a4"], [(8, 8)]].
         preprocessing: how ``images`` were made of pictures: mean, std, interpolation, crop_pct, crop_mode. It travels
-            with the artifact, for whoever feeds it files. None: what a network of timm says of itself, else unknown.
+            with the artifact, for whoever feeds it files; what is left out is bicubic, 0.875 and center. None: what a
+            network of timm says of itself, else unknown.
         seed: of the values that the search of the activation steps looks at.
         overrides: further keys as on the command line.
 

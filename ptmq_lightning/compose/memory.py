@@ -1,4 +1,5 @@
-"""Memory that a step frees stays with the process, for the next step, until its block is finished.
+"""What a process holds: memory that a step frees stays with it, for the next step, until its block is finished; and
+the peak that a run tells.
 
 glibc hands large blocks back to the kernel and faults them in again at every step of a fit, which costs a fifth of the
 time on small blocks. Kept from block to block, though, it goes to pieces, and the process grows with the depth of the

@@ -64,9 +64,8 @@ class BitsConfig:
 class MixerConfig:
     name: str = MISSING
     p: float = 0.5  # share of float features in the mix
-    weights: list[float] = field(
-        default_factory=lambda: [0.4, 0.3, 0.3]
-    )  # of three groups, low to high; of others: 0.4, equal rest
+    # of the groups, low to high; for another number than three the default is 0.4 and the rest in equal parts
+    weights: list[float] = field(default_factory=lambda: [0.4, 0.3, 0.3])
 
 
 @dataclass
