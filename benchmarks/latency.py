@@ -47,7 +47,6 @@ def main() -> None:
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall", help="of the runs with one thread")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out (minutes to compile)")
     options = parser.parse_args()
-    RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "latency.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     found["machine"] = machine() | {"clock": options.clock}

@@ -53,7 +53,6 @@ def main() -> None:
             if found.get(case, {}).get(option, {}).get("meaning") != meaning:
                 result = {"command": command, "meaning": meaning, **measure(command)}
                 found.setdefault(case, {})[option] = result
-                FILE.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(FILE, json.dumps(found, indent=2) + "\n")
             write_atomically(FILE.with_suffix(".md"), table(found))
             print(case, option, found[case][option], flush=True)

@@ -59,7 +59,6 @@ def main() -> None:
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for part in options.parts:
         found[part] = parts[part]()
-        file.parent.mkdir(exist_ok=True)
         write_atomically(file, json.dumps(found, indent=1) + "\n")
         write_atomically(file.with_suffix(".md"), report(found))
     print(report(found))

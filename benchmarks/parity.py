@@ -54,7 +54,6 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="evaluation images, at most")
     options = parser.parse_args()
     artifacts = dict(given.split("=", 1) for given in options.artifact)
-    RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "parity.json"
     found: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for name in options.cases:

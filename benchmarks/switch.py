@@ -54,7 +54,6 @@ def main() -> None:
             "machine": f"{platform.processor() or platform.machine()}, torch {torch.__version__}, 1 thread",
             "rounds": options.rounds,
         }
-        FILE.parent.mkdir(exist_ok=True)
         write_atomically(FILE, json.dumps(found, indent=1) + "\n")
         write_atomically(FILE.with_suffix(".md"), report(found))
     print(report(found))

@@ -65,7 +65,6 @@ def main() -> int:
                 if code:
                     return code
                 cells[name] = {"command": command, "meaning": meaning, "cpu_seconds": cpu, **read(folder)}
-                RESULTS.mkdir(exist_ok=True)
                 write_atomically(file, json.dumps(cells, indent=1) + "\n")
             write_atomically(RESULTS / "trained_rivals.md", page(cells, options.epochs, options.images))
             print(name, {row["config"]: row["top1"] for row in cells[name]["rows"]}, flush=True)

@@ -53,6 +53,7 @@ def record(
         columns[f"sensitivity_{pair}"] = {layer: harm[pair] for layer, harm in sensitivity.items()}
     write_layers(path, model.layers, block_names=model.block_names, columns=columns)
     write_calibration(path, indices, sources.describe())
+    peak = peak_memory()
     results = {
         "model": config.model.name,
         "data": sources.name,
@@ -63,10 +64,10 @@ def record(
         "evaluation_images": evaluation.images,
         "fp": evaluation.fp,
         "seconds": {name: seconds[name] for name in ("calibrate", "reconstruct", "evaluate")},
-        "peak_memory_bytes": peak_memory(),
+        "peak_memory_bytes": peak,
         "rows": [asdict(row) for row in evaluation.rows],
     }
-    record_costs(path, model, sources, indices, config, seconds["reconstruct"], peak_memory())
+    record_costs(path, model, sources, indices, config, seconds["reconstruct"], peak)
     write_page(path, results)
     write_results(path, results)
 

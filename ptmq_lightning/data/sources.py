@@ -101,12 +101,10 @@ def _open_cifar10(request: Request) -> Sources:
 def _open_folders(request: Request, default_map: Mapping[str, int] | None = None) -> Sources:
     places = locate(request)
     readers = {part: _reader(places[part], part) for part in ("train", "val")}
-    if places["val"].startswith(HUB_PREFIX):
-        default_map = class_folders(readers["val"])  # a hub data set numbers its own classes
-    mapped = _class_map(request)
-    if mapped is None and default_map and not places["val"].startswith(HUB_PREFIX):
-        mapped = default_map
-    classes = mapped or default_map or _common_classes(request, readers)
+    hub = places["val"].startswith(HUB_PREFIX)
+    mapped = _class_map(request) or (None if hub else default_map)
+    own = class_folders(readers["val"]) if hub else None  # a hub data set numbers its own classes
+    classes = mapped or own or _common_classes(request, readers)
     _require_labels(request, readers["val"], classes, places["val"])
     opened = {
         part: Images(reader, request.preprocessing, name=f"data.{part}={places[part]}", classes=classes)

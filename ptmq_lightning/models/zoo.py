@@ -12,7 +12,7 @@ import math
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,17 +80,11 @@ class Preprocessing:
             raise ModelError(f"preprocessing.{unknown} is no key{hint}; expected {', '.join(known)}")
         if missing := next((key for key in ("input_size", "mean", "std") if key not in fields), None):
             raise ModelError(f"the network's preprocessing has no {missing}; expected {', '.join(known)}")
-        expected = {
-            "input_size": "whole numbers (channels, height, width) from 1",
-            **dict.fromkeys(("mean", "std"), "a number per channel, std's above 0"),
-            "interpolation": f"one of {', '.join(INTERPOLATIONS)}",
-            "crop_pct": "a number above 0",
-            "crop_mode": f"one of {', '.join(CROP_MODES)}",
-        }
         for key, value in fields.items():
-            if not _fits(key, value):
+            fits, expected = _VALUES[key]
+            if not fits(value):
                 shown = list(value) if isinstance(value, tuple) else value
-                raise ModelError(f"preprocessing.{key}={shown} fits no image; expected {expected[key]}")
+                raise ModelError(f"preprocessing.{key}={shown} fits no image; expected {expected}")
         channels = fields["input_size"][0]
         if wrong := next((key for key in ("mean", "std") if len(fields[key]) != channels), None):
             raise ModelError(
@@ -100,25 +94,22 @@ class Preprocessing:
         return cls(**fields)
 
 
-def _fits(key: str, value: Any) -> bool:
-    """Whether an image can be made with this value of this field."""
+def _numbers(value: Any, least: float = -math.inf) -> bool:
+    """Whether it holds numbers above ``least`` alone, at least one."""
+    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, int | float) and v > least for v in value)
 
-    def numbers(least: float) -> bool:
-        return (
-            isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, int | float) and v > least for v in value)
-        )
 
-    match key:
-        case "input_size":
-            return numbers(0) and len(value) == 3 and all(isinstance(size, int) for size in value)
-        case "mean" | "std":
-            return numbers(0 if key == "std" else -math.inf)
-        case "crop_pct":
-            return isinstance(value, int | float) and value > 0
-        case "interpolation":
-            return value in INTERPOLATIONS
-        case _:
-            return value in CROP_MODES
+_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of preprocessing: with which an image can be made
+    "input_size": (
+        lambda value: _numbers(value, 0) and len(value) == 3 and all(isinstance(size, int) for size in value),
+        "whole numbers (channels, height, width) from 1",
+    ),
+    "mean": (_numbers, "a number per channel, std's above 0"),
+    "std": (lambda value: _numbers(value, 0), "a number per channel, std's above 0"),
+    "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
+    "crop_pct": (lambda value: isinstance(value, int | float) and value > 0, "a number above 0"),
+    "crop_mode": (lambda value: value in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
+}
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,6 @@ def _randint(high: int, generator: torch.Generator) -> int:
 def group_weights(given: tuple[float, ...], groups: int) -> tuple[float, ...]:
     """lambda of each group, low to high: those given, or for another number of groups 0.4 and the rest in equal parts
     (PTMQ §1.7)."""
-    if groups == len(given):
-        return given
-    return (1.0,) if groups == 1 else (0.4, *[0.6 / (groups - 1)] * (groups - 1))
+    if groups == 1:
+        return (1.0,)
+    return given if groups == len(given) else (0.4, *[0.6 / (groups - 1)] * (groups - 1))

@@ -89,7 +89,7 @@ class Objective:
 
     def _gd_figure(self, outputs: Sequence[Tensor], target: Tensor, own: list[Tensor], far: Distance) -> Tensor:
         n = len(outputs)
-        weights = (1.0,) if n == 1 else group_weights(self.mixture, n)
+        weights = group_weights(self.mixture, n)
         gammas = [self.gammas[min(i, len(self.gammas) - 1)] for i in range(n)]
         mixed = torch.stack([w * o for w, o in zip(weights, outputs, strict=True)]).sum(0)
         high = outputs[-1].detach() if self.stop_gradient else outputs[-1]

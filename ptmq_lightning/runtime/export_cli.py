@@ -92,9 +92,8 @@ def read_images(path: Path, preprocessing: Mapping[str, Any], count: int) -> Ten
     except Exception as error:  # timm's readers raise RuntimeError for an empty folder, else what the place leads to
         why = "no pictures in it" if isinstance(error, RuntimeError) else type(error).__name__
         raise _no_images(path, why) from error
-    picks = np.linspace(0, len(reader) - 1, min(count, len(reader))).round().astype(int)
-    files = [(reader[int(i)][0], f"{path}: {reader.filename(int(i))}") for i in picks]
-    return torch.stack([open_picture(file, preprocessing, name) for file, name in files])
+    picks = np.linspace(0, len(reader) - 1, min(count, len(reader))).round().astype(int).tolist()
+    return torch.stack([open_picture(reader[i][0], preprocessing, f"{path}: {reader.filename(i)}") for i in picks])
 
 
 def _check_sizes(paths: Sequence[Path], parts: Sequence[Tensor], size: Sequence[int] | None) -> None:

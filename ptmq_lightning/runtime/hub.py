@@ -59,7 +59,10 @@ def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = 
         parts = {name: Path(folder) / f".{name}.part" for name in FILES}
         for name, part in parts.items():
             shutil.copyfile(place / name, part)
-        for name, part in parts.items():  # both are there by now: a kill leaves the old artifact or the new one
+        for (
+            name,
+            part,
+        ) in parts.items():  # a kill between the two leaves hashes that load() refuses
             part.replace(Path(folder) / name)
     return model
 

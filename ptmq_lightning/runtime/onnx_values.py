@@ -39,8 +39,7 @@ class QuantizerRow:
 
     owner: the layer whose width it follows; None: 8 bits at every width over `range`. signed: s8 with a shift of 128.
     relu, upper: bounds of an activation function that the clip applies. factor: the tensor is multiplied by it after it
-    became integers. table: codes
-    of 8 bits are looked up in one, at every width.
+    became integers. table: codes of 8 bits are looked up in one, at every width.
     """
 
     name: str

@@ -29,8 +29,10 @@ class BitWidth(NamedTuple):
         if isinstance(text, str):
             match = re.fullmatch(r"w(\d+)a(\d+)", text)
             values = (int(match[1]), int(match[2])) if match else ()
+        elif isinstance(text, bool):
+            values = ()
         else:
-            values = text if isinstance(text, Iterable) else () if isinstance(text, bool) else (text, text)
+            values = text if isinstance(text, Iterable) else (text, text)
         try:
             w, a = map(operator.index, values)  # whole numbers of any library, no fractions
         except (TypeError, ValueError):
