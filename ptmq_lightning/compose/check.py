@@ -34,6 +34,7 @@ CHOICES = {
     "trainer.accelerator": ("cpu", "gpu", "cuda", "auto"),
     "logger.mode": ("online", "offline", "disabled"),
     "export.form": ("static", "switchable"),
+    "export.weights": ("signed", "portable"),
 }
 COUNTS = (
     *("recon.steps", "recon.activation_steps", "recon.batch", "recon.log_every", "recon.calibration_images"),

@@ -15,7 +15,7 @@ from ptmq_lightning.models.zoo import Preprocessing
 from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.export import export
-from ptmq_lightning.runtime.export_cli import lines, widths
+from ptmq_lightning.runtime.export_cli import report, widths
 
 log = logging.getLogger(__name__)
 
@@ -56,8 +56,8 @@ def run_export(config: Config, folder: Path) -> float:
     images = calibration_images(sources.train, indices)
     out = Path(config.export.out) if config.export.out else folder / "export"
     bits = widths(",".join(config.export.bits))
-    reports = export(model, out, images, bits, form=config.export.form, backend=config.export.name)
-    log.info("exported to %s", out)
-    for line in lines(reports):
+    asked = config.export
+    reports = export(model, out, images, bits, form=asked.form, backend=asked.name, weights=asked.weights)
+    for line in report(out, reports):
         log.info("%s", line)
     return min(report.agreement for report in reports.values())

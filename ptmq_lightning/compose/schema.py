@@ -177,6 +177,7 @@ class FinetuneConfig:
 class ExportConfig:
     name: str = "none"  # onnx, openvino: no run, the artifact is written for this runtime
     form: str = "static"  # switchable: one graph for all widths (onnx)
+    weights: str = "signed"  # portable: exact on every processor, without any setting of the runtime
     bits: list[str] = field(default_factory=list)  # widths and named assignments; all where empty
     images: int = 64  # of the calibration images: for ranges and the check
     out: str | None = None  # null: export/ in the run's folder

@@ -190,15 +190,16 @@ def _decode(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> MultiBitMod
 
 def _check_decoded(model: MultiBitModel, manifest: dict[str, Any], loaded: MultiBitModel, packing: str) -> None:
     """Codes and steps at every width, and the whole encoding, are the model's."""
-    for block, twin in zip(model.blocks, loaded.blocks, strict=True):
-        for (name, weight), (_, other) in zip(weights_of(block), weights_of(twin), strict=True):
-            same = torch.equal(weight.steps.cpu(), other.steps)
-            if not same or any(not torch.equal(weight.code(b).cpu(), other.code(b)) for b in weight.widths):
-                raise ArtifactError(
-                    f"the written artifact gives other codes or steps for layer '{name}' than the model; expected "
-                    f"equal ones at {weight.widths} bits. Nothing was saved; its latents must have 11 bits and its "
-                    f"rounding must be 0 or 1 (tau 0 to 31)."
-                )
+    written = dict(weights_of(loaded))  # paired by name: a graph read back may hold its modules in another order
+    for name, weight in weights_of(model):
+        other, layer = written[name], name.split(".", 2)[2]  # blocks.<index>.<layer>
+        same = torch.equal(weight.steps.cpu(), other.steps)
+        if not same or any(not torch.equal(weight.code(b).cpu(), other.code(b)) for b in weight.widths):
+            raise ArtifactError(
+                f"the written artifact gives other codes or steps for layer '{layer}' than the model; expected "
+                f"equal ones at {weight.widths} bits. Nothing was saved; its latents must have 11 bits and its "
+                f"rounding must be 0 or 1 (tau 0 to 31)."
+            )
     if _encode(loaded, packing)[0] != manifest:
         raise ArtifactError(
             "the written artifact decodes to another network than the model; expected the same. Nothing was saved."

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
-from ptmq_lightning.runtime.export import BACKENDS, FORMS, export
+from ptmq_lightning.runtime.export import BACKENDS, FORMS, WEIGHTS, export
+from ptmq_lightning.runtime.export_folder import read_manifest
 from ptmq_lightning.runtime.model import Which
 from ptmq_lightning.runtime.parity import WidthReport
 from ptmq_lightning.runtime.pictures import open_picture
@@ -28,6 +29,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bits", metavar="LIST", help="4, w4a8 or named assignments, by comma (default: all)")
     parser.add_argument("--form", choices=FORMS, default="static", help="a file per width, or one graph for all")
     parser.add_argument("--backend", choices=BACKENDS, default="onnx")
+    exact = "signed: the fastest; portable: exact on every processor without any setting"
+    parser.add_argument("--weights", choices=WEIGHTS, default="signed", help=exact)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write (default: DIR beside it, -BACKEND)")
     parser.add_argument("--count", type=positive, default=IMAGES, help=f"images to use, at most (default {IMAGES})")
     parser.add_argument("--float-image", action="store_true", help="leave the first convolution in float")
@@ -49,8 +52,14 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     place = args.folder.resolve()
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
-    reports = export(model, out, images, bits, form=args.form, backend=args.backend, float_image=args.float_image)
+    options = {key: getattr(args, key) for key in ("form", "backend", "weights", "float_image")}
+    yield from report(out, export(model, out, images, bits, **options))
+
+
+def report(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
+    """What was written, where it runs exactly, and the check of each width."""
     yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
+    yield f"x86 processors: {read_manifest(out)['old_processors']}"
     yield from lines(reports)
 
 

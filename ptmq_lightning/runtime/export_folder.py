@@ -10,7 +10,7 @@ from typing import Any
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.manifest import digest
 
-FORMAT, VERSION = "ptmq export", 2
+FORMAT, VERSION = "ptmq export", 3
 MANIFEST, WIDTHS = "export.json", "widths.safetensors"
 _AGAIN = "Copy the export again, or export the artifact again."
 

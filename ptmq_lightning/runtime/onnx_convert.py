@@ -219,7 +219,7 @@ class Converter:
     def _weight(self, op: Op, axis: int) -> str:
         w = self.writer
         codes, scale = w.parameter(f"{op.path}.weight"), w.parameter(f"{op.path}.scale")
-        zeros = w.constant(np.zeros_like(w.parameters[scale], dtype=np.int8), np.int8)
+        zeros = w.zeros(f"{op.path}.weight.zeros", w.parameters[scale], np.int8)
         return str(w.node("DequantizeLinear", [codes, scale, zeros], f"{op.path}.weight.float", axis=axis))
 
     def _bias(self, op: Op) -> list[str]:
@@ -254,7 +254,8 @@ class Converter:
         """QLinearConv as such: ONNX Runtime does not make one of a Conv whose weights are inputs of the graph."""
         w, out = self.writer, self.plan.at[op]
         inputs = [value.name, *self._grid(value.quantizer), w.parameter(f"{op.path}.weight")]
-        inputs += [w.parameter(f"{op.path}.scale"), w.constant(0, np.int8), *self._grid(out, made=True)]
+        zero = w.zeros(f"{op.path}.weight.zeros", 0, np.int8)
+        inputs += [w.parameter(f"{op.path}.scale"), zero, *self._grid(out, made=True)]
         if f"{op.path}.bias" in w.parameters:
             inputs.append(w.parameter(f"{op.path}.bias"))
         return self._clipped(w.node("QLinearConv", inputs, op.path, **attributes), out)

@@ -44,6 +44,12 @@ class Writer:
             self.initializers[name] = self._numpy.from_array(array.reshape(np.shape(value)), name)
         return self._constants[key]
 
+    def zeros(self, name: str, like: Any, dtype: Any) -> str:
+        """The zero points of a weight, under a name of their own: ONNX Runtime's `session.x64quantprecision` makes u8
+        of them weight by weight, and fails on the second weight that shares them."""
+        self.initializers[name] = self._numpy.from_array(np.zeros_like(like, dtype=dtype), name)
+        return name
+
     def parameter(self, name: str) -> str:
         """The name of a parameter, which becomes an input or a constant of the graph."""
         if name not in self._used:

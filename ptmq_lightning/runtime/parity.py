@@ -23,6 +23,7 @@ from ptmq_lightning.runtime.flow import Op, record
 from ptmq_lightning.runtime.model import at_bits
 from ptmq_lightning.runtime.onnx_convert import CLIPS, Converter, source_of
 from ptmq_lightning.runtime.onnx_values import Array
+from ptmq_lightning.runtime.portable import as_portable, shifted, shifted_back
 from ptmq_lightning.runtime.session import Session, compile_openvino, inference_session
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ def compare(draft: Draft, session: Session) -> dict[str, WidthReport]:
             parts = draft.images.split(BATCH)
             expected = torch.cat([draft.model(part) for part in parts])
             found = torch.cat([session(part) for part in parts])
-            steps, differing = layer_steps(draft, name, session.manifest["backend"])
+            steps, differing = layer_steps(draft, name, session.manifest["backend"], portable=session.portable)
         worst = max(steps, key=lambda layer: steps[layer], default=None)
         largest = None if worst is None else steps[worst]
         agreement = 100 * float((expected.argmax(1) == found.argmax(1)).float().mean())
@@ -76,15 +77,18 @@ def compare(draft: Draft, session: Session) -> dict[str, WidthReport]:
     return reports
 
 
-def layer_steps(draft: Draft, name: str, backend: str = "onnx") -> tuple[dict[str, float], float | None]:
+def layer_steps(
+    draft: Draft, name: str, backend: str = "onnx", *, portable: bool = False
+) -> tuple[dict[str, float], float | None]:
     """Largest difference of each quantised layer, in its steps, and the share of integers that differ in percent.
 
-    Every layer is given the simulation's integers and compared with what the simulation makes of them.
+    Every layer is given the simulation's integers and compared with what the simulation makes of them. portable: run
+    in the form of `runtime.portable`.
     """
     graph = Converter(draft.plan, draft.values[name], clip=CLIPS[backend]).layers(draft.ops)
     kept = _simulated(draft, name, coded=backend == "onnx")
     steps, wrong, total = {}, 0, 0
-    for output, made in _run_layers(graph, kept, backend).items() if graph.graph.output else ():
+    for output, made in _run_layers(graph, kept, backend, portable).items() if graph.graph.output else ():
         wanted = kept[output]
         layer = output.removesuffix(".out")
         if made.dtype.kind == "f":
@@ -95,19 +99,22 @@ def layer_steps(draft: Draft, name: str, backend: str = "onnx") -> tuple[dict[st
     return steps, 100 * wrong / total if total else None
 
 
-def _run_layers(graph: Any, given: Mapping[str, Array], backend: str) -> dict[str, Array]:
+def _run_layers(graph: Any, given: Mapping[str, Array], backend: str, portable: bool) -> dict[str, Array]:
     """The outputs of `Converter.layers` in the runtime, by name; given: the inputs, among others. Nothing, where
     OpenVINO's compiler fails on these graphs: of some networks it does."""
     outputs, feed = [output.name for output in graph.graph.output], {i.name: given[i.name] for i in graph.graph.input}
+    model = (as_portable(graph, backend) if portable else graph).SerializeToString()
     if backend == "openvino":
         try:
-            compiled = compile_openvino(graph.SerializeToString(), None)
+            compiled = compile_openvino(model, None)
         except RuntimeError:
             return {}
         made = compiled(feed)
         return {name: made[name] for name in outputs}
-    session = inference_session(graph.SerializeToString(), None)
-    return dict(zip(outputs, session.run(outputs, feed), strict=True))
+    if portable:
+        feed = {name: shifted(name, value) for name, value in feed.items()}
+    made = inference_session(model, None).run(outputs, feed)
+    return {name: shifted_back(value, given[name].dtype) for name, value in zip(outputs, made, strict=True)}
 
 
 def _simulated(draft: Draft, name: str, coded: bool) -> dict[str, Array]:
@@ -146,13 +153,13 @@ def codes_of(array: Array, quantizer: str, values: Mapping[str, Array], made: bo
 def float_kernels(session: Session) -> dict[str, int]:
     """Convolutions and matrix products that the runtime executes in float at the active width, by kernel."""
     name = next(n for n, own in session.assignments.items() if own == session.active)
-    file = session.folder / (session.manifest["files"].get("*") or session.manifest["files"][name])
+    file = session.graph(name)
     if session.manifest["backend"] == "openvino":
         return _openvino_floats(file, {row["name"] for row in session.manifest["layers"] if row["kind"] == "matmul"})
     return {k: n for k, n in kernels(file).items() if k in FLOAT_KERNELS}
 
 
-def _openvino_floats(path: Path, products: set[str]) -> dict[str, int]:
+def _openvino_floats(path: Path | bytes, products: set[str]) -> dict[str, int]:
     """Of the graph that OpenVINO executes; products: names of matrix products, which it may run within a Subgraph."""
     found: Counter[str] = Counter()
     for node in compile_openvino(path, 1).get_runtime_model().get_ops():
@@ -166,7 +173,7 @@ def _openvino_floats(path: Path, products: set[str]) -> dict[str, int]:
     return dict(found)
 
 
-def kernels(path: Path) -> Counter[str]:
+def kernels(path: Path | bytes) -> Counter[str]:
     """Node types of the graph that ONNX Runtime executes."""
     import onnx
 

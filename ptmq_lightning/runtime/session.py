@@ -27,6 +27,7 @@ from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
 from ptmq_lightning.runtime.onnx_convert import IMAGES, LOGITS
 from ptmq_lightning.runtime.onnx_values import Array, Table, parameters
+from ptmq_lightning.runtime.portable import as_portable, saturates, shifted
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 Images = TypeVar("Images", torch.Tensor, Array)
@@ -36,16 +37,20 @@ Run = Callable[[Array], Array]
 class Session:
     """What `export` wrote, ready to run: images (B, C, H, W) float32 -> logits (B, classes).
 
-    threads: of one inference; None leaves the choice to the runtime. Raises ExportError for a folder that is no export,
-    or where a file is missing or altered.
+    threads: of one inference; None leaves the choice to the runtime. portable: run in the form that is exact on every
+    processor (runtime.portable), None: where this processor needs it. Raises ExportError for a folder that is no
+    export, or where a file is missing or altered.
     """
 
-    def __init__(self, folder: Path | str, threads: int | None = 1) -> None:
+    def __init__(self, folder: Path | str, threads: int | None = 1, *, portable: bool | None = None) -> None:
         self.folder, self.threads = Path(folder), threads
         self.manifest = read_manifest(self.folder)
         self._image_shape = tuple(self.manifest["image_shape"])
         backend = self.manifest["backend"]
         require(backend, "openvino" if backend == "openvino" else "onnxruntime")
+        stored = self.manifest["weights"] == "portable"
+        self.portable = stored or (saturates(backend) if portable is None else portable)
+        self._rewrites = self.portable and not stored
         layers = [
             LayerInfo(**{**row, "weight_shape": row["weight_shape"] and tuple(row["weight_shape"])})
             for row in self.manifest["layers"]
@@ -57,7 +62,7 @@ class Session:
         self._runs: dict[BitAssignment, Run] = {}
         self._preparing = threading.Lock()
         switchable = self.form == "switchable"
-        self._switchable = _Switchable(self.folder, self.manifest, self.threads) if switchable else None
+        self._switchable = _Switchable(self) if switchable else None
         self.active: BitAssignment | None = None
         self.switch(next(iter(self.assignments)))
 
@@ -100,6 +105,15 @@ class Session:
         logits = self._runs[self.active](given)
         return torch.from_numpy(logits) if isinstance(images, torch.Tensor) else logits
 
+    def graph(self, name: str) -> Path | bytes:
+        """What the runtime is given for an exported width: its file, or the file's graph in its portable form."""
+        files = self.manifest["files"]
+        path = self.folder / (files.get("*") or files[name])
+        if not self._rewrites:
+            return path
+        made: bytes = as_portable(path.read_bytes(), self.manifest["backend"]).SerializeToString()
+        return made
+
     def _prepared(self, assignment: BitAssignment, which: Any) -> Run:
         if self._switchable is not None:
             return self._switchable.at(assignment, which)
@@ -109,20 +123,22 @@ class Session:
                 f"the width {which!r} was not exported; found {', '.join(self.widths)}. Export it too, or use "
                 f"--form switchable."
             )
-        path = self.folder / self.manifest["files"][name]
+        model = self.graph(name)
         if self.manifest["backend"] == "openvino":
-            return _openvino(path, self.threads)
-        session = inference_session(path, self.threads)
+            return _openvino(model, self.threads)
+        session = inference_session(model, self.threads)
         return lambda images: session.run([LOGITS], {IMAGES: images})[0]
 
 
 class _Switchable:
     """One session; a set of bound parameters per width."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], threads: int | None) -> None:
+    def __init__(self, export: Session) -> None:
+        manifest = export.manifest
+        self.portable = export.portable
         self.table = Table.from_json(manifest["table"])
-        self.arrays: dict[str, Array] = safetensors.numpy.load_file(folder / WIDTHS)
-        self.session = inference_session(folder / manifest["files"]["*"], threads)
+        self.arrays: dict[str, Array] = safetensors.numpy.load_file(export.folder / WIDTHS)
+        self.session = inference_session(export.graph("*"), export.threads)
         self.inputs = [i.name for i in self.session.get_inputs() if i.name != IMAGES]
         exported = BitAssignment.from_json(next(iter(manifest["assignments"].values())))
         values = parameters(self.table, self.arrays, exported)
@@ -146,7 +162,8 @@ class _Switchable:
                 f"the width {which!r} needs another {other}, which is a constant of this export: all its widths share "
                 f"it. Choose among the exported widths, or export this one too."
             )
-        kept = {name: ort.OrtValue.ortvalue_from_numpy(values[name]) for name in self.inputs}
+        given = {name: shifted(name, values[name]) if self.portable else values[name] for name in self.inputs}
+        kept = {name: ort.OrtValue.ortvalue_from_numpy(value) for name, value in given.items()}
 
         def bound() -> Any:
             binding = self.session.io_binding()
@@ -193,7 +210,7 @@ def inference_session(path: Path | bytes, threads: int | None, optimised: Path |
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
-def _openvino(path: Path, threads: int | None) -> Run:
+def _openvino(path: Path | bytes, threads: int | None) -> Run:
     request_of = per_thread(compile_openvino(path, threads).create_infer_request)
     return lambda images: np.array(request_of().infer([images], share_inputs=True, share_outputs=True)[0])
 
