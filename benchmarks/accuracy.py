@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
-from ptmq_lightning.compose.parts import activation_steps  # noqa: E402
+from ptmq_lightning.config.parts import activation_steps  # noqa: E402
 from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarise  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.export.export import export
+from ptmq_lightning.export.session import Session, inference_session
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.steps import StepSize, calibrate
 from ptmq_lightning.report.record import write_atomically
-from ptmq_lightning.runtime.export import export
 from ptmq_lightning.runtime.model import MultiBitModel
-from ptmq_lightning.runtime.session import Session, inference_session
 from ptmq_lightning.runtime.spec import BitWidth
 
 RESULTS = Path(__file__).resolve().parent / "results"

@@ -26,17 +26,19 @@ import openvino
 import torch
 from torch import Tensor
 
-from ptmq_lightning.compose import parts, pipeline
+from ptmq_lightning.artifact import artifact
+from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config import parts
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
+from ptmq_lightning.export.draft import Draft
+from ptmq_lightning.export.export import export
+from ptmq_lightning.export.session import Session
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.report.record import write_atomically
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.export import Draft, export
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits
-from ptmq_lightning.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

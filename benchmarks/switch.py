@@ -23,10 +23,10 @@ import torch
 from random_models import WIDTHS, with_float
 from torch import Tensor, nn
 
+from ptmq_lightning.artifact.artifact import load, save
+from ptmq_lightning.device.bench import interleaved
 from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.artifact import load, save
-from ptmq_lightning.runtime.bench import interleaved
 from ptmq_lightning.runtime.cache import WeightCache
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 

@@ -38,11 +38,11 @@ from serving_report import picture, report
 import ptmq_lightning as ptmq
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data, permutation
+from ptmq_lightning.device.bench import interleaved
+from ptmq_lightning.export.export import FORMS, export
+from ptmq_lightning.export.session import Session, inference_session
 from ptmq_lightning.models.zoo import Preprocessing
-from ptmq_lightning.runtime.bench import interleaved
-from ptmq_lightning.runtime.export import FORMS, export
 from ptmq_lightning.runtime.model import MultiBitModel
-from ptmq_lightning.runtime.session import Session, inference_session
 
 Run = Callable[[Any], Any]  # image (1, C, H, W) -> logits (1, classes), numpy
 ROUNDS = 200  # that measure the rungs at the start

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ptmq_lightning.compose.check import RANGES
 from ptmq_lightning.compose.cli import configuration, run_name
+from ptmq_lightning.config.check import RANGES
 from ptmq_lightning.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]

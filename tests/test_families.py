@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.rounding import Rounding
@@ -16,7 +17,7 @@ from ptmq_lightning.reconstruct.block import Settings
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
 from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct
-from ptmq_lightning.runtime import artifact, grid
+from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitGroups
 from tests.networks import trainer

@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.compose import parts
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config import parts
 from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.latent import LatentWeight
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, TrainableWeight

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import yaml
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose.folder import CONFIG
-from ptmq_lightning.compose.schema import Config, DataConfig
+from ptmq_lightning.config.schema import Config, DataConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
+from ptmq_lightning.device.export_cli import lines, widths
+from ptmq_lightning.export.export import export
 from ptmq_lightning.models.zoo import Preprocessing
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.export import export
-from ptmq_lightning.runtime.export_cli import lines, widths
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from ptmq_lightning.compose import parts, pipeline
+from ptmq_lightning.compose import pipeline, process
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.evaluate.accuracy import Evaluation
 from ptmq_lightning.evaluate.accuracy import evaluate as evaluate_rows
@@ -102,8 +102,8 @@ def reconstruct(
             f"method={method} trains with labels, and reconstruct has images alone; run it as a command: "
             f"python train.py method={method}"
         )
-    with parts.process_as_before():
-        parts.prepare(config.trainer, seed)
+    with process.as_before():
+        process.prepare(config.trainer, seed)
         return pipeline.learn(model, images, config, loggers)
 
 

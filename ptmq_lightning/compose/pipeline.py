@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
-from ptmq_lightning.compose import parts, trained
+from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
-from ptmq_lightning.compose.schema import BitsConfig, Config, FoldConfig, ModelConfig
+from ptmq_lightning.config import parts
+from ptmq_lightning.config.schema import BitsConfig, Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.evaluate.accuracy import Evaluation, evaluate
@@ -63,7 +64,7 @@ def run(config: Config, path: Path) -> float:
     if (results := folder.finished()) is not None:
         log.info("resume: the run in %s is complete", path)
         return figure(config, results["rows"])
-    parts.prepare(config.trainer, config.seed)
+    process.prepare(config.trainer, config.seed)
     folder.open()
     with open_trackers(
         path,

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ptmq_lightning.compose import parts
 from ptmq_lightning.compose.progress import Progress
-from ptmq_lightning.compose.schema import Config
+from ptmq_lightning.config import parts
+from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_labels, eval_loader
 from ptmq_lightning.data.sources import Sources
 from ptmq_lightning.evaluate.accuracy import evaluate

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import export
 from ptmq_lightning.compose.cli import configuration, exported_bits
 from ptmq_lightning.compose.library import quantize
 from ptmq_lightning.models.zoo import build
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
 
 

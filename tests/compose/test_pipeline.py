@@ -14,13 +14,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.pipeline import run
 from ptmq_lightning.models.zoo import build
 from ptmq_lightning.report.record import read_results
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
 from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of

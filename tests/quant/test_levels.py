@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.models import blocks, fold, graph
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
 from ptmq_lightning.quant.levels import Distribution, activation_tables, best_tables
 from ptmq_lightning.quant.steps import StepSize, activation_step, calibrate
-from ptmq_lightning.runtime import artifact, grid
+from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of

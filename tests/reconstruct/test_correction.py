@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.artifact import artifact
+from ptmq_lightning.artifact.graph import describe, rebuild
 from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.reconstruct import commit
 from ptmq_lightning.reconstruct.correction import correct_biases
 from ptmq_lightning.reconstruct.reconstruct import reconstruct
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ArtifactError
-from ptmq_lightning.runtime.graph import describe, rebuild
 from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
 from tests.networks import images, small_model, trainer
