@@ -33,7 +33,7 @@ from ptmq_lightning.config import parts
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.export.draft import Draft
-from ptmq_lightning.export.export import export
+from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.session import Session
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.report.record import write_atomically
@@ -91,7 +91,7 @@ def case(name: str, count: int, folder: str | None) -> dict[str, Any]:
             print(name, rows[-1], flush=True)
     with tempfile.TemporaryDirectory() as place:
         for backend, form in (("onnx", "static"), ("onnx", "switchable"), ("openvino", "static")):
-            reports = export(model, Path(place) / form, images[:CALIBRATION], widths, form=form, backend=backend)
+            reports = write_export(model, Path(place) / form, images[:CALIBRATION], widths, form=form, backend=backend)
             session = Session(Path(place) / form, threads=1)
             draft = Draft(model, images[:CALIBRATION], widths)
             for width in widths:

@@ -39,7 +39,7 @@ import ptmq_lightning as ptmq
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data, permutation
 from ptmq_lightning.device.bench import interleaved
-from ptmq_lightning.export.export import FORMS, export
+from ptmq_lightning.export.export import FORMS, write_export
 from ptmq_lightning.export.session import Session, inference_session
 from ptmq_lightning.models.zoo import Preprocessing
 from ptmq_lightning.runtime.model import MultiBitModel
@@ -117,7 +117,7 @@ def serve(
 
 def open_runs(model: MultiBitModel, images: torch.Tensor, folder: Path, form: str) -> dict[str, Run]:
     """The float network and every width, in ONNX Runtime."""
-    export(model, folder / "widths", images, form=form)  # compares with the simulation on `images`
+    write_export(model, folder / "widths", images, form=form)  # compares with the simulation on `images`
     model.switch(None)
     torch.onnx.export(
         model, (images[:1],), str(folder / "float.onnx"), dynamo=False, opset_version=17, input_names=["images"]

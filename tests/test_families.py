@@ -16,7 +16,7 @@ from ptmq_lightning.quant.steps import StepSize, calibrate
 from ptmq_lightning.reconstruct.block import Settings
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct
+from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct_model
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitGroups
@@ -91,7 +91,7 @@ def test_a_network_is_fitted_saved_and_switched_without_losing_a_bit(
     latents = {layer: weight.latent.clone() for layer, weight in weights_of(model)}
     ratios = {layer: weight.ratios.clone() for layer, weight in weights_of(model)}
 
-    reconstruct(model, x, RECIPE, trainer)
+    reconstruct_model(model, x, RECIPE, trainer)
     for layer, weight in weights_of(model):
         assert torch.equal(weight.latent, latents[layer]) and torch.equal(weight.ratios, ratios[layer]), layer
     before = logits(model, x, 8)

@@ -13,7 +13,7 @@ from ptmq_lightning.config.schema import Config, DataConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.device.export_cli import lines, widths
-from ptmq_lightning.export.export import export
+from ptmq_lightning.export.export import write_export
 from ptmq_lightning.models.zoo import Preprocessing
 from ptmq_lightning.runtime.errors import ConfigError
 
@@ -56,7 +56,7 @@ def run_export(config: Config, folder: Path) -> float:
     images = calibration_images(sources.train, indices)
     out = Path(config.export.out) if config.export.out else folder / "export"
     bits = widths(",".join(config.export.bits))
-    reports = export(model, out, images, bits, form=config.export.form, backend=config.export.name)
+    reports = write_export(model, out, images, bits, form=config.export.form, backend=config.export.name)
     log.info("exported to %s", out)
     for line in lines(reports):
         log.info("%s", line)

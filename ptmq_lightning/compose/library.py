@@ -18,8 +18,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.compose import pipeline, process
 from ptmq_lightning.compose.cli import configuration
-from ptmq_lightning.evaluate.accuracy import Evaluation
-from ptmq_lightning.evaluate.accuracy import evaluate as evaluate_rows
+from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
 from ptmq_lightning.models.zoo import Network, Preprocessing, timm_preprocessing
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
@@ -120,7 +119,7 @@ def evaluate(
     """
     if isinstance(which, str | BitWidth) or not isinstance(which, Sequence):
         which = [which]
-    return evaluate_rows(model, loader, which)
+    return measure_accuracy(model, loader, which)
 
 
 def _bits(bits: str | Groups | BitGroups) -> list[str]:

@@ -30,7 +30,7 @@ from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import BitsConfig, Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
-from ptmq_lightning.evaluate.accuracy import Evaluation, evaluate
+from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.blocks import Block, cut, opaque_layers
 from ptmq_lightning.models.fold import FoldReport, fold
@@ -40,7 +40,7 @@ from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.quant.insert import insert
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruct.features import predict_bytes
-from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct
+from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.report.trackers import log_summary, open_trackers
 from ptmq_lightning.runtime.errors import DataError
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
@@ -101,7 +101,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         else:
             fits = learn(model, images, config, loggers, folder)
     with stage("allocate", seconds):
-        sensitivity = allocate(model, images, config.bits)
+        sensitivity = allocate_bits(model, images, config.bits)
     with stage("evaluate", seconds):
         evaluation = measure(model, sources, config, network.module)
     seconds["reconstruct"] = seconds["fine-tune"] + sum(fit.seconds for fit in fits)
@@ -221,14 +221,14 @@ def learn(
             return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
 
         if first < blocks:
-            results += reconstruct(
+            results += reconstruct_model(
                 model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
             )
         before = (before[0] + units[1], before[1] + units[1] * recipe.settings.steps)
     return results
 
 
-def allocate(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:
+def allocate_bits(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:
     """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
     if not config.mixed_averages:
         return {}
@@ -249,7 +249,7 @@ def measure(model: MultiBitModel, sources: Sources, config: Config, float_networ
     loader = eval_loader(sources.val, config.data.eval_batch, workers=config.data.workers)
     names = [*config.bits.evaluate, *model.assignments]
     tell = now_and_then()
-    evaluation = evaluate(
+    evaluation = measure_accuracy(
         model,
         loader,
         names,

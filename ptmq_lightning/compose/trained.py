@@ -22,7 +22,7 @@ from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_labels, eval_loader
 from ptmq_lightning.data.sources import Sources
-from ptmq_lightning.evaluate.accuracy import evaluate
+from ptmq_lightning.evaluate.accuracy import measure_accuracy
 from ptmq_lightning.finetune.any_precision import any_precision
 from ptmq_lightning.finetune.fit import Batches, FineTuning, Settings, fit
 from ptmq_lightning.finetune.multiquant import multiquant
@@ -118,7 +118,7 @@ def record_costs(
     if config.finetune.name == "none":
         return
     seen = sources.train.take(indices[:TRAIN_IMAGES])
-    training = evaluate(model, eval_loader(seen, config.data.eval_batch), config.bits.evaluate)
+    training = measure_accuracy(model, eval_loader(seen, config.data.eval_batch), config.bits.evaluate)
     costs: dict[str, Any] = {
         "method": config.finetune.name,
         "images": len(indices),

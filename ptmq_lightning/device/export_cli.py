@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.device.pictures import open_picture
-from ptmq_lightning.export.export import BACKENDS, FORMS, export
+from ptmq_lightning.export.export import BACKENDS, FORMS, write_export
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import Which
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     place = args.folder.resolve()
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
-    reports = export(model, out, images, bits, form=args.form, backend=args.backend, float_image=args.float_image)
+    reports = write_export(model, out, images, bits, form=args.form, backend=args.backend, float_image=args.float_image)
     yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
     yield from lines(reports)
 

@@ -54,7 +54,7 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(
+def measure_accuracy(
     model: MultiBitModel,
     loader: Iterable[Batch],
     which: Sequence[Any],

@@ -1,6 +1,6 @@
 """A multi-bit model for other runtimes, checked against the simulation before it is there.
 
-    export(model, "export", images, ["w8a8", "w4a4"], form="switchable")
+    write_export(model, "export", images, ["w8a8", "w4a4"], form="switchable")
 
 Forms: static, a file per width, the smallest; switchable, ONE graph whose integer weights, scales and biases are
 inputs, with the exported widths' integers beside it. Backends: onnx (ONNX Runtime), openvino (static).
@@ -32,7 +32,7 @@ from ptmq_lightning.runtime.model import MultiBitModel, Which
 FORMS, BACKENDS = ("static", "switchable"), ("onnx", "openvino")
 
 
-def export(
+def write_export(
     model: MultiBitModel,
     folder: Path | str,
     images: Tensor,

@@ -34,7 +34,7 @@ Run = Callable[[Array], Array]
 
 
 class Session:
-    """What `export` wrote, ready to run: images (B, C, H, W) float32 -> logits (B, classes).
+    """What `write_export` wrote, ready to run: images (B, C, H, W) float32 -> logits (B, classes).
 
     threads: of one inference; None leaves the choice to the runtime. Raises ExportError for a folder that is no export,
     or where a file is missing or altered.

@@ -68,7 +68,7 @@ class BlockResult:
     steps: int = 0
 
 
-def reconstruct(
+def reconstruct_model(
     model: MultiBitModel,
     images: Tensor,
     recipe: Recipe,

@@ -19,7 +19,7 @@ from ptmq_lightning.device.cli import main
 from ptmq_lightning.device.export_cli import lines
 from ptmq_lightning.export import flow, onnx_convert, parity, plan, values
 from ptmq_lightning.export.draft import Draft
-from ptmq_lightning.export.export import export
+from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.parity import FLOAT_KERNELS, kernels, layer_steps
 from ptmq_lightning.export.session import Session, compile_openvino
 from ptmq_lightning.export.values import parameters
@@ -64,7 +64,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("export")
     model = small_model()
     for form in ("static", "switchable"):
-        export(model, folder / form, images(), WIDTHS, form=form)
+        write_export(model, folder / form, images(), WIDTHS, form=form)
     return {form: folder / form for form in ("static", "switchable")}
 
 
@@ -74,7 +74,7 @@ def test_no_layer_of_a_network_is_left_in_float_and_each_is_within_a_step(
     name: str, size: int, options: dict[str, object], expected: dict[str, int] | None, form: str, tmp_path: Path
 ) -> None:
     model, x = network_model(name, size, options)
-    reports = export(model, tmp_path / "out", x, ["w8a8", "w4a4"], form=form)
+    reports = write_export(model, tmp_path / "out", x, ["w8a8", "w4a4"], form=form)
     patches = "vit" in name or "deit" in name or "swin" in name  # a ViT's patches are made in float, by design
     assert {name: report.float_kernels for name, report in reports.items()} == dict.fromkeys(
         ("w8a8", "w4a4"), {"Conv": 1} if patches else {}
@@ -96,14 +96,14 @@ def test_levels_from_a_table_and_biases_of_each_width_are_exported(form: str, tm
     model = quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["quant.gelu=table"])
     layer = model.blocks[1].get_submodule("blocks.0.mlp.fc2")
     layer.biases = torch.stack([layer.bias + 0.5 * row for row in range(len(layer.weight.widths))])
-    reports = export(model, tmp_path / "out", x, ["w4a4", "w8a8"], form=form)
+    reports = write_export(model, tmp_path / "out", x, ["w4a4", "w8a8"], form=form)
     assert max(report.largest_step for report in reports.values()) <= 1
     assert min(report.agreement for report in reports.values()) == 100
 
 
 def test_the_test_of_kernels_finds_a_float_one(tmp_path: Path) -> None:
     model = small_model()
-    export(model, tmp_path / "out", images(), ["w4a4"], float_image=True)
+    write_export(model, tmp_path / "out", images(), ["w4a4"], float_image=True)
     found = kernels(tmp_path / "out" / "w4a4.onnx")
     assert sum(found[kernel] for kernel in FLOAT_KERNELS) == 1  # the stem, as asked
 
@@ -215,7 +215,7 @@ def test_a_pooled_network_is_exact_layer_by_layer() -> None:
 
 def test_openvino_runs_integers_at_every_width(tmp_path: Path) -> None:
     model, x = small_model(), images()
-    reports = export(model, tmp_path / "out", x, WIDTHS, backend="openvino")
+    reports = write_export(model, tmp_path / "out", x, WIDTHS, backend="openvino")
     session = Session(tmp_path / "out")
     for width in WIDTHS:
         session.switch(width)
@@ -255,7 +255,7 @@ def test_layers_that_openvino_does_not_compile_by_themselves_are_not_reported(
         return compile_openvino(path, threads)
 
     monkeypatch.setattr(parity, "compile_openvino", compile_files)
-    report = export(small_model(), tmp_path / "out", images(), ["w8a8"], backend="openvino")["w8a8"]
+    report = write_export(small_model(), tmp_path / "out", images(), ["w8a8"], backend="openvino")["w8a8"]
     assert (report.largest_step, report.worst_layer, report.differing) == (None, None, None)
     assert "a layer by itself was not checked" in lines({"w8a8": report})[0]
 
@@ -265,7 +265,7 @@ def test_without_a_quantised_layer_nothing_is_reported_of_one(tmp_path: Path) ->
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     model = insert(blocks.cut(graph.trace(network.eval(), (3, 8, 8)), images(2)), Placement(PAIRS), StepSize())
     calibrate(model, images())
-    (report,) = export(model.eval(), tmp_path / "out", images(), ["w3a3"]).values()
+    (report,) = write_export(model.eval(), tmp_path / "out", images(), ["w3a3"]).values()
     assert (report.largest_step, report.worst_layer, report.differing) == (None, None, None)
     assert report.float_kernels == {"Conv": 1}
     assert lines({"w8a8": report})[0].endswith(
@@ -279,7 +279,7 @@ def test_a_nested_artifact_is_exported_with_the_same_numbers(form: str, tmp_path
     nested = artifact.load(artifact.save(model, tmp_path / "model", packing="nested"))
     assert all(isinstance(weight, NestedWeight) for _, weight in weights_of(nested))
     for name, given in (("latent", model), ("nested", nested)):
-        export(given, tmp_path / name, images(), widths, form=form)
+        write_export(given, tmp_path / name, images(), widths, form=form)
     one, other = Session(tmp_path / "latent"), Session(tmp_path / "nested")
     for width in widths:
         one.switch(width)
@@ -374,7 +374,7 @@ def test_a_width_that_was_not_exported_is_refused(exported: dict[str, Path]) -> 
 def test_a_folder_that_holds_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ExportError) as error:
-        export(small_model(), tmp_path, images())
+        write_export(small_model(), tmp_path, images())
     assert str(error.value) == (
         f"cannot export to '{tmp_path}': found 'notes.txt' there; expected a new folder, an empty one or one that "
         f"holds an earlier export and nothing else. Choose another folder."
@@ -391,7 +391,7 @@ def test_an_export_beside_other_things_is_not_replaced(name: str, exported: dict
         (place / name).write_text("mine")
     before = sorted(path.name for path in place.iterdir())
     with pytest.raises(ExportError) as error:
-        export(small_model(), place, images(), ["w8a8"])
+        write_export(small_model(), place, images(), ["w8a8"])
     assert str(error.value).startswith(f"cannot export to '{place}': found {name.rstrip('/')!r} there; ")
     assert sorted(path.name for path in place.iterdir()) == before
 
@@ -399,7 +399,7 @@ def test_an_export_beside_other_things_is_not_replaced(name: str, exported: dict
 def test_another_export_json_is_no_export(tmp_path: Path) -> None:
     (tmp_path / "export.json").write_text('{"files": {"mine": "notes.txt"}}')
     with pytest.raises(ExportError) as error:
-        export(small_model(), tmp_path, images(), ["w8a8"])
+        write_export(small_model(), tmp_path, images(), ["w8a8"])
     assert str(error.value).startswith(f"cannot export to '{tmp_path}': found 'export.json' there; ")
 
 
@@ -416,9 +416,9 @@ def test_an_earlier_export_is_replaced_and_stays_where_that_fails(
 
     with monkeypatch.context() as patch, pytest.raises(PermissionError):
         patch.setattr(Path, "rename", refuse)
-        export(small_model(), place, images(), ["w8a8"])
+        write_export(small_model(), place, images(), ["w8a8"])
     assert Session(place).form == "switchable"
-    export(small_model(), place, images(), ["w8a8"])
+    write_export(small_model(), place, images(), ["w8a8"])
     assert Session(place).form == "static"
     assert sorted(path.name for path in place.iterdir()) == ["export.json", "w8a8.onnx"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -428,7 +428,7 @@ def test_a_link_to_a_folder_leads_there(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to("disk")
     for _ in range(2):
-        export(small_model(), tmp_path / "out", images(), ["w8a8"])
+        write_export(small_model(), tmp_path / "out", images(), ["w8a8"])
     assert (tmp_path / "out").is_symlink() and Session(tmp_path / "disk").widths == ("w8a8",)
 
 
@@ -450,7 +450,7 @@ def test_images_that_the_network_does_not_take_are_refused() -> None:
 
 def test_openvino_has_no_switchable_form(tmp_path: Path) -> None:
     with pytest.raises(ExportError) as error:
-        export(small_model(), tmp_path / "out", images(), form="switchable", backend="openvino")
+        write_export(small_model(), tmp_path / "out", images(), form="switchable", backend="openvino")
     assert str(error.value) == (
         "found form='switchable' for backend 'openvino'; expected form static or switchable for onnx, and static for "
         "openvino, which compiles its weights in."

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ptmq_lightning.export.draft import Draft
-from ptmq_lightning.export.export import export
+from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.session import Session
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
@@ -25,7 +25,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], 
     """The small network in every form, its activations at 8 bits."""
     folder, model = tmp_path_factory.mktemp("session"), small_model()
     for form, backend in FORMS:
-        export(model, folder / f"{backend}_{form}", images(), WIDTHS, form=form, backend=backend)
+        write_export(model, folder / f"{backend}_{form}", images(), WIDTHS, form=form, backend=backend)
     return {(form, backend): folder / f"{backend}_{form}" for form, backend in FORMS}
 
 
@@ -55,7 +55,7 @@ def test_a_mix_whose_constants_would_differ_is_refused(tmp_path: Path) -> None:
     model = tied_model()
     draft = Draft(model, images(), ["w4a8", "w8a4"])
     assert "layer1.0.conv1.bias" not in draft.differing()  # the premise of this test
-    export(model, tmp_path / "out", images(), ["w4a8", "w8a4"], form="switchable")
+    write_export(model, tmp_path / "out", images(), ["w4a8", "w8a4"], form="switchable")
     session = Session(tmp_path / "out")
     mixed = {name: "w4a8" for name, layer in model.layers.items() if not layer.pinned} | {"layer1.0.conv1": "w4a4"}
     with pytest.raises(ConfigError) as error:

@@ -23,7 +23,7 @@ from ptmq_lightning.reconstruct.importance import (
 )
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import reconstruct
+from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
 from ptmq_lightning.runtime.errors import ConfigError
 from tests.networks import images, small_model, trainer
 from tests.reconstruct.test_reconstruct import RECIPE
@@ -145,7 +145,7 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, unit: str, monk
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     gradients = [None if p.grad is None else p.grad.clone() for m in norms for p in m.parameters()]
     recipe = replace(RECIPE, objective=Objective(weight=kind), unit=unit)
-    reconstruct(model, x, recipe, trainer)
+    reconstruct_model(model, x, recipe, trainer)
     assert seen == [True] * recipe.count(model.layers.values())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert gradients == [p.grad for m in norms for p in m.parameters()]
@@ -165,7 +165,7 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, unit: str, monk
 def test_every_weight_fits_every_block(kind: str, form: str, changes: dict[str, Any]) -> None:
     settings = replace(RECIPE.settings, steps=2)
     recipe = replace(RECIPE, objective=Objective(form, weight=kind), settings=settings, **changes)
-    results = reconstruct(small_model(), images(8), recipe, trainer)
+    results = reconstruct_model(small_model(), images(8), recipe, trainer)
     assert [r.name for r in results] == ["stem", "layer1.0", "layer1.1", "blocks.0", "head"]
 
 
