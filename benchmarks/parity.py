@@ -110,7 +110,7 @@ def case(name: str, count: int, folder: str | None) -> dict[str, Any]:
 
 
 def nearest(config: Any, network: Any, images: Tensor) -> MultiBitModel:
-    model = pipeline.quantise(pipeline.prepare(network, images, config.fold), config, network)
+    model = pipeline.quantize(pipeline.prepare(network, images, config.fold), config, network)
     calibrate(model, images, p=parts.step_size(config.step_size).p, seed=config.seed)
     return model.eval()
 

@@ -151,7 +151,7 @@ def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any) -> list[Ru
 
 
 def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
-    """A loose deadline, a tight one, a neighbour that takes memory and gives it back; relative to what was measured."""
+    """A loose deadline, a tight one, a neighbor that takes memory and gives it back; relative to what was measured."""
     full, *widths = rungs
     loose, tight = 3 * full.ms, max(0.9 * full.ms, 1.5 * min(rung.ms for rung in widths))
     sizes, plenty = [rung.bytes for rung in widths], 1.2 * full.bytes

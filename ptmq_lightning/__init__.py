@@ -1,4 +1,4 @@
-"""Post-training multi-bit quantisation: one pretrained vision network, one model for every bit-width.
+"""Post-training multi-bit quantization: one pretrained vision network, one model for every bit-width.
 
 The public names load on first use: ``import ptmq_lightning`` itself imports neither torch nor any code that does.
 """

@@ -59,7 +59,7 @@ RECIPE = Recipe(
 
 @torch.no_grad()
 def on_latent_grid(chain: list[blocks.Block]) -> None:
-    """The float network that the model's quantisers are compared with: its weights on the latent grid."""
+    """The float network that the model's quantizers are compared with: its weights on the latent grid."""
     for module in {m for block in chain for m in block.module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}:
         n, step = grid.latent(module.weight)
         module.weight.copy_(n.float() * grid.per_channel(step, n))
@@ -86,7 +86,7 @@ def test_a_network_is_fitted_saved_and_switched_without_losing_a_bit(
         expected = nn.Sequential(*[block.module for block in chain])(x)
     model = insert(chain, Placement(GROUPS.pairs), STEPS)
     with passthrough(model), torch.no_grad():
-        assert torch.equal(model(x), expected), "quantisers off is not bitwise the float network"
+        assert torch.equal(model(x), expected), "quantizers off is not bitwise the float network"
     calibrate(model, x)
     latents = {layer: weight.latent.clone() for layer, weight in weights_of(model)}
     ratios = {layer: weight.ratios.clone() for layer, weight in weights_of(model)}

@@ -96,7 +96,7 @@ def test_p8_genie_without_learned_steps_is_qdrop_and_with_them_is_not() -> None:
 
 def test_qdrop_without_drop_is_brecq_with_joint_activations() -> None:
     qdrop, _ = learned("method=qdrop", "recon.drop=0", "mixer.p=0")
-    brecq, _ = learned("method=brecq", "recon.quantise=all", "recon.activation=joint")
+    brecq, _ = learned("method=brecq", "recon.quantize=all", "recon.activation=joint")
     assert same(qdrop, brecq)
 
 
@@ -120,12 +120,12 @@ def test_p9_drop_is_the_share_that_stays_in_float() -> None:
     assert abs(float((trainable(x) == x).float().mean()) - 0.25) < 0.01
 
 
-def test_p11_the_regulariser_alone_is_nearest_rounding() -> None:
-    alone = ["loss=gd_figure", "loss.gammas=[0.0]"]  # nothing pulls but the regulariser, far enough to reach the ends
+def test_p11_the_regularizer_alone_is_nearest_rounding() -> None:
+    alone = ["loss=gd_figure", "loss.gammas=[0.0]"]  # nothing pulls but the regularizer, far enough to reach the ends
     recipe = passes("method=qdrop", *alone, "recon.steps=60", "recon.lr_rounding=0.5")[0]
     model, results = fit(replace(recipe, learn_inputs=False))
     assert same(model, nearest())
-    # 0.85 to 0.99, from at most 0.03: what stays started at V = 0, a tie, where the regulariser has no slope
+    # 0.85 to 0.99, from at most 0.03: what stays started at V = 0, a tie, where the regularizer has no slope
     assert all(result.losses["settled"] > 0.8 for result in results) and len(results) == 5
 
 
@@ -150,7 +150,7 @@ def test_p13_codes_stay_in_their_range(kind: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["adaround", "brecq"])
-def test_rounding_on_weights_alone_sees_no_activation_quantiser(method: str) -> None:
+def test_rounding_on_weights_alone_sees_no_activation_quantizer(method: str) -> None:
     coarse = deepcopy(nearest())
     for _, quantizer in quantizers_of(coarse):
         quantizer.steps = quantizer.steps * 50

@@ -173,8 +173,8 @@ def test_a_function_with_a_rooms_name_is_called_through_the_room(name: str, monk
 
 def test_an_unknown_name_is_answered_with_the_public_ones() -> None:
     with pytest.raises(AttributeError) as caught:
-        _ = ptmq_lightning.quantise
+        _ = ptmq_lightning.requantize
     assert str(caught.value) == (
-        "ptmq_lightning has no public name 'quantise'; the public names are quantize, reconstruct, evaluate, save, "
+        "ptmq_lightning has no public name 'requantize'; the public names are quantize, reconstruct, evaluate, save, "
         "load, at_bits: import everything else from the file that owns it"
     )

@@ -109,7 +109,7 @@ def _check_finished(model: MultiBitModel) -> None:
                 )
             if isinstance(layer, ActivationQuantizer) and not layer.calibrated:
                 raise ModelError(
-                    f"the activation quantiser '{path}' of block {index} ({name}) has no steps; expected a calibrated "
+                    f"the activation quantizer '{path}' of block {index} ({name}) has no steps; expected a calibrated "
                     f"model. Calibrate it before saving."
                 )
 

@@ -54,12 +54,12 @@ def _activations(model: MultiBitModel, wrong: str) -> str:
                 top = 2 ** (bits if quantizer.tables is None else grid.TABLE_BITS) - 1
                 if not bool(step.isfinite() & (step > 0)) or float(zero) not in range(top + 1):
                     raise ArtifactError(
-                        f"{wrong}: the quantiser '{path}' has step {float(step)} and zero point {float(zero)} at "
+                        f"{wrong}: the quantizer '{path}' has step {float(step)} and zero point {float(zero)} at "
                         f"{bits} bits; expected a positive step and a whole number from 0 to {top}. Save the "
                         f"model again."
                     )
                 count += 1
-    return f"steps and zero points are in range in all {count} pairs of activation quantiser and width"
+    return f"steps and zero points are in range in all {count} pairs of activation quantizer and width"
 
 
 def _others(model: MultiBitModel, wrong: str) -> str:

@@ -58,7 +58,7 @@ def quantize(
     config = configuration([*_bits(bits), f"seed={seed}", *overrides])
     named, told = _named(network, images, preprocessing)
     blocks = pipeline.prepare(named, images.to(device_of(named.module)), config.fold)
-    model = pipeline.quantise(blocks, config, named).to(images.device)
+    model = pipeline.quantize(blocks, config, named).to(images.device)
     model.info["preprocessing"] = told
     calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=seed)
     return model
@@ -84,7 +84,7 @@ def reconstruct(
         steps: per block; None: recon's.
         loggers: Lightning loggers that receive the losses.
         overrides: further keys as on the command line. Pairs, steps (but for step_size.learn), placement and folding
-            are the model's own, chosen when it was quantised: give `quantize` the same method in its overrides.
+            are the model's own, chosen when it was quantized: give `quantize` the same method in its overrides.
 
     Raises:
         ConfigError: an unknown or wrong setting, or a method that trains with labels.  DataError: images that are no

@@ -50,14 +50,14 @@ log = logging.getLogger(__name__)
 
 DIGITS_CACHE = Path("outputs/digits")
 FIGURES = ("top1", "agreement", "logit_error")
-FOLD_IMAGES = 32  # calibration images that the reparametrisation looks at
+FOLD_IMAGES = 32  # calibration images that the reparametrization looks at
 
 
 def run(config: Config, path: Path) -> float:
     """One run; its record is left in ``path``.
 
     Returns:
-        top-1 in percent at the narrowest learned pair that is evaluated: what a sweep over settings may maximise.
+        top-1 in percent at the narrowest learned pair that is evaluated: what a sweep over settings may maximize.
     """
     parts.check(config)
     folder = RunFolder(path, config)
@@ -91,7 +91,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
     with stage("fold and cut", seconds):
         blocks = prepare(tuned, images, config.fold, norms=not trained.as_a_whole(config))
     with stage("insert", seconds):
-        model = quantise(blocks, config, network).to(device)
+        model = quantize(blocks, config, network).to(device)
     images = images.to(device)
     with stage("calibrate", seconds):
         calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=config.seed)
@@ -177,12 +177,12 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
     for what, why in report.kept:
         log.info("not folded: %s: %s", what, why)
     for hidden in opaque_layers(gm, network.module):
-        log.warning("not quantised: %s", hidden)
+        log.warning("not quantized: %s", hidden)
     return blocks
 
 
-def quantise(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
-    """Quantisers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
+def quantize(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
+    """Quantizers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
     model = insert(blocks, parts.placement(config.bits, config.quant), parts.step_size(config.step_size))
     model.info = {
         "name": network.name,

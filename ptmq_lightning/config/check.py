@@ -28,7 +28,7 @@ CHOICES = {
     "loss.tokens": ("fisher", "even"),
     "quant.gelu": ("uniform", "table"),
     "recon.unit": ("block", "layer"),
-    "recon.quantise": ("all", "weights"),
+    "recon.quantize": ("all", "weights"),
     "recon.activation": ("joint", "fixed", "second_phase"),
     "finetune.name": ("none", "any_precision", "multiquant", "robustquant"),
     "trainer.accelerator": ("cpu", "gpu", "cuda", "auto"),
@@ -96,10 +96,10 @@ def check(config: Config) -> None:
             f"mixer.weights={given} holds {len(given)} numbers, but bits.groups has {len(config.bits.groups)} groups; "
             "expected a number per group, low to high"
         )
-    if config.recon.quantise == "weights" and config.recon.activation == "joint":
+    if config.recon.quantize == "weights" and config.recon.activation == "joint":
         raise ConfigError(
-            "recon.quantise=weights leaves activations in float, so that recon.activation=joint has nothing to learn; "
-            "set recon.activation=fixed or second_phase, or recon.quantise=all"
+            "recon.quantize=weights leaves activations in float, so that recon.activation=joint has nothing to learn; "
+            "set recon.activation=fixed or second_phase, or recon.quantize=all"
         )
     pairs = BitGroups.of(config.bits.groups).pairs
     if config.method.single_pair and len(pairs) > 1:
@@ -179,7 +179,7 @@ def _forbid_unknown(config: DictConfig, node: Any, prefix: str = "") -> None:
 
 
 def unknown(key: str, inside: str | None = None) -> str:
-    """The message for a key that does not exist: its neighbours, or where a key of that name stands.
+    """The message for a key that does not exist: its neighbors, or where a key of that name stands.
 
     inside: the key that is wrong in the value of `key`, where `key` itself exists.
     """

@@ -83,7 +83,7 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
         settings=settings(recon, config.seed),
         learn_steps=config.step_size.learn,
         unit=recon.unit,
-        quantise_inputs=recon.quantise == "all",
+        quantize_inputs=recon.quantize == "all",
         learn_inputs=recon.activation == "joint" and not nearest,
         bias_correction=recon.bias_correction,
     )
@@ -95,7 +95,7 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
         objective=replace(objective(replace(config.loss, weight="none"), config.mixer, attention), p=2.4),
         rounding=Rounding("nearest"),
         settings=replace(first.settings, steps=activation_steps(recon)),
-        quantise_inputs=True,
+        quantize_inputs=True,
         learn_inputs=True,
     )
     return replace(first, bias_correction=False), second

@@ -106,13 +106,13 @@ class ReconConfig:
     lr_activation: float = 1e-3  # of the logarithm of the step
     lr_weight_step: float = 1e-3  # of the logarithm of the step
     lambda_rounding: float = 0.01
-    warmup: float = 0.2  # share of the steps without the rounding regulariser
+    warmup: float = 0.2  # share of the steps without the rounding regularizer
     beta_start: float = 20.0
     beta_end: float = 2.0
-    drop: float = 0.5  # share of activations that pass unquantised inside the block
+    drop: float = 0.5  # share of activations that pass unquantized inside the block
     bias_correction: bool = False  # the mean error of a layer's rounding off its bias, a bias per weight width
     unit: str = "block"  # what one fit is about: block, or layer (with its activation function)
-    quantise: str = "all"  # while rounding is learned, in the unit and before it: all, weights (activations in float)
+    quantize: str = "all"  # while rounding is learned, in the unit and before it: all, weights (activations in float)
     activation: str = "joint"  # the steps: joint (learned with rounding), fixed, second_phase (learned alone after it)
     activation_steps: int | None = None  # of the second phase, per unit; null: a quarter of steps
     log_every: int = 50

@@ -1,7 +1,7 @@
 """Pictures as the network wants them, from the preprocessing that travels with the model: Pillow and torch alone.
 
 The same pixels as timm's evaluation transform gives: the shorter edge to size / crop_pct, the middle cut out (crop_mode
-"center"), or both edges to the size (crop_mode "squash"); scaled to [0, 1] and normalised.
+"center"), or both edges to the size (crop_mode "squash"); scaled to [0, 1] and normalized.
 """
 
 from __future__ import annotations

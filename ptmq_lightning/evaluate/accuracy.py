@@ -69,7 +69,7 @@ def measure_accuracy(
         loader: batches of images (B, 3, H, W) and labels (B,).
         which: anything ``model.resolve`` knows: 4, "w4a8", "mixed_4.0", an assignment.
         float_network: what agreement and errors are measured against, on the model's device; by default the model with
-            its quantisers off, which is the float network on the latent grid.
+            its quantizers off, which is the float network on the latent grid.
         progress: called with (images done, assignment's name) after each assignment of each chunk of images.
 
     Raises:

@@ -44,7 +44,7 @@ def write_export(
 ) -> dict[str, WidthReport]:
     """Write `folder`; what was written is compared with the simulation on `images` before it gets its name.
 
-    images: (N >= 2, C, H, W), preprocessed; tens of real ones: ranges that the simulation has no quantiser for are
+    images: (N >= 2, C, H, W), preprocessed; tens of real ones: ranges that the simulation has no quantizer for are
     taken from them. bits: widths and named assignments, None: all. float_image: keep the first layer of a
     convolutional network in float instead of rounding the image to 8 bits.
 

@@ -2,7 +2,7 @@
 
 Each convolution stands as DequantizeLinear -> Conv -> QuantizeLinear, each linear layer as a two-dimensional Gemm with
 an int32 bias, each product of activations as MatMul on u8 and s8: ONNX Runtime makes QLinearConv, QGemm and
-MatMulIntegerToFloat of them. A tensor is quantised once, where it is made; a width below 8 bits clips its codes, or
+MatMulIntegerToFloat of them. A tensor is quantized once, where it is made; a width below 8 bits clips its codes, or
 looks them up in its table.
 """
 
@@ -29,7 +29,7 @@ CLIPS = {"onnx": "codes", "openvino": "values"}  # backend -> `clip` of its Conv
 
 @dataclass(frozen=True)
 class Codes:
-    """Integers on the grid of a quantiser."""
+    """Integers on the grid of a quantizer."""
 
     name: str
     quantizer: str
@@ -61,7 +61,7 @@ class Converter:
         return self.writer.model([(LOGITS, np.float32, shape_of(ops[-1]))], metadata)
 
     def layers(self, ops: Sequence[Op]) -> Any:
-        """Every quantised layer by itself: inputs "<layer>.in<i>" -> outputs "<layer>.out", codes where they are.
+        """Every quantized layer by itself: inputs "<layer>.in<i>" -> outputs "<layer>.out", codes where they are.
 
         With clip "values" the inputs are floats, rounded in the graph: OpenVINO has integer kernels only behind that.
         """
@@ -73,7 +73,7 @@ class Converter:
                     coded = self.clip == "codes"
                     kind = self.writer.parameters[f"{quantizer}.zero_point"].dtype if coded else np.dtype(np.float32)
                     name = self.writer.input(f"{op.path}.in{i}", kind, shape_of(source))
-                    self.values[source] = Codes(name, quantizer) if coded else self._quantised(name, quantizer)
+                    self.values[source] = Codes(name, quantizer) if coded else self._quantized(name, quantizer)
                 made = self._made(op, self._emit(op))
                 name, out = made, np.dtype(np.float32)
                 if isinstance(made, Codes):
@@ -82,7 +82,7 @@ class Converter:
         return self.writer.model(outputs, {})
 
     def float(self, value: Any) -> str:
-        """The name of a float tensor; codes are dequantised once."""
+        """The name of a float tensor; codes are dequantized once."""
         if isinstance(value, str):
             return value
         assert isinstance(value, Codes)
@@ -92,10 +92,10 @@ class Converter:
         return self._floats[value.name]
 
     def _made(self, op: Op, value: Any) -> Any:
-        """What an operation made, as codes where the plan has a quantiser at it."""
+        """What an operation made, as codes where the plan has a quantizer at it."""
         if op not in self.plan.at or isinstance(value, Codes):
             return value
-        return self._quantised(self.float(value), self.plan.at[op])
+        return self._quantized(self.float(value), self.plan.at[op])
 
     def _grid(self, quantizer: str, made: bool = False) -> list[str]:
         """Scale and zero point; made: as the tensor is made, before a factor that it is multiplied by."""
@@ -103,7 +103,7 @@ class Converter:
         names = (f"{quantizer}.scale_in" if factor else f"{quantizer}.scale", f"{quantizer}.zero_point")
         return [self.writer.parameter(name) for name in names]
 
-    def _quantised(self, x: str, quantizer: str) -> Codes:
+    def _quantized(self, x: str, quantizer: str) -> Codes:
         w = self.writer
         if self.clip == "values" and self._narrow(quantizer):
             scale, zero = (float(w.parameters[name]) for name in self._grid(quantizer, made=True))
@@ -281,7 +281,7 @@ class Converter:
 
 
 def source_of(op: Op, plan: Plan) -> str:
-    """The quantiser on whose grid a tensor is."""
+    """The quantizer on whose grid a tensor is."""
     at: Op | None = op
     while at is not None and at not in plan.at:
         at = at.source

@@ -1,4 +1,4 @@
-"""An export against the simulation: every quantised layer on the same input, then the network as a whole.
+"""An export against the simulation: every quantized layer on the same input, then the network as a whole.
 
 A layer's step: that of the integers it makes, or 1/255 of its output's range where it makes floats, as it always does
 in OpenVINO. One step is what two roundings of one value may differ by. The whole network adds what the export rounds
@@ -75,7 +75,7 @@ def compare(draft: Draft, session: Session) -> dict[str, WidthReport]:
 
 
 def layer_steps(draft: Draft, name: str, backend: str = "onnx") -> tuple[dict[str, float], float | None]:
-    """Largest difference of each quantised layer, in its steps, and the share of integers that differ in percent.
+    """Largest difference of each quantized layer, in its steps, and the share of integers that differ in percent.
 
     Every layer is given the simulation's integers and compared with what the simulation makes of them.
     """
@@ -169,7 +169,7 @@ def kernels(path: Path) -> Counter[str]:
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
-        optimised = Path(folder) / "optimised.onnx"
-        inference_session(path, 1, optimised)
-        graph: Any = onnx.load(str(optimised)).graph
+        optimized = Path(folder) / "optimized.onnx"
+        inference_session(path, 1, optimized)
+        graph: Any = onnx.load(str(optimized)).graph
     return Counter(node.op_type for node in graph.node)

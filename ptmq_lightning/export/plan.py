@@ -1,6 +1,6 @@
 """Where the tensors of an exported graph become integers.
 
-A layer's output that is only clipped, moved or scaled before its quantiser becomes integers at once: rounding is
+A layer's output that is only clipped, moved or scaled before its quantizer becomes integers at once: rounding is
 monotone, so ReLU, ReLU6 and max pooling commute with it, and what only moves values does it on bytes. ONNX Runtime has
 no integer convolution with a float output, so that one which the simulation keeps in float (before a shortcut is added)
 gets 8 bits over its range on real images: the only rounding that the simulation does not have.
@@ -28,8 +28,8 @@ QUANTIZER = "ActivationQuantizer"
 
 @dataclass
 class Plan:
-    """table: rows of the parameters. at: operation -> the quantiser of its output. absorbed: operations that a
-    quantiser took over. watched: 8-bit quantiser -> the operation whose range it needs. floating: layers on a float
+    """table: rows of the parameters. at: operation -> the quantizer of its output. absorbed: operations that a
+    quantizer took over. watched: 8-bit quantizer -> the operation whose range it needs. floating: layers on a float
     input."""
 
     table: Table = field(default_factory=Table)
@@ -41,7 +41,7 @@ class Plan:
 
 def plan(ops: Sequence[Op], *, early: bool = True, image: bool = False) -> Plan:
     """early: integers as soon as possible, and convolutions with an integer output; else where the simulation has its
-    quantisers. image: 8-bit integers from the image on, where the first layer's output becomes integers at once (it
+    quantizers. image: 8-bit integers from the image on, where the first layer's output becomes integers at once (it
     does in convolutional networks; a ViT's patches are 1 % of its work)."""
     result = Plan()
     seconds = [op.args[1] for op in ops if op.key == "QuantMatmul"]
@@ -66,7 +66,7 @@ def plan(ops: Sequence[Op], *, early: bool = True, image: bool = False) -> Plan:
 
 
 def _place(op: Op, result: Plan, early: bool, signed: bool) -> None:
-    """Put the quantiser `op` where its tensor is made, if nobody else reads it on the way."""
+    """Put the quantizer `op` where its tensor is made, if nobody else reads it on the way."""
     module = op.module
     assert isinstance(module, ActivationQuantizer)
     root, chain = op.source, list[Op]()
@@ -110,7 +110,7 @@ def _eight_bits(op: Op, watched: Op, name: str, result: Plan, relu: bool = False
 
 
 def _source(op: Op, result: Plan) -> str | None:
-    """The quantiser of the layer's input."""
+    """The quantizer of the layer's input."""
     at: Op | None = op.source
     while at is not None:
         if at in result.at:

@@ -179,16 +179,16 @@ def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:
     return own
 
 
-def inference_session(path: Path | bytes, threads: int | None, optimised: Path | None = None) -> Any:
-    """An onnxruntime session on the CPU; optimised: where to leave the graph that it runs."""
+def inference_session(path: Path | bytes, threads: int | None, optimized: Path | None = None) -> Any:
+    """An onnxruntime session on the CPU; optimized: where to leave the graph that it runs."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     if threads is not None:
         options.intra_op_num_threads = threads
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     model = path if isinstance(path, bytes) else str(path)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 

@@ -24,7 +24,7 @@ BIAS_LIMIT = 2.0**30  # of an int32 that products are added to
 
 @dataclass(frozen=True)
 class LayerRow:
-    """A layer with a weight. source: the quantiser of its input, None where that is float. transposed: (O, C) is
+    """A layer with a weight. source: the quantizer of its input, None where that is float. transposed: (O, C) is
     stored as (C, O)."""
 
     name: str
@@ -75,7 +75,7 @@ class Table:
 
 def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dict[str, Array]:
     """The arrays that these assignments need and no other width's: codes, steps and biases per layer and width, grids
-    of the quantisers."""
+    of the quantizers."""
     used = {(name, width) for assignment in assignments.values() for name, width in assignment.items()}
     arrays: dict[str, Array] = {}
     weight: CommittedWeight

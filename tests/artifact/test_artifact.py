@@ -215,7 +215,7 @@ def test_a_model_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         artifact.save(small_model(calibrated=False), tmp_path / "model")
     assert str(error.value) == (
-        "the activation quantiser 'quantizers.layer1_0_conv1' of block 1 (layer1.0) has no steps; expected a "
+        "the activation quantizer 'quantizers.layer1_0_conv1' of block 1 (layer1.0) has no steps; expected a "
         "calibrated model. Calibrate it before saving."
     )
 

@@ -44,7 +44,7 @@ def test_a_learned_weight_moves_at_a_share_of_the_rate_of_the_rounding_variables
     assert [parts.rounding(configuration([f"rounding={kind}"]).rounding).rate for kind in kinds] == [1.0, 0.3, 0.3]
 
 
-def test_options_of_the_quantisers_and_of_the_commit_reach_their_rooms() -> None:
+def test_options_of_the_quantizers_and_of_the_commit_reach_their_rooms() -> None:
     config = configuration(["quant.gelu=table", "recon.bias_correction=true"])
     assert parts.placement(config.bits, config.quant).gelu == "table"
     assert [recipe.bias_correction for recipe in parts.recipes(config, small_model(calibrated=False))] == [True]

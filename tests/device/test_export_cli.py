@@ -123,7 +123,7 @@ def test_a_count_of_images_is_a_whole_number_from_1(count: str, capsys: pytest.C
     assert f"found {count!r}; expected a whole number from 1" in capsys.readouterr().err
 
 
-def test_a_picture_that_cannot_be_decoded_is_named_and_not_replaced_by_its_neighbour(tmp_path: Path) -> None:
+def test_a_picture_that_cannot_be_decoded_is_named_and_not_replaced_by_its_neighbor(tmp_path: Path) -> None:
     for number in range(3):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     (tmp_path / "1.png").write_bytes(b"no picture")

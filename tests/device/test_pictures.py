@@ -44,10 +44,10 @@ def test_the_pixels_are_those_of_timm(
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
-def test_other_colour_modes_become_the_networks_channels(mode: str, tmp_path: Path) -> None:
+def test_other_color_modes_become_the_networks_channels(mode: str, tmp_path: Path) -> None:
     assert open_picture(picture(tmp_path, 40, 40, mode), PREPROCESSING).shape == (3, 32, 32)
-    grey = PREPROCESSING | {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
-    assert open_picture(picture(tmp_path, 40, 40, mode), grey).shape == (1, 32, 32)
+    gray = PREPROCESSING | {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
+    assert open_picture(picture(tmp_path, 40, 40, mode), gray).shape == (1, 32, 32)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:

@@ -260,7 +260,7 @@ def test_layers_that_openvino_does_not_compile_by_themselves_are_not_reported(
     assert "a layer by itself was not checked" in lines({"w8a8": report})[0]
 
 
-def test_without_a_quantised_layer_nothing_is_reported_of_one(tmp_path: Path) -> None:
+def test_without_a_quantized_layer_nothing_is_reported_of_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
     model = insert(blocks.cut(graph.trace(network.eval(), (3, 8, 8)), images(2)), Placement(PAIRS), StepSize())

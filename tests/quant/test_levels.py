@@ -79,7 +79,7 @@ def test_a_tensor_of_zeros_has_a_table_too() -> None:
     assert torch.equal(grid.LookUp.of(torch.tensor(step), torch.tensor(zero), table)(x), x)
 
 
-def test_the_table_of_all_codes_is_the_uniform_8_bit_quantiser(sample: Tensor) -> None:
+def test_the_table_of_all_codes_is_the_uniform_8_bit_quantizer(sample: Tensor) -> None:
     step, zero = torch.tensor(0.05), torch.tensor(4.0)
     table = torch.arange(256, dtype=torch.uint8)
     expected = grid.quantize_activation(sample, step, zero, 8)

@@ -48,9 +48,9 @@ def probabilities(head: nn.Linear, z: Tensor) -> Tensor:
 
 
 def test_fim_is_the_squared_gradient_of_a_linear_head(head: nn.Linear, target: Tensor) -> None:
-    quantised = target + 0.5
-    expected = (probabilities(head, quantised) - probabilities(head, target)) @ head.weight.double() / TEMPERATURE
-    found = fisher(head, target, quantised, batch=4)
+    quantized = target + 0.5
+    expected = (probabilities(head, quantized) - probabilities(head, target)) @ head.weight.double() / TEMPERATURE
+    found = fisher(head, target, quantized, batch=4)
     # float32 logits of size 10: their difference carries about six digits
     torch.testing.assert_close(found.double(), expected.square(), rtol=1e-4, atol=1e-14)
 
@@ -158,7 +158,7 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, unit: str, monk
         ("gd_figure", {}),
         ("gd_direct", {}),
         ("mse", {"mixer": Mixer("float")}),
-        ("mse", {"quantise_inputs": False, "learn_inputs": False}),
+        ("mse", {"quantize_inputs": False, "learn_inputs": False}),
         ("mse", {"unit": "layer"}),
     ],
 )

@@ -126,7 +126,7 @@ def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: R
     assert rates["log_gain"][::4] == pytest.approx([0.0004, 0.0002, 0], abs=1e-12)
 
 
-def test_the_regulariser_joins_the_loss_when_the_warmup_is_over() -> None:
+def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
     model, x = small_model(), images(8)
     settings = Settings(steps=10, warmup=0.2, lambda_rounding=0.05, log_every=1)
     module = module_of(model, 1, replace(RECIPE, settings=settings))
@@ -134,13 +134,13 @@ def test_the_regulariser_joins_the_loss_when_the_warmup_is_over() -> None:
         x = model.blocks[0](x)
         target = model.blocks[1](x)
     batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, steps=1, seed=0)))
-    regulariser = []
+    regularizer = []
     for index in range(settings.steps):
         loss = float(module.training_step(batch, index).detach())
         own = sum(value for name, value in module.latest.items() if name.startswith("loss/w"))  # of gd_direct, all
-        regulariser.append(module.latest["loss/rounding"])
-        assert loss == pytest.approx(own + 0.05 * regulariser[-1], rel=1e-5)  # float32 sums
-    assert regulariser[:2] == [0, 0] and min(regulariser[2:]) > 0
+        regularizer.append(module.latest["loss/rounding"])
+        assert loss == pytest.approx(own + 0.05 * regularizer[-1], rel=1e-5)  # float32 sums
+    assert regularizer[:2] == [0, 0] and min(regularizer[2:]) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -218,7 +218,7 @@ def test_a_model_without_calibration_is_refused() -> None:
     with pytest.raises(ModelError) as error:
         reconstruct_model(small_model(calibrated=False), images(), RECIPE, trainer)
     assert str(error.value) == (
-        "the activation quantiser blocks.1.quantizers.layer1_0_conv1 has no step yet; expected a calibrated model. "
+        "the activation quantizer blocks.1.quantizers.layer1_0_conv1 has no step yet; expected a calibrated model. "
         "Call quant.steps.calibrate with some images first."
     )
 

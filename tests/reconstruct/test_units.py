@@ -47,7 +47,7 @@ def test_a_whole_block_is_one_unit() -> None:
     assert (unit.name, unit.module, unit.before) == ("layer1.0", model.blocks[RESIDUAL], None)
 
 
-def test_a_layer_comes_with_its_activation_function_and_its_own_quantiser() -> None:
+def test_a_layer_comes_with_its_activation_function_and_its_own_quantizer() -> None:
     first, second = units(small_model().blocks[RESIDUAL], "layer1.0", "layer")
     assert (first.name, second.name) == ("layer1.0.conv1", "layer1.0.conv2")
     assert len(targets(first.module)) == 3 and "relu" in targets(first.module)[-1]

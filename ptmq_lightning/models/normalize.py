@@ -25,7 +25,7 @@ _SIGNATURES: dict[Any, tuple[str, ...]] = {
 }
 
 
-def normalise(gm: fx.GraphModule, other: fx.Graph) -> None:
+def normalize(gm: fx.GraphModule, other: fx.Graph) -> None:
     """Make a graph traced at one batch size uniform, in place; other: the same network traced at the second size."""
     _free_batch(gm, other)
     _modules_from_functions(gm)
