@@ -40,9 +40,9 @@ sys.path.insert(0, str(ROOT))
 
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
-from ptmq_lightning.compose.parts import activation_steps  # noqa: E402
+from ptmq_lightning.config.parts import activation_steps  # noqa: E402
 from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
-from ptmq_lightning.report.tables import DIGITS, Line, summarise  # noqa: E402
+from ptmq_lightning.report.tables import DIGITS, Line, summarize  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
 
 RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
@@ -290,7 +290,7 @@ def write(options: argparse.Namespace) -> None:
     done.sort(key=lambda cell: (known.get(cell["method"], len(known)), cell["method"]))
     widths = sorted({*options.bits, *(cell["bits"] for cell in done if cell["bits"])}, key=order)
     flat = [{**cell, **row, "settings": {}} for cell in done for row in cell["rows"]]
-    lines = summarise(flat, by=("method",), values=VALUES, rows=widths)
+    lines = summarize(flat, by=("method",), values=VALUES, rows=widths)
     spent = costs(done)
     shared = {key: done[0][key] for key in SHARED if key != "model"}
     record = {
@@ -397,7 +397,7 @@ def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file:
                 linewidth=2.5 if method == "ptmq" else 1.2, linestyle="--" if "+" in method else "-",
             )  # fmt: skip
         axis.set(xticks=range(len(widths)), xticklabels=widths, ylabel=title)
-    axes[0].axhline(fp["top1"], color="grey", linestyle=":", label="float")
+    axes[0].axhline(fp["top1"], color="gray", linestyle=":", label="float")
     axes[1].set_yscale("log")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
     figure.savefig(file, dpi=150)

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.export.export import write_export
+from ptmq_lightning.export.session import Session, inference_session
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.steps import StepSize, calibrate
 from ptmq_lightning.report.record import write_atomically
-from ptmq_lightning.runtime.export import export
 from ptmq_lightning.runtime.model import MultiBitModel
-from ptmq_lightning.runtime.session import Session, inference_session
 from ptmq_lightning.runtime.spec import BitWidth
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -78,7 +78,7 @@ class Bench:
         self.model = multi_bit(self.float_network, name)
         images = torch.randn(2, 3, SIZE, SIZE)
         for form, backend in (("static", "onnx"), ("switchable", "onnx"), ("static", "openvino")):
-            export(self.model, folder / f"{backend}_{form}", images, WIDTHS, form=form, backend=backend)
+            write_export(self.model, folder / f"{backend}_{form}", images, WIDTHS, form=form, backend=backend)
         torch.onnx.export(
             self.float_network, (images,), str(folder / "float.onnx"), dynamo=False, opset_version=17,
             input_names=["images"], dynamic_axes={"images": {0: "batch"}},

@@ -22,6 +22,8 @@ from random_models import ONE_PLANE, THREE_PLANES, WIDTHS, random_model
 from torch import Tensor, fx, nn
 
 import ptmq_lightning as ptmq
+from ptmq_lightning.artifact.artifact import save
+from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.evaluate.cost import size_bytes
@@ -31,8 +33,6 @@ from ptmq_lightning.models.reparametrize import reparametrize
 from ptmq_lightning.models.zoo import Network, build
 from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.artifact import save
-from ptmq_lightning.runtime.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment
 

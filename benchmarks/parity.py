@@ -26,17 +26,19 @@ import openvino
 import torch
 from torch import Tensor
 
-from ptmq_lightning.compose import parts, pipeline
+from ptmq_lightning.artifact import artifact
+from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config import parts
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
+from ptmq_lightning.export.draft import Draft
+from ptmq_lightning.export.export import write_export
+from ptmq_lightning.export.session import Session
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.report.record import write_atomically
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.export import Draft, export
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits
-from ptmq_lightning.runtime.session import Session
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -89,7 +91,7 @@ def case(name: str, count: int, folder: str | None) -> dict[str, Any]:
             print(name, rows[-1], flush=True)
     with tempfile.TemporaryDirectory() as place:
         for backend, form in (("onnx", "static"), ("onnx", "switchable"), ("openvino", "static")):
-            reports = export(model, Path(place) / form, images[:CALIBRATION], widths, form=form, backend=backend)
+            reports = write_export(model, Path(place) / form, images[:CALIBRATION], widths, form=form, backend=backend)
             session = Session(Path(place) / form, threads=1)
             draft = Draft(model, images[:CALIBRATION], widths)
             for width in widths:
@@ -108,7 +110,7 @@ def case(name: str, count: int, folder: str | None) -> dict[str, Any]:
 
 
 def nearest(config: Any, network: Any, images: Tensor) -> MultiBitModel:
-    model = pipeline.quantise(pipeline.prepare(network, images, config.fold), config, network)
+    model = pipeline.quantize(pipeline.prepare(network, images, config.fold), config, network)
     calibrate(model, images, p=parts.step_size(config.step_size).p, seed=config.seed)
     return model.eval()
 

@@ -23,10 +23,10 @@ import torch
 from random_models import WIDTHS, with_float
 from torch import Tensor, nn
 
+from ptmq_lightning.artifact.artifact import load, save
+from ptmq_lightning.device.bench import interleaved
 from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.artifact import load, save
-from ptmq_lightning.runtime.bench import interleaved
 from ptmq_lightning.runtime.cache import WeightCache
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 
@@ -71,8 +71,8 @@ def switches(latent: MultiBitModel, nested: MultiBitModel, network: nn.Module, r
         "copy of the codes (int8)": lambda: [code.clone() for code in codes],
         "codes to float32": lambda: [code.float() for code in codes],
         "copy of the weights (float32)": lambda: [weight.clone() for weight in ready],
-        "requantise from FP32, steps known": known(floats),
-        "requantise from FP32, steps from the largest weights": lambda: [requantise(w, 4) for w in floats],
+        "requantize from FP32, steps known": known(floats),
+        "requantize from FP32, steps from the largest weights": lambda: [requantize(w, 4) for w in floats],
     }
     return interleaved(cases, rounds, CLOCK)
 
@@ -114,10 +114,10 @@ def cold(model: MultiBitModel) -> Callable[[], float]:
 
 def known(floats: list[Tensor]) -> Callable[[], Any]:
     steps = [w.abs().flatten(1).amax(dim=1).clamp_min(grid.EPS) / 7.5 for w in floats]
-    return lambda: [requantise(w, 4, step) for w, step in zip(floats, steps, strict=True)]
+    return lambda: [requantize(w, 4, step) for w, step in zip(floats, steps, strict=True)]
 
 
-def requantise(w: Tensor, bits: int, step: Tensor | None = None) -> Tensor:
+def requantize(w: Tensor, bits: int, step: Tensor | None = None) -> Tensor:
     """Nearest rounding of a float weight (O, ...), the steps (O,) by its largest values where they are not given."""
     low, high = grid.limits(bits)
     if step is None:
@@ -138,14 +138,14 @@ def latencies(model: MultiBitModel, network: nn.Module, batch: int, rounds: int)
                 "float": lambda: network(x),
                 "simulated, in place": lambda: lean(x),
                 "simulated": lambda: plain(x),
-                "simulated, requantised at each pass": lambda: requantised(plain, x),
+                "simulated, requantized at each pass": lambda: requantized(plain, x),
             },
             rounds,
             CLOCK,
         )
 
 
-def requantised(model: MultiBitModel, x: Tensor) -> Tensor:
+def requantized(model: MultiBitModel, x: Tensor) -> Tensor:
     """A pass that derives every weight anew, as one without prepared weights does."""
     for weight in weights(model):
         weight.use(weight.made())

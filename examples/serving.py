@@ -38,11 +38,11 @@ from serving_report import picture, report
 import ptmq_lightning as ptmq
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data, permutation
+from ptmq_lightning.device.bench import interleaved
+from ptmq_lightning.export.export import FORMS, write_export
+from ptmq_lightning.export.session import Session, inference_session
 from ptmq_lightning.models.zoo import Preprocessing
-from ptmq_lightning.runtime.bench import interleaved
-from ptmq_lightning.runtime.export import FORMS, export
 from ptmq_lightning.runtime.model import MultiBitModel
-from ptmq_lightning.runtime.session import Session, inference_session
 
 Run = Callable[[Any], Any]  # image (1, C, H, W) -> logits (1, classes), numpy
 ROUNDS = 200  # that measure the rungs at the start
@@ -117,7 +117,7 @@ def serve(
 
 def open_runs(model: MultiBitModel, images: torch.Tensor, folder: Path, form: str) -> dict[str, Run]:
     """The float network and every width, in ONNX Runtime."""
-    export(model, folder / "widths", images, form=form)  # compares with the simulation on `images`
+    write_export(model, folder / "widths", images, form=form)  # compares with the simulation on `images`
     model.switch(None)
     torch.onnx.export(
         model, (images[:1],), str(folder / "float.onnx"), dynamo=False, opset_version=17, input_names=["images"]
@@ -151,7 +151,7 @@ def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any) -> list[Ru
 
 
 def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
-    """A loose deadline, a tight one, a neighbour that takes memory and gives it back; relative to what was measured."""
+    """A loose deadline, a tight one, a neighbor that takes memory and gives it back; relative to what was measured."""
     full, *widths = rungs
     loose, tight = 3 * full.ms, max(0.9 * full.ms, 1.5 * min(rung.ms for rung in widths))
     sizes, plenty = [rung.bytes for rung in widths], 1.2 * full.bytes

@@ -64,9 +64,9 @@ def picture(record: Record, file: Path) -> None:
     names = [rung["name"] for rung in record["rungs"]]
     used = [name for name in names if name in set(record["trace"]["rung"])]
     shade = colormaps["viridis_r"]
-    colours = {name: "0.5" if name == "float" else shade(0.15 + 0.8 * names.index(name) / len(names)) for name in used}
-    _latency(record, axes[0], colours)
-    _choice(record, axes[1], colours)
+    colors = {name: "0.5" if name == "float" else shade(0.15 + 0.8 * names.index(name) / len(names)) for name in used}
+    _latency(record, axes[0], colors)
+    _choice(record, axes[1], colors)
     _accuracy(record, axes[2])
     edges = _edges(record)
     for left, right, phase in zip(edges, edges[1:], record["phases"], strict=False):
@@ -87,26 +87,26 @@ def _edges(record: Record) -> list[int]:
     return [0, *accumulate(phase["requests"] for phase in record["phases"])]
 
 
-def _latency(record: Record, ax: Any, colours: Mapping[str, Any]) -> None:
+def _latency(record: Record, ax: Any, colors: Mapping[str, Any]) -> None:
     trace = record["trace"]
     deadlines = [phase["deadline_ms"] for phase in record["phases"]]
     ax.stairs(deadlines, _edges(record), baseline=None, color="crimson", linewidth=2, label="deadline")
-    for name, colour in colours.items():
+    for name, color in colors.items():
         found = [(i, ms) for i, (rung, ms) in enumerate(zip(trace["rung"], trace["ms"], strict=True)) if rung == name]
-        ax.scatter(*zip(*found, strict=True), s=9, color=colour, label=f"answered by {name}")
+        ax.scatter(*zip(*found, strict=True), s=9, color=color, label=f"answered by {name}")
     ax.set(yscale="log", ylabel="latency, ms")
     ax.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.yaxis.set_major_formatter("{x:g}")
     ax.minorticks_off()
 
 
-def _choice(record: Record, ax: Any, colours: Mapping[str, Any]) -> None:
+def _choice(record: Record, ax: Any, colors: Mapping[str, Any]) -> None:
     """Rungs from small to large; what the memory limit shuts out is shaded."""
     rungs = sorted(record["rungs"], key=lambda rung: rung["bytes"])
     rows = {rung["name"]: row for row, rung in enumerate(rungs)}
-    for name, colour in colours.items():
+    for name, color in colors.items():
         taken = [i for i, rung in enumerate(record["trace"]["rung"]) if rung == name]
-        ax.scatter(taken, [rows[name]] * len(taken), s=45, marker="|", linewidth=2, color=colour)
+        ax.scatter(taken, [rows[name]] * len(taken), s=45, marker="|", linewidth=2, color=color)
     held = [sum(rung["bytes"] <= phase["memory_bytes"] for rung in rungs) - 0.5 for phase in record["phases"]]
     ax.stairs(held, _edges(record), baseline=len(rungs) - 0.5, fill=True, color="crimson", alpha=0.15,
               label="does not fit\nin memory")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Post-training multi-bit quantisation: one pretrained vision network, one model for every bit-width.
+"""Post-training multi-bit quantization: one pretrained vision network, one model for every bit-width.
 
 The public names load on first use: ``import ptmq_lightning`` itself imports neither torch nor any code that does.
 """
@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from ptmq_lightning.runtime import torchvision_shim
 
 if TYPE_CHECKING:
+    from ptmq_lightning.artifact.artifact import load as load
+    from ptmq_lightning.artifact.artifact import save as save
     from ptmq_lightning.compose.library import evaluate as evaluate
     from ptmq_lightning.compose.library import quantize as quantize
     from ptmq_lightning.compose.library import reconstruct as reconstruct
-    from ptmq_lightning.runtime.artifact import load as load
-    from ptmq_lightning.runtime.artifact import save as save
     from ptmq_lightning.runtime.model import at_bits as at_bits
 
 __version__ = "0.1.0"
@@ -25,8 +25,8 @@ _OWNERS = {
     "quantize": "ptmq_lightning.compose.library",
     "reconstruct": "ptmq_lightning.compose.library",
     "evaluate": "ptmq_lightning.compose.library",
-    "save": "ptmq_lightning.runtime.artifact",
-    "load": "ptmq_lightning.runtime.artifact",
+    "save": "ptmq_lightning.artifact.artifact",
+    "load": "ptmq_lightning.artifact.artifact",
     "at_bits": "ptmq_lightning.runtime.model",
 }
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ptmq_lightning.compose.check import RANGES
 from ptmq_lightning.compose.cli import configuration, run_name
+from ptmq_lightning.config.check import RANGES
 from ptmq_lightning.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -106,9 +106,9 @@ def test_a_single_pair_method_refuses_several_pairs() -> None:
 
 
 def test_activation_steps_cannot_be_learned_where_activations_stay_in_float() -> None:
-    assert message("recon.quantise=weights") == (
-        "recon.quantise=weights leaves activations in float, so that recon.activation=joint has nothing to learn; set "
-        "recon.activation=fixed or second_phase, or recon.quantise=all"
+    assert message("recon.quantize=weights") == (
+        "recon.quantize=weights leaves activations in float, so that recon.activation=joint has nothing to learn; set "
+        "recon.activation=fixed or second_phase, or recon.quantize=all"
     )
 
 

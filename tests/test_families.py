@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.rounding import Rounding
@@ -15,8 +16,8 @@ from ptmq_lightning.quant.steps import StepSize, calibrate
 from ptmq_lightning.reconstruct.block import Settings
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct
-from ptmq_lightning.runtime import artifact, grid
+from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct_model
+from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitGroups
 from tests.networks import trainer
@@ -58,7 +59,7 @@ RECIPE = Recipe(
 
 @torch.no_grad()
 def on_latent_grid(chain: list[blocks.Block]) -> None:
-    """The float network that the model's quantisers are compared with: its weights on the latent grid."""
+    """The float network that the model's quantizers are compared with: its weights on the latent grid."""
     for module in {m for block in chain for m in block.module.modules() if isinstance(m, (nn.Conv2d, nn.Linear))}:
         n, step = grid.latent(module.weight)
         module.weight.copy_(n.float() * grid.per_channel(step, n))
@@ -85,12 +86,12 @@ def test_a_network_is_fitted_saved_and_switched_without_losing_a_bit(
         expected = nn.Sequential(*[block.module for block in chain])(x)
     model = insert(chain, Placement(GROUPS.pairs), STEPS)
     with passthrough(model), torch.no_grad():
-        assert torch.equal(model(x), expected), "quantisers off is not bitwise the float network"
+        assert torch.equal(model(x), expected), "quantizers off is not bitwise the float network"
     calibrate(model, x)
     latents = {layer: weight.latent.clone() for layer, weight in weights_of(model)}
     ratios = {layer: weight.ratios.clone() for layer, weight in weights_of(model)}
 
-    reconstruct(model, x, RECIPE, trainer)
+    reconstruct_model(model, x, RECIPE, trainer)
     for layer, weight in weights_of(model):
         assert torch.equal(weight.latent, latents[layer]) and torch.equal(weight.ratios, ratios[layer]), layer
     before = logits(model, x, 8)

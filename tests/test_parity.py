@@ -14,13 +14,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.compose import parts
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config import parts
 from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.latent import LatentWeight
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, TrainableWeight
 from ptmq_lightning.quant.rounding import LATENT, Rounding
-from ptmq_lightning.reconstruct.reconstruct import BlockResult, Recipe, reconstruct
+from ptmq_lightning.reconstruct.reconstruct import BlockResult, Recipe, reconstruct_model
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of, weights_of
@@ -45,7 +45,7 @@ def fit(*recipes: Recipe) -> tuple[MultiBitModel, list[BlockResult]]:
     """The small network after the passes, and every block's result."""
     model, results = deepcopy(nearest()), []
     for recipe in recipes:
-        results += reconstruct(model, images(8), recipe, trainer)
+        results += reconstruct_model(model, images(8), recipe, trainer)
     return model, results
 
 
@@ -96,7 +96,7 @@ def test_p8_genie_without_learned_steps_is_qdrop_and_with_them_is_not() -> None:
 
 def test_qdrop_without_drop_is_brecq_with_joint_activations() -> None:
     qdrop, _ = learned("method=qdrop", "recon.drop=0", "mixer.p=0")
-    brecq, _ = learned("method=brecq", "recon.quantise=all", "recon.activation=joint")
+    brecq, _ = learned("method=brecq", "recon.quantize=all", "recon.activation=joint")
     assert same(qdrop, brecq)
 
 
@@ -120,12 +120,12 @@ def test_p9_drop_is_the_share_that_stays_in_float() -> None:
     assert abs(float((trainable(x) == x).float().mean()) - 0.25) < 0.01
 
 
-def test_p11_the_regulariser_alone_is_nearest_rounding() -> None:
-    alone = ["loss=gd_figure", "loss.gammas=[0.0]"]  # nothing pulls but the regulariser, far enough to reach the ends
+def test_p11_the_regularizer_alone_is_nearest_rounding() -> None:
+    alone = ["loss=gd_figure", "loss.gammas=[0.0]"]  # nothing pulls but the regularizer, far enough to reach the ends
     recipe = passes("method=qdrop", *alone, "recon.steps=60", "recon.lr_rounding=0.5")[0]
     model, results = fit(replace(recipe, learn_inputs=False))
     assert same(model, nearest())
-    # 0.85 to 0.99, from at most 0.03: what stays started at V = 0, a tie, where the regulariser has no slope
+    # 0.85 to 0.99, from at most 0.03: what stays started at V = 0, a tie, where the regularizer has no slope
     assert all(result.losses["settled"] > 0.8 for result in results) and len(results) == 5
 
 
@@ -150,12 +150,12 @@ def test_p13_codes_stay_in_their_range(kind: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["adaround", "brecq"])
-def test_rounding_on_weights_alone_sees_no_activation_quantiser(method: str) -> None:
+def test_rounding_on_weights_alone_sees_no_activation_quantizer(method: str) -> None:
     coarse = deepcopy(nearest())
     for _, quantizer in quantizers_of(coarse):
         quantizer.steps = quantizer.steps * 50
     recipe = passes(f"method={method}")[0]
-    reconstruct(coarse, images(8), recipe, trainer)
+    reconstruct_model(coarse, images(8), recipe, trainer)
     for (name, one), (_, other) in zip(weights_of(fit(recipe)[0]), weights_of(coarse), strict=True):
         assert torch.equal(one.rounding, other.rounding), name
 
@@ -172,7 +172,7 @@ def test_the_second_phase_moves_activation_steps_and_nothing_else() -> None:
     assert (first.objective.p, second.objective.p) == (2, 2.4)
     weights_only, _ = fit(first)
     both = deepcopy(weights_only)
-    results = reconstruct(both, images(8), second, trainer)
+    results = reconstruct_model(both, images(8), second, trainer)
     assert results[0].losses == {}  # the stem reads the image, which has no step
     for (name, one), (_, other) in zip(weights_of(weights_only), weights_of(both), strict=True):
         assert torch.equal(one.rounding, other.rounding) and torch.equal(one.steps, other.steps), name
@@ -197,7 +197,7 @@ def test_a_learned_weight_alone_reconstructs_the_narrowest_width_better_than_nea
     before = small_model(placement=Placement(BitGroups.of(FINE).pairs))
     model, target = deepcopy(before), features(before, None)
     for recipe in parts.recipes(config, model):
-        reconstruct(model, images(64), recipe, trainer)
+        reconstruct_model(model, images(64), recipe, trainer)
     after, at_first = (float((features(m, "w3a8") - target).square().mean()) for m in (model, before))
     assert after < 0.7 * at_first  # 0.28 to 0.51 over four seeds; 1.00 where the weight stays, 0.87 with steps alone
 
@@ -211,7 +211,7 @@ def test_a_learned_weight_serves_ptmq_at_all_widths_and_helps_the_narrowest(kind
     )  # fmt: skip
     x, model, before = images(64), small_model(), small_model()
     for recipe in parts.recipes(config, model):
-        reconstruct(model, x, recipe, trainer)
+        reconstruct_model(model, x, recipe, trainer)
     errors: dict[str, list[float]] = {"learned": [], "nearest": []}
     with torch.no_grad():
         target = before(x)

@@ -12,9 +12,17 @@ from pathlib import Path
 import pytest
 
 import ptmq_lightning
+from ptmq_lightning.artifact import artifact
+from tests.artifact.tiny import tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = {"runtime", "data", "models", "quant", "reconstruct", "finetune", "evaluate", "allocate", "report",
+ON_DEVICE = {  # room: what it may import of ours
+    "runtime": (),
+    "artifact": ("runtime",),
+    "export": ("runtime", "artifact"),
+    "device": ("runtime", "artifact", "export", "allocate", "evaluate"),
+}
+ROOMS = {*ON_DEVICE, "data", "models", "quant", "reconstruct", "finetune", "evaluate", "allocate", "report", "config",
          "compose"}  # fmt: skip
 FORBIDDEN = "lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "matplotlib", "pandas", "timm", "PIL"
 ALWAYS = {"torch", "numpy", "safetensors"}
@@ -22,14 +30,26 @@ WHEN_USED = ALWAYS | {"timm", "onnx", "onnxruntime", "openvino", "huggingface_hu
 
 GUARD = f"""
 import importlib, pkgutil, sys
-import ptmq_lightning.runtime as runtime
-for module in pkgutil.walk_packages(runtime.__path__, "ptmq_lightning.runtime."):
-    importlib.import_module(module.name)
+for name in {(*ON_DEVICE,)}:
+    room = importlib.import_module(f"ptmq_lightning.{{name}}")
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + "."):
+        importlib.import_module(module.name)
+from ptmq_lightning.artifact.artifact import load
+load(sys.argv[1])
 print(*[name for name in {FORBIDDEN} if name in sys.modules])
 """
 
 CROSSINGS = [  # the importing file, what it may not import
     ("runtime/extra.py", "import ptmq_lightning.data.module"),
+    ("runtime/extra.py", "import ptmq_lightning.artifact.packing"),
+    ("artifact/extra.py", "import ptmq_lightning.export.flow"),
+    ("artifact/extra.py", "import lightning"),
+    ("export/extra.py", "import ptmq_lightning.models.zoo"),
+    ("export/extra.py", "import ptmq_lightning.device.pictures"),
+    ("export/extra.py", "import pandas"),
+    ("device/extra.py", "import ptmq_lightning.models.zoo"),
+    ("device/extra.py", "import ptmq_lightning.quant.steps"),
+    ("device/extra.py", "import matplotlib"),
     ("runtime/extra.py", "def late():\n    import lightning"),
     ("data/extra.py", "import ptmq_lightning.models.zoo"),
     ("models/extra.py", "import ptmq_lightning.quant.steps"),
@@ -38,15 +58,19 @@ CROSSINGS = [  # the importing file, what it may not import
     ("finetune/extra.py", "import ptmq_lightning.reconstruct.block"),
     ("evaluate/extra.py", "import ptmq_lightning.allocate.search"),
     ("report/extra.py", "from omegaconf import DictConfig"),
-    ("allocate/extra.py", "import ptmq_lightning.compose.schema"),
+    ("allocate/extra.py", "import ptmq_lightning.config.schema"),
+    ("quant/extra.py", "import ptmq_lightning.artifact.packing"),
+    ("device/extra.py", "import hydra"),
+    ("config/extra.py", "import ptmq_lightning.compose.pipeline"),
     ("attic/__init__.py", ""),  # a room without a place in the table
 ]
 
 
-def loaded(package: Path = ROOT) -> list[str]:
-    """What importing every module of runtime loads and should not, in a fresh interpreter."""
+def loaded(saved: Path, package: Path = ROOT) -> list[str]:
+    """What importing every module of the device's rooms and loading the artifact ``saved`` loads and should not, in a
+    fresh interpreter."""
     script = f"import sys; sys.path.insert(0, {str(package)!r}){GUARD}"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([sys.executable, "-c", script, str(saved)], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 
@@ -75,22 +99,31 @@ def copy(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_importing_all_of_runtime_loads_no_training_library() -> None:
-    assert loaded() == []
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return artifact.save(tiny_model(), tmp_path_factory.mktemp("walls") / "model")
 
 
-@pytest.mark.parametrize("library", ["lightning", "omegaconf"])
-def test_a_training_library_in_runtime_is_noticed(library: str, copy: Path) -> None:
-    (copy / "ptmq_lightning" / "runtime" / "extra.py").write_text(f"import {library}\n")
-    assert library in loaded(copy)
+def test_importing_what_a_device_needs_and_loading_an_artifact_loads_no_training_library(saved: Path) -> None:
+    assert loaded(saved) == []
 
 
-@pytest.mark.parametrize("file", sorted((ROOT / "ptmq_lightning" / "runtime").glob("*.py")), ids=lambda file: file.stem)
-def test_a_file_of_runtime_imports_what_a_device_has(file: Path) -> None:
+@pytest.mark.parametrize(("room", "library"), [(room, "lightning") for room in ON_DEVICE] + [("runtime", "omegaconf")])
+def test_a_training_library_on_a_device_is_noticed(room: str, library: str, saved: Path, copy: Path) -> None:
+    (copy / "ptmq_lightning" / room / "extra.py").write_text(f"import {library}\n")
+    assert library in loaded(saved, copy)
+
+
+FILES = [file for room in ON_DEVICE for file in sorted((ROOT / "ptmq_lightning" / room).glob("*.py"))]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_file_imports_what_a_device_has(file: Path) -> None:
+    rooms = (file.parent.name, *ON_DEVICE[file.parent.name])
     for name, at_top in imports(file):
         package = name.split(".")[0]
         allowed = ALWAYS if at_top else WHEN_USED
-        ours = name.startswith("ptmq_lightning.runtime")
+        ours = name.startswith(tuple(f"ptmq_lightning.{room}" for room in rooms))
         assert ours or package in allowed | sys.stdlib_module_names, f"{file.name} imports {name}, at its top: {at_top}"
 
 
@@ -140,8 +173,8 @@ def test_a_function_with_a_rooms_name_is_called_through_the_room(name: str, monk
 
 def test_an_unknown_name_is_answered_with_the_public_ones() -> None:
     with pytest.raises(AttributeError) as caught:
-        _ = ptmq_lightning.quantise
+        _ = ptmq_lightning.requantize
     assert str(caught.value) == (
-        "ptmq_lightning has no public name 'quantise'; the public names are quantize, reconstruct, evaluate, save, "
+        "ptmq_lightning has no public name 'requantize'; the public names are quantize, reconstruct, evaluate, save, "
         "load, at_bits: import everything else from the file that owns it"
     )

@@ -23,8 +23,8 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ptmq_lightning.compose.check import nearest, typed, unknown
-from ptmq_lightning.compose.schema import Config, register
+from ptmq_lightning.config.check import nearest, typed, unknown
+from ptmq_lightning.config.schema import Config, register
 from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 
 CONF = "ptmq_lightning.conf"  # conf/ at the root of the repository, inside the wheel

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import yaml
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose.folder import CONFIG
-from ptmq_lightning.compose.schema import Config, DataConfig
+from ptmq_lightning.config.schema import Config, DataConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
+from ptmq_lightning.device.export_cli import report, widths
+from ptmq_lightning.export.export import write_export
 from ptmq_lightning.models.zoo import Preprocessing
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.export import export
-from ptmq_lightning.runtime.export_cli import report, widths
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def run_export(config: Config, folder: Path) -> float:
     out = Path(config.export.out) if config.export.out else folder / "export"
     bits = widths(",".join(config.export.bits))
     asked = config.export
-    reports = export(model, out, images, bits, form=asked.form, backend=asked.name, weights=asked.weights)
+    reports = write_export(model, out, images, bits, form=asked.form, backend=asked.name, weights=asked.weights)
     for line in report(out, reports):
         log.info("%s", line)
     return min(report.agreement for report in reports.values())

@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 from lightning.pytorch.utilities import rank_zero_only
 
-from ptmq_lightning.compose.schema import Config
+from ptmq_lightning.config.schema import Config
 from ptmq_lightning.reconstruct.commit import load_block, save_block
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
 from ptmq_lightning.report.record import read_results, write_atomically

@@ -16,10 +16,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from ptmq_lightning.compose import parts, pipeline
+from ptmq_lightning.compose import pipeline, process
 from ptmq_lightning.compose.cli import configuration
-from ptmq_lightning.evaluate.accuracy import Evaluation
-from ptmq_lightning.evaluate.accuracy import evaluate as evaluate_rows
+from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
 from ptmq_lightning.models.zoo import Network, Preprocessing, timm_preprocessing
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
@@ -59,7 +58,7 @@ def quantize(
     config = configuration([*_bits(bits), f"seed={seed}", *overrides])
     named, told = _named(network, images, preprocessing)
     blocks = pipeline.prepare(named, images.to(device_of(named.module)), config.fold)
-    model = pipeline.quantise(blocks, config, named).to(images.device)
+    model = pipeline.quantize(blocks, config, named).to(images.device)
     model.info["preprocessing"] = told
     calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=seed)
     return model
@@ -85,7 +84,7 @@ def reconstruct(
         steps: per block; None: recon's.
         loggers: Lightning loggers that receive the losses.
         overrides: further keys as on the command line. Pairs, steps (but for step_size.learn), placement and folding
-            are the model's own, chosen when it was quantised: give `quantize` the same method in its overrides.
+            are the model's own, chosen when it was quantized: give `quantize` the same method in its overrides.
 
     Raises:
         ConfigError: an unknown or wrong setting, or a method that trains with labels.  DataError: images that are no
@@ -102,8 +101,8 @@ def reconstruct(
             f"method={method} trains with labels, and reconstruct has images alone; run it as a command: "
             f"python train.py method={method}"
         )
-    with parts.process_as_before():
-        parts.prepare(config.trainer, seed)
+    with process.as_before():
+        process.prepare(config.trainer, seed)
         return pipeline.learn(model, images, config, loggers)
 
 
@@ -120,7 +119,7 @@ def evaluate(
     """
     if isinstance(which, str | BitWidth) or not isinstance(which, Sequence):
         which = [which]
-    return evaluate_rows(model, loader, which)
+    return measure_accuracy(model, loader, which)
 
 
 def _bits(bits: str | Groups | BitGroups) -> list[str]:

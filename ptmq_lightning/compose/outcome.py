@@ -13,9 +13,10 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from ptmq_lightning.allocate.sensitivity import Sensitivity
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose.memory import peak_memory
-from ptmq_lightning.compose.schema import Config
 from ptmq_lightning.compose.trained import record_costs
+from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_images
 from ptmq_lightning.data.sources import Sources
 from ptmq_lightning.evaluate.accuracy import Evaluation
@@ -24,7 +25,6 @@ from ptmq_lightning.finetune import store
 from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.report.page import write_page
 from ptmq_lightning.report.record import write_calibration, write_layers, write_results
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
 from ptmq_lightning.runtime.spec import BitGroups
 

@@ -20,16 +20,17 @@ from torch import Tensor, nn
 
 from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
-from ptmq_lightning.compose import parts, trained
+from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
-from ptmq_lightning.compose.schema import BitsConfig, Config, FoldConfig, ModelConfig
+from ptmq_lightning.config import parts
+from ptmq_lightning.config.schema import BitsConfig, Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
-from ptmq_lightning.evaluate.accuracy import Evaluation, evaluate
+from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.blocks import Block, cut, opaque_layers
 from ptmq_lightning.models.fold import FoldReport, fold
@@ -39,7 +40,7 @@ from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.quant.insert import insert
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruct.features import predict_bytes
-from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct
+from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.report.trackers import log_summary, open_trackers
 from ptmq_lightning.runtime.errors import DataError
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
@@ -49,21 +50,21 @@ log = logging.getLogger(__name__)
 
 DIGITS_CACHE = Path("outputs/digits")
 FIGURES = ("top1", "agreement", "logit_error")
-FOLD_IMAGES = 32  # calibration images that the reparametrisation looks at
+FOLD_IMAGES = 32  # calibration images that the reparametrization looks at
 
 
 def run(config: Config, path: Path) -> float:
     """One run; its record is left in ``path``.
 
     Returns:
-        top-1 in percent at the narrowest learned pair that is evaluated: what a sweep over settings may maximise.
+        top-1 in percent at the narrowest learned pair that is evaluated: what a sweep over settings may maximize.
     """
     parts.check(config)
     folder = RunFolder(path, config)
     if (results := folder.finished()) is not None:
         log.info("resume: the run in %s is complete", path)
         return figure(config, results["rows"])
-    parts.prepare(config.trainer, config.seed)
+    process.prepare(config.trainer, config.seed)
     folder.open()
     with open_trackers(
         path,
@@ -90,7 +91,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
     with stage("fold and cut", seconds):
         blocks = prepare(tuned, images, config.fold, norms=not trained.as_a_whole(config))
     with stage("insert", seconds):
-        model = quantise(blocks, config, network).to(device)
+        model = quantize(blocks, config, network).to(device)
     images = images.to(device)
     with stage("calibrate", seconds):
         calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=config.seed)
@@ -100,7 +101,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         else:
             fits = learn(model, images, config, loggers, folder)
     with stage("allocate", seconds):
-        sensitivity = allocate(model, images, config.bits)
+        sensitivity = allocate_bits(model, images, config.bits)
     with stage("evaluate", seconds):
         evaluation = measure(model, sources, config, network.module)
     seconds["reconstruct"] = seconds["fine-tune"] + sum(fit.seconds for fit in fits)
@@ -176,12 +177,12 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
     for what, why in report.kept:
         log.info("not folded: %s: %s", what, why)
     for hidden in opaque_layers(gm, network.module):
-        log.warning("not quantised: %s", hidden)
+        log.warning("not quantized: %s", hidden)
     return blocks
 
 
-def quantise(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
-    """Quantisers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
+def quantize(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
+    """Quantizers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
     model = insert(blocks, parts.placement(config.bits, config.quant), parts.step_size(config.step_size))
     model.info = {
         "name": network.name,
@@ -220,14 +221,14 @@ def learn(
             return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
 
         if first < blocks:
-            results += reconstruct(
+            results += reconstruct_model(
                 model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
             )
         before = (before[0] + units[1], before[1] + units[1] * recipe.settings.steps)
     return results
 
 
-def allocate(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:
+def allocate_bits(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:
     """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
     if not config.mixed_averages:
         return {}
@@ -248,7 +249,7 @@ def measure(model: MultiBitModel, sources: Sources, config: Config, float_networ
     loader = eval_loader(sources.val, config.data.eval_batch, workers=config.data.workers)
     names = [*config.bits.evaluate, *model.assignments]
     tell = now_and_then()
-    evaluation = evaluate(
+    evaluation = measure_accuracy(
         model,
         loader,
         names,

@@ -1,6 +1,6 @@
 """The stages of the methods that train with labels; for every other method they do nothing.
 
-robustquant trains the float network, before it is folded; any_precision and multiquant train the quantised network as a
+robustquant trains the float network, before it is folded; any_precision and multiquant train the quantized network as a
 whole, in place of the reconstruction. What a comparison wants to know of each goes to finetune.json.
 """
 
@@ -17,12 +17,12 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
-from ptmq_lightning.compose import parts
 from ptmq_lightning.compose.progress import Progress
-from ptmq_lightning.compose.schema import Config
+from ptmq_lightning.config import parts
+from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_labels, eval_loader
 from ptmq_lightning.data.sources import Sources
-from ptmq_lightning.evaluate.accuracy import evaluate
+from ptmq_lightning.evaluate.accuracy import measure_accuracy
 from ptmq_lightning.finetune.any_precision import any_precision
 from ptmq_lightning.finetune.fit import Batches, FineTuning, Settings, fit
 from ptmq_lightning.finetune.multiquant import multiquant
@@ -42,7 +42,7 @@ TRAIN_IMAGES = 500  # training images on which the accuracy is told beside the e
 
 
 def as_a_whole(config: Config) -> bool:
-    """Whether the quantised network itself is trained: its norms stay, and no block is reconstructed."""
+    """Whether the quantized network itself is trained: its norms stay, and no block is reconstructed."""
     return config.finetune.name in WHOLE
 
 
@@ -57,7 +57,7 @@ def tune(
     """The float network, with robustquant a trained copy of it; images (N, C, H, W) where the fit is to run."""
     if config.finetune.name != "robustquant":
         return network
-    batches = labelled(images, sources, indices, config)
+    batches = labeled(images, sources, indices, config)
     module = copy.deepcopy(network.module).to(images.device)
     fitted = RobustQuant(module, settings(config), len(batches), weight=config.finetune.kurtosis_weight)
     run(fitted, batches, config, loggers)
@@ -73,7 +73,7 @@ def train(
     loggers: Sequence[Logger],
 ) -> tuple[SharedModel, list[BlockResult]]:
     """The calibrated model with norms, trained as a whole and committed, and how the fit went; images (N, C, H, W)."""
-    batches = labelled(images, sources, indices, config)
+    batches = labeled(images, sources, indices, config)
     fitted = WHOLE[config.finetune.name](model, settings(config), len(batches))
     seconds = run(fitted, batches, config, loggers)
     network = fitted.network
@@ -89,7 +89,7 @@ def train(
     return network, [BlockResult("network", seconds, fitted.latest)]
 
 
-def labelled(images: Tensor, sources: Sources, indices: list[int], config: Config) -> Batches:
+def labeled(images: Tensor, sources: Sources, indices: list[int], config: Config) -> Batches:
     """The calibration images with their labels, in batches for all epochs."""
     labels = calibration_labels(sources.train, indices).to(images.device)
     return Batches(images, labels, settings(config))
@@ -118,7 +118,7 @@ def record_costs(
     if config.finetune.name == "none":
         return
     seen = sources.train.take(indices[:TRAIN_IMAGES])
-    training = evaluate(model, eval_loader(seen, config.data.eval_batch), config.bits.evaluate)
+    training = measure_accuracy(model, eval_loader(seen, config.data.eval_batch), config.bits.evaluate)
     costs: dict[str, Any] = {
         "method": config.finetune.name,
         "images": len(indices),

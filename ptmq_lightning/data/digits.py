@@ -1,6 +1,6 @@
-"""scikit-learn's bundled handwritten digits as colour images: the embedded data, offline on every machine.
+"""scikit-learn's bundled handwritten digits as color images: the embedded data, offline on every machine.
 
-1,797 grey 8x8 images of the UCI test set (E. Alpaydin, C. Kaynak, 1998). The division into 1,097 training and 700
+1,797 gray 8x8 images of the UCI test set (E. Alpaydin, C. Kaynak, 1998). The division into 1,097 training and 700
 evaluation images is fixed, so that a float network trained once never sees an evaluation image of any run.
 """
 
@@ -56,7 +56,7 @@ class Digits(torch.utils.data.Dataset[tuple[Tensor, int]]):
 def open_digits(preprocessing: Preprocessing) -> tuple[Digits, Digits]:
     """The training and the evaluation part, stratified, the same in every run."""
     bundle = load_digits()
-    pixels = np.rint(bundle.images * (255 / 16)).astype(np.uint8)  # 16 grey levels -> 0..255
+    pixels = np.rint(bundle.images * (255 / 16)).astype(np.uint8)  # 16 gray levels -> 0..255
     train, val = train_test_split(
         np.arange(len(pixels)), test_size=EVALUATION_IMAGES, random_state=SPLIT_SEED, stratify=bundle.target
     )

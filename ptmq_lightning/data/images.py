@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ptmq_lightning.runtime.errors import DataError
 
-UNLABELLED = -1
+UNLABELED = -1
 
 
 class Preprocessing(Protocol):
@@ -59,7 +59,7 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
     """A choice of images of one timm reader (folder, tar, Hugging Face data set).
 
     timm's own ``ImageDataset`` goes on to the next image where one cannot be decoded, and its class map drops images of
-    unknown folders, both without a word; here the first is an error and the second a label of ``UNLABELLED``.
+    unknown folders, both without a word; here the first is an error and the second a label of ``UNLABELED``.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
         self.transform = transform_of(preprocessing)
         self.indices = list(range(len(reader))) if indices is None else list(indices)
         numbers = class_folders(reader)
-        self.labels = {i: i if classes is None else classes.get(name, UNLABELLED) for name, i in numbers.items()}
+        self.labels = {i: i if classes is None else classes.get(name, UNLABELED) for name, i in numbers.items()}
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from ptmq_lightning.data.images import UNLABELLED
+from ptmq_lightning.data.images import UNLABELED
 from ptmq_lightning.data.sources import permutation
 from ptmq_lightning.runtime.errors import DataError
 
@@ -71,7 +71,7 @@ def calibration_images(dataset: Any, indices: list[int]) -> Tensor:
 def calibration_labels(dataset: Any, indices: list[int]) -> Tensor:
     """The labels at ``indices`` as int64 (N,), for methods that train. Raises DataError where one has none."""
     labels = [int(dataset[index][1]) for index in indices]
-    if missing := [index for index, label in zip(indices, labels, strict=True) if label == UNLABELLED]:
+    if missing := [index for index, label in zip(indices, labels, strict=True) if label == UNLABELED]:
         raise DataError(
             f"{len(missing)} of {len(indices)} calibration images have no label, first {dataset.filename(missing[0])}; "
             "this method trains with labels: give data.train as folders named by the classes that data.val has"

@@ -18,7 +18,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
 from ptmq_lightning.data.digits import open_digits
-from ptmq_lightning.data.images import UNLABELLED, Images, Preprocessing, class_folders
+from ptmq_lightning.data.images import UNLABELED, Images, Preprocessing, class_folders
 from ptmq_lightning.data.places import HUB_PREFIX, Request, locate, same
 from ptmq_lightning.runtime.errors import DataError
 
@@ -175,7 +175,7 @@ def _require_labels(request: Request, reader: Any, classes: Mapping[str, int], p
         raise DataError(
             f"data.val={place} has images but no classes; evaluation wants each image in a folder named by its class"
         )
-    unknown = sorted(name for name in class_folders(reader) if classes.get(name, UNLABELLED) == UNLABELLED)
+    unknown = sorted(name for name in class_folders(reader) if classes.get(name, UNLABELED) == UNLABELED)
     if unknown:
         shown = ", ".join(repr(name) for name in unknown[:3]) + (", ..." if len(unknown) > 3 else "")
         raise DataError(

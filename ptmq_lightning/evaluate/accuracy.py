@@ -54,7 +54,7 @@ class Evaluation:
         return asdict(self)
 
 
-def evaluate(
+def measure_accuracy(
     model: MultiBitModel,
     loader: Iterable[Batch],
     which: Sequence[Any],
@@ -69,7 +69,7 @@ def evaluate(
         loader: batches of images (B, 3, H, W) and labels (B,).
         which: anything ``model.resolve`` knows: 4, "w4a8", "mixed_4.0", an assignment.
         float_network: what agreement and errors are measured against, on the model's device; by default the model with
-            its quantisers off, which is the float network on the latent grid.
+            its quantizers off, which is the float network on the latent grid.
         progress: called with (images done, assignment's name) after each assignment of each chunk of images.
 
     Raises:

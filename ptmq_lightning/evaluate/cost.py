@@ -75,7 +75,7 @@ def size_bytes(model: MultiBitModel, assignment: BitAssignment) -> int:
     """Bytes of a model shipped at this one assignment.
 
     Weights at their width, packed per layer to whole bytes; one fp32 step per output channel; biases fp32; one step
-    and one zero point (fp32) per activation quantiser, a byte per level where the levels stand in a table; every other
+    and one zero point (fp32) per activation quantizer, a byte per level where the levels stand in a table; every other
     tensor of the network (embeddings, norms) as it is. The file of all widths together is larger than the size at any
     one of them.
     """

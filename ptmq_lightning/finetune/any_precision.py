@@ -1,12 +1,12 @@
 """Any-Precision deep neural networks (Yu et al., AAAI 2021; formulas of SHI-Labs/Any-Precision-DNNs).
 
-One weight for all widths, quantised as in DoReFa; a BatchNorm set per width; knowledge flows from the wide to the
+One weight for all widths, quantized as in DoReFa; a BatchNorm set per width; knowledge flows from the wide to the
 narrow width. Stored once at 8 bits. What we do otherwise [our choice]:
 - It starts from the float network. DoReFa clips activations to [0, 1], which a network trained without it does not
   survive: here the clip of every tensor and width is the calibrated one, fixed; 2^a - 1 levels as there.
 - A narrow code is rounded from the stored 8-bit code, round(c (2^b - 1) / 255), in training too: what is trained is
   what is stored. At 2 and 4 bits 255 is a multiple, and the levels are some of the 8-bit network's own.
-- First and last layer at 8 bits with learned steps (there: float), shortcuts read the quantised tensor.
+- First and last layer at 8 bits with learned steps (there: float), shortcuts read the quantized tensor.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The one loop of the methods that train: labelled images, several backward passes, one step of one optimiser.
+"""The one loop of the methods that train: labeled images, several backward passes, one step of one optimizer.
 
 A method is a `FineTuning` that yields its losses one by one: each graph is gone before the next is built, as in
 Any-Precision's own loop. AdamW and a cosine to 0 for every method [our choice: their SGD rates belong to training from
@@ -56,7 +56,7 @@ class Batches(Dataset[Batch]):
     def __init__(self, images: Tensor, labels: Tensor, settings: Settings) -> None:
         if len(labels) < settings.batch:
             raise DataError(
-                f"{len(labels)} labelled images do not fill a batch of {settings.batch}; set data.calibration_images "
+                f"{len(labels)} labeled images do not fill a batch of {settings.batch}; set data.calibration_images "
                 "higher or finetune.batch lower"
             )
         self.images, self.labels, self.settings = images, labels, settings

@@ -39,7 +39,7 @@ def round_through(x: Tensor) -> Tensor:
 
 
 class SharedWeight(nn.Module, ABC):
-    """One float weight W (O, ...) that every width quantises in its own way: `at(bits)` of the subclasses."""
+    """One float weight W (O, ...) that every width quantizes in its own way: `at(bits)` of the subclasses."""
 
     def __init__(self, frozen: MultiBitWeight) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""MultiQuant: training once for multi-bit quantisation (Xu, Feng, Zhang, Wang, IJCAI 2022).
+"""MultiQuant: training once for multi-bit quantization (Xu, Feng, Zhang, Wang, IJCAI 2022).
 
 One weight-sharing network; per step the lowest, one random and the highest width are trained together, with labels that
 the wider widths soften, because one-hot labels set the widths against each other. From abstract and summaries; the rest

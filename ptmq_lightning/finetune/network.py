@@ -1,7 +1,7 @@
 """A multi-bit network that is trained as a whole: its norms are kept and follow the chosen pair of widths.
 
 It is made from the model that `quant.insert` gives for blocks whose BatchNorms were not folded, so that every method
-quantises the same tensors and pins the same layers; at its end each norm is folded into the layer before it, a scale
+quantizes the same tensors and pins the same layers; at its end each norm is folded into the layer before it, a scale
 and a bias per pair. A pinned layer runs at its own width, its norm follows the other layers' pair.
 """
 

@@ -1,9 +1,9 @@
-"""Robust quantisation: one model to rule them all (Shkolnik et al., NeurIPS 2020): KURE.
+"""Robust quantization: one model to rule them all (Shkolnik et al., NeurIPS 2020): KURE.
 
 The float network is fine-tuned with labels and a pull of every layer's kurtosis to the uniform distribution's, 1.8:
-loss = cross entropy + lambda * mean over layers of (kurtosis(W_i) - 1.8)^2. Then it is quantised plainly, at any width;
+loss = cross entropy + lambda * mean over layers of (kurtosis(W_i) - 1.8)^2. Then it is quantized plainly, at any width;
 a switch costs nothing but the new codes. lambda = 1 and the mean over layers as in moranshkolnik/RobustQuantization,
-which quantises by LAPQ afterwards where we search the steps as for every method (PTMQ §1.3).
+which quantizes by LAPQ afterwards where we search the steps as for every method (PTMQ §1.3).
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ TARGET = 1.8
 
 
 def kurtosis(weight: Tensor) -> Tensor:
-    """Fourth standardised moment of all elements: 1.8 for a uniform distribution, 3 for a normal one."""
-    centred = weight - weight.mean()
-    return (centred / weight.std()).pow(4).mean()
+    """Fourth standardized moment of all elements: 1.8 for a uniform distribution, 3 for a normal one."""
+    centered = weight - weight.mean()
+    return (centered / weight.std()).pow(4).mean()
 
 
 class RobustQuant(FineTuning):
@@ -34,10 +34,10 @@ class RobustQuant(FineTuning):
         layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
         self.pulled = [layer.weight for layer in layers[1:-1] if layer.weight.numel() > 1]
 
-    def regulariser(self) -> Tensor:
+    def regularizer(self) -> Tensor:
         """mean over layers of (kurtosis - 1.8)^2."""
         return torch.stack([(kurtosis(weight) - TARGET).square() for weight in self.pulled]).mean()
 
     def losses(self, images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "float", cross_entropy(self.network(images), labels)
-        yield "kurtosis", self.weight * self.regulariser()
+        yield "kurtosis", self.weight * self.regularizer()

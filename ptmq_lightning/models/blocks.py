@@ -77,7 +77,7 @@ def cut(gm: fx.GraphModule, example: Tensor, *, name: str = "network") -> list[B
 
 
 def opaque_layers(gm: fx.GraphModule, network: nn.Module) -> list[str]:
-    """What quantisation cannot reach, one line each: layers that tracing does not see, products hidden in functions."""
+    """What quantization cannot reach, one line each: layers that tracing does not see, products hidden in functions."""
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     found = []
     for path, module in network.named_modules():
@@ -87,7 +87,7 @@ def opaque_layers(gm: fx.GraphModule, network: nn.Module) -> list[str]:
     for node in gm.graph.nodes:
         layer = module_of(gm, node)
         if isinstance(layer, (nn.modules.conv._ConvNd, nn.Bilinear)) and not isinstance(layer, nn.Conv2d):
-            found.append(f"{node.target}: a {type(layer).__name__} is not quantised")
+            found.append(f"{node.target}: a {type(layer).__name__} is not quantized")
         elif node.op == "call_function" and node.target.__name__ in _OPAQUE:
             found.append(f"{node.meta['path']}: {node.target.__name__} is called as a function")
     return found

@@ -1,4 +1,4 @@
-"""Cross-layer equalisation: neighbouring layers trade channel ranges, the network stays the same function.
+"""Cross-layer equalization: neighboring layers trade channel ranges, the network stays the same function.
 
 Source: Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", §4.1. A ReLU (and
 max or average pooling) is positively homogeneous: relu(s x) = s relu(x) for s > 0. So the output channels of one layer
@@ -21,14 +21,14 @@ _SETTLED = 1e-3  # largest |log s| of a sweep at which the ranges count as equal
 
 
 def equalize(gm: fx.GraphModule, *, sweeps: int = 40) -> FoldReport:
-    """Equalise every pair of layers that only homogeneous operations separate; gm (norms folded) is changed."""
+    """Equalize every pair of layers that only homogeneous operations separate; gm (norms folded) is changed."""
     report, pairs = FoldReport(), []
     for node in gm.graph.nodes:
         if isinstance(module_of(gm, node), (nn.Conv2d, nn.Linear)):
             axis = len(node.meta["shape"]) - (3 if isinstance(module_of(gm, node), nn.Conv2d) else 1)
             found, reason = readers(gm, node, axis, scale_only=True)
             if reason:
-                report.kept.append((f"{node.target} (equalisation)", reason))
+                report.kept.append((f"{node.target} (equalization)", reason))
             else:
                 pairs.append((str(node.target), [str(reader.target) for reader in found]))
     for first, scale in _scales(gm, pairs, sweeps).items():
@@ -36,7 +36,7 @@ def equalize(gm: fx.GraphModule, *, sweeps: int = 40) -> FoldReport:
         absorb_output(gm.get_submodule(first), 1 / scale)  # type: ignore[arg-type]
         for second in seconds:
             absorb_input(gm.get_submodule(second), scale)  # type: ignore[arg-type]
-        report.folded.append((f"{first} (equalisation)", ", ".join(seconds)))
+        report.folded.append((f"{first} (equalization)", ", ".join(seconds)))
     return report
 
 

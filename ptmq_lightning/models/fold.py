@@ -27,7 +27,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 def fold(gm: fx.GraphModule, *, equalize: bool = False) -> FoldReport:
     """Fold every norm and scale of a traced network (see `graph.trace`) that data flow allows; gm is changed.
 
-    equalize: balance the channel ranges of neighbouring layers afterwards (`equalize.equalize`).
+    equalize: balance the channel ranges of neighboring layers afterwards (`equalize.equalize`).
     """
     report = FoldReport()
     for node in list(gm.graph.nodes):

@@ -3,7 +3,7 @@
 Tracing runs the network: each proxy carries its value, so sizes are numbers, control flow on sizes is followed and
 helper functions are opened. Two batch sizes are traced; where the graphs differ stands the batch size.
 
-What is normalised (each step keeps the result bitwise):
+What is normalized (each step keeps the result bitwise):
 - in-place operations become out-of-place, operations that return their input (dropout, identity, drop path) vanish;
 - linear, convolution, batch norm and layer norm called as functions on constant weights become plain torch.nn modules;
 - every matrix product of two activations is `torch.matmul`, every softmax `F.softmax`, every view a `reshape`.
@@ -25,7 +25,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
 from ptmq_lightning.models.nodes import attribute, execute
-from ptmq_lightning.models.normalise import BATCHES, normalise
+from ptmq_lightning.models.normalize import BATCHES, normalize
 from ptmq_lightning.runtime.errors import ModelError
 
 _OPEN_OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv")}
@@ -46,7 +46,7 @@ def trace(module: nn.Module, input_size: tuple[int, ...]) -> fx.GraphModule:
             f"{type(error).__name__}: {error}. Expected a network whose operations do not depend on the values of the "
             f"image; check the input size, or choose another network."
         ) from error
-    normalise(gm, twin.graph)
+    normalize(gm, twin.graph)
     return gm.eval()
 
 

@@ -1,6 +1,6 @@
-"""LayerNorm reparametrisation (PTMQ §1.10, §9.3): the channels behind a LayerNorm get one common range.
+"""LayerNorm reparametrization (PTMQ §1.10, §9.3): the channels behind a LayerNorm get one common range.
 
-Source: Li et al. 2023, "RepQ-ViT", §3.2. With the step d_c and minimum m_c of every channel of the normalised tensor,
+Source: Li et al. 2023, "RepQ-ViT", §3.2. With the step d_c and minimum m_c of every channel of the normalized tensor,
 r = d / mean(d) and t = m / r - mean(m): the norm gets g' = g / r, beta' = beta / r - t, the layers that read it
 W' = W diag(r), b' = b + W' t. Other than there: r and t serve all bit-widths, so d is the percentile range of the
 channel and not a step found at one width.
@@ -30,7 +30,7 @@ def reparametrize(gm: fx.GraphModule, images: Tensor, *, percentile: float = 0.1
         if isinstance(norm := module_of(gm, node), nn.LayerNorm):
             found, reason = readers(gm, node, len(node.meta["shape"]) - 1)
             if reason or len(norm.normalized_shape) != 1:
-                report.kept.append((f"{node.target} (reparametrisation)", reason or "over several axes"))
+                report.kept.append((f"{node.target} (reparametrization)", reason or "over several axes"))
             else:
                 norms[str(node.target)] = [str(reader.target) for reader in found]
     for path, (low, high) in _channel_ranges(gm, list(norms), images, percentile / 100, batch).items():
@@ -40,7 +40,7 @@ def reparametrize(gm: fx.GraphModule, images: Tensor, *, percentile: float = 0.1
         gm.add_submodule(path, _rescaled(gm.get_submodule(path), r, t, images.dtype))  # type: ignore[arg-type]
         for reader in norms[path]:
             absorb_input(gm.get_submodule(reader), r, r * t)  # type: ignore[arg-type]
-        report.folded.append((f"{path} (reparametrisation)", ", ".join(norms[path])))
+        report.folded.append((f"{path} (reparametrization)", ", ".join(norms[path])))
     return report
 
 

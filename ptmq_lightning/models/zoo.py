@@ -56,7 +56,7 @@ CROP_MODES = ("center", "squash", "border")  # of timm
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input: resize, crop, scale to [0, 1], normalise. input_size (C, H, W)."""
+    """How a picture becomes the network's input: resize, crop, scale to [0, 1], normalize. input_size (C, H, W)."""
 
     input_size: tuple[int, int, int]
     mean: tuple[float, ...]

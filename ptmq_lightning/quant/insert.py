@@ -1,8 +1,8 @@
-"""Quantisers into the blocks of a folded float network: every layer's weight, every input of a layer or matrix product.
+"""Quantizers into the blocks of a folded float network: every layer's weight, every input of a layer or matrix product.
 
-Source: PTMQ §1.10, §1.11 (first/last rule), §2 (weights go to the latent grid here, once). One quantiser per tensor: it
+Source: PTMQ §1.10, §1.11 (first/last rule), §2 (weights go to the latent grid here, once). One quantizer per tensor: it
 sits behind the node that makes the tensor and serves all who read it in the block (shortcuts too); its owner is the
-first layer that reads it. The image and the logits are not quantised.
+first layer that reads it. The image and the logits are not quantized.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Placement:
             raise ConfigError(f"found quant.gelu={self.gelu!r}; expected one of {', '.join(LEVELS)}.")
 
     def pins(self, name: str, *, first: bool, second: bool, last: bool) -> tuple[int | None, int | None]:
-        """(pin_w, pin_a) of a layer. second: it reads the first quantised tensor."""
+        """(pin_w, pin_a) of a layer. second: it reads the first quantized tensor."""
         for override in self.overrides:
             if fnmatchcase(name, override.pattern):
                 return override.w, override.a
@@ -74,7 +74,7 @@ class Placement:
 
 
 def insert(blocks: Iterable[Block], placement: Placement, step_size: StepSize) -> MultiBitModel:
-    """Blocks of the float network -> a model with nearest rounding whose activation quantisers await calibration.
+    """Blocks of the float network -> a model with nearest rounding whose activation quantizers await calibration.
 
     The blocks' modules are replaced in place. Raises ConfigError for an override that matches no layer.
     """
@@ -96,7 +96,7 @@ def _weight_layers(blocks: Sequence[Block]) -> list[str]:
 
 
 class _Inserter:
-    """What one walk over the blocks has to remember: the layer table, whether the first tensor was quantised, and
+    """What one walk over the blocks has to remember: the layer table, whether the first tensor was quantized, and
     which tensors of the current block are skewed, with a long side and a short one as behind a GELU (`carried`: its
     input is)."""
 
@@ -117,7 +117,7 @@ class _Inserter:
             module = module_of(gm, node)
             if isinstance(module, (nn.Conv2d, nn.Linear)):
                 info = self._layer(index, str(node.target), module)
-                gm.set_submodule(info.name, self._quantised(module, info))
+                gm.set_submodule(info.name, self._quantized(module, info))
                 self._input(gm, node, 0, info, done, image)
             elif node.op == "call_function" and node.target is torch.matmul:
                 self._matmul(index, gm, node, done)
@@ -137,7 +137,7 @@ class _Inserter:
         self.table[name] = LayerInfo(name, index, kind, tuple(module.weight.shape), *pins)
         return self.table[name]
 
-    def _quantised(self, module: nn.Conv2d | nn.Linear, info: LayerInfo) -> nn.Module:
+    def _quantized(self, module: nn.Conv2d | nn.Linear, info: LayerInfo) -> nn.Module:
         widths = (info.pin_w,) if info.pin_w else tuple(sorted({pair.w for pair in self.placement.pairs}))
         n, latent_step = grid.latent(module.weight)
         on_grid = n.float() * grid.per_channel(latent_step, n)
@@ -168,7 +168,7 @@ class _Inserter:
         done: dict[fx.Node, str],
         image: fx.Node | None,
     ) -> None:
-        """A quantiser behind the tensor that `node` reads at `position`, unless the tensor has one."""
+        """A quantizer behind the tensor that `node` reads at `position`, unless the tensor has one."""
         source = node.args[position]
         assert isinstance(source, fx.Node)
         if source in done or (source is image and self.placement.edge != "8bit"):

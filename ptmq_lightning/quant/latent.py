@@ -1,7 +1,7 @@
 """A learned latent weight W' that every width rounds to nearest, straight-through: "ste" and "flexround".
 
 Source: FlexRound (PTMQ §3): W^ = s1 * round(W / (s1 * S2 * s3 * s4)), S2 of W's shape, s3 per output and s4 per input
-channel (convolutions), all 1 at the start; dequantised by s1 alone. Here W' = W / (S2 s3 s4) is one tensor for all
+channel (convolutions), all 1 at the start; dequantized by s1 alone. Here W' = W / (S2 s3 s4) is one tensor for all
 widths and s1 is each width's own step. "ste" adds to W instead of dividing it (LSQ-like fine-tuning of the weight).
 What we do otherwise: training rounds W' to integers n' of the latent grid first (same s_L, PTMQ §2) and takes codes by
 runtime.grid's rule from n'; n' is what the artifact stores, so what is trained is what ships. The float network's own

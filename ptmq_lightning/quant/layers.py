@@ -1,4 +1,4 @@
-"""What learns: a weight whose rounding is a variable, and an activation quantiser whose step is one.
+"""What learns: a weight whose rounding is a variable, and an activation quantizer whose step is one.
 
 Both stand in the place of their runtime twins while a block is reconstructed, and turn back into them at its commit.
 Source: PTMQ §1.2 (soft rounding, LSQ), §1.9 (inner drop), §9.1 (offset), §9.4 (learned weight steps).
@@ -43,7 +43,7 @@ class _SoftWeight(torch.autograd.Function):
 
 
 class _QuantDrop(torch.autograd.Function):
-    """LSQ fake quantisation with step exp(log s); where `keep` is 1 the input passes as it is (QDrop). With a table
+    """LSQ fake quantization with step exp(log s); where `keep` is 1 the input passes as it is (QDrop). With a table
     (256,) the codes 0..top become its levels.
 
     Masks are floats: multiplying is several times faster than selecting.
@@ -129,7 +129,7 @@ class LearnedWeight(nn.Module, ABC):
     def learned(self) -> list[nn.Parameter]:
         """The parameters of the rounding."""
 
-    def regulariser(self, drawn: set[int], beta: float) -> Tensor:
+    def regularizer(self, drawn: set[int], beta: float) -> Tensor:
         """What pulls the rounding of the drawn widths to its ends, a scalar; 0 where nothing is soft."""
         return self.frozen.latent_step.new_zeros(())
 
@@ -179,13 +179,13 @@ class TrainableWeight(LearnedWeight):
         rows = {row for bits, row in self.plane_of.items() if bits in widths} or set(self.plane_of.values())
         return [soft.rectified_sigmoid(self.v[row]) for row in sorted(rows)]
 
-    def regulariser(self, drawn: set[int], beta: float) -> Tensor:
+    def regularizer(self, drawn: set[int], beta: float) -> Tensor:
         """sum of 1 - |2h(V) - 1|^beta, once per plane that a drawn width uses; "offset": mean over the drawn widths
         (PTMQ §1.5)."""
         widths = [b for b in self.frozen.widths if b in drawn] or list(self.frozen.widths[-1:])
         if self.how.kind != "offset":
             widths = list({self.plane_of[bits]: bits for bits in widths}.values())
-        terms = torch.stack([soft.regulariser(soft.rectified_sigmoid(self.logits(b)), beta) for b in widths])
+        terms = torch.stack([soft.regularizer(soft.rectified_sigmoid(self.logits(b)), beta) for b in widths])
         return terms.mean() if self.how.kind == "offset" else terms.sum()
 
     def forward(self) -> Tensor:
@@ -214,7 +214,7 @@ class TrainableWeight(LearnedWeight):
 
 class TrainableActivation(nn.Module):
     """An ActivationQuantizer whose log step of each width is a parameter; a share of the elements passes
-    unquantised."""
+    unquantized."""
 
     def __init__(self, frozen: ActivationQuantizer, masks: MaskBank | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Rounding as a variable: the rectified sigmoid h(V), its start, its regulariser and the schedule of beta.
+"""Rounding as a variable: the rectified sigmoid h(V), its start, its regularizer and the schedule of beta.
 
 Source: AdaRound's form as PTMQ §1.2 and §1.5 give it.
 """
@@ -56,7 +56,7 @@ class Rounding:
 
 @dataclass(frozen=True)
 class BetaSchedule:
-    """beta(t): no regulariser for t < warmup * T, then linear from start to end (PTMQ §1.5)."""
+    """beta(t): no regularizer for t < warmup * T, then linear from start to end (PTMQ §1.5)."""
 
     steps: int
     warmup: float = 0.2
@@ -85,7 +85,7 @@ def start(fraction: Tensor) -> Tensor:
     return torch.log((half + away) / (half - away)).to(fraction.dtype)
 
 
-def regulariser(h: Tensor, beta: float) -> Tensor:
+def regularizer(h: Tensor, beta: float) -> Tensor:
     """sum(1 - |2h - 1|^beta) over all elements: zero where every h is 0 or 1."""
     return (1 - (2 * h - 1).abs().pow(beta)).sum()
 

@@ -1,4 +1,4 @@
-"""Step sizes before anything is learned: the search that minimises the p-norm of the error, for every width on its own.
+"""Step sizes before anything is learned: the search that minimizes the p-norm of the error, for every width on its own.
 
 Source: PTMQ §1.3 (p = 2.4). Weights: symmetric, per output channel, thresholds i/100 of the channel's maximum.
 Activations: per tensor; one-sided tensors by threshold, two-sided ones by range and zero point, of a sample. Where
@@ -114,7 +114,7 @@ def activation_step(sample: Tensor, low: float, high: float, bits: int, p: float
 
 @torch.no_grad()
 def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: int = 32, seed: int = 0) -> None:
-    """Set every activation quantiser's steps, zero points and tables; images (N, C, H, W) run through the float
+    """Set every activation quantizer's steps, zero points and tables; images (N, C, H, W) run through the float
     network."""
     seen: dict[str, list[Tensor]] = {}
     spread: dict[str, Distribution] = {}

@@ -28,7 +28,7 @@ from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 @dataclass(frozen=True)
 class Settings:
     """Of every unit's fit. lr_*: Adam's rates for V, log activation steps, log weight steps (0: not learned);
-    lambda_rounding: weight of the regulariser; drop: share of elements that activation quantisers pass unquantised."""
+    lambda_rounding: weight of the regularizer; drop: share of elements that activation quantizers pass unquantized."""
 
     steps: int = 500
     batch: int = 32
@@ -56,7 +56,7 @@ class Place:
 
 class BlockReconstruction(L.LightningModule):
     """block: a block or a layer with its activation function, with trainable layers. layers: its rows of the layer
-    table. channel: the output's channel dimension. quantise_inputs: False leaves all activations in float (AdaRound,
+    table. channel: the output's channel dimension. quantize_inputs: False leaves all activations in float (AdaRound,
     BRECQ)."""
 
     def __init__(
@@ -72,12 +72,12 @@ class BlockReconstruction(L.LightningModule):
         channel: int,
         rows: Tensor | None,
         place: Place,
-        quantise_inputs: bool = True,
+        quantize_inputs: bool = True,
     ) -> None:
         super().__init__()
         self.block, self.layers, self.groups, self.mixer = block, layers, groups, mixer
         self.objective, self.settings, self.masks, self.place = objective, settings, masks, place
-        self.channel, self.read_tokens, self.quantise_inputs = channel, rows, quantise_inputs
+        self.channel, self.read_tokens, self.quantize_inputs = channel, rows, quantize_inputs
         self.weights = [w for _, w in weights_of(block) if isinstance(w, LearnedWeight)]
         self.activations = [q for _, q in quantizers_of(block) if isinstance(q, TrainableActivation)]
         self.beta = soft.BetaSchedule(settings.steps, settings.warmup, settings.beta_start, settings.beta_end)
@@ -99,7 +99,7 @@ class BlockReconstruction(L.LightningModule):
         reconstruction, own = self.objective(outputs, target, self.channel, weight)
         rounding = target.new_zeros(())
         if self.beta.active(index):  # PTMQ §1.5
-            rounding = sum((w.regulariser({b.w for b in drawn}, self.beta(index)) for w in self.weights), rounding)
+            rounding = sum((w.regularizer({b.w for b in drawn}, self.beta(index)) for w in self.weights), rounding)
         if index % self.settings.log_every == 0 or index == self.settings.steps - 1:
             self.report(index, drawn, own, rounding)
         return reconstruction + self.settings.lambda_rounding * rounding
@@ -111,7 +111,7 @@ class BlockReconstruction(L.LightningModule):
     def at(self, width: BitWidth, x: Tensor) -> Tensor:
         """The block at a width with soft rounding; x (B, ...)."""
         widths = {name: layer.width(width) for name, layer in self.layers.items()}
-        select(self.block, widths, activations=self.quantise_inputs)
+        select(self.block, widths, activations=self.quantize_inputs)
         output: Tensor = self.block(x)
         return output
 
@@ -126,7 +126,7 @@ class BlockReconstruction(L.LightningModule):
         """What is learned: parameters, rate and its factor over the steps, for rounding, activation and weight
         steps."""
         s, cosine = self.settings, _cosine(self.settings.steps)
-        learned = [q for q in self.activations if self.quantise_inputs]
+        learned = [q for q in self.activations if self.quantize_inputs]
         rate = s.lr_rounding * next((w.how.rate for w in self.weights), 1.0)
         return [
             ([p for weight in self.weights for p in weight.learned()], rate, _constant),

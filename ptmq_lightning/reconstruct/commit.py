@@ -29,7 +29,7 @@ def make_trainable(
     masks: MaskBank | None,
     learn_activations: bool = True,
 ) -> None:
-    """Put a trainable weight and activation quantiser in the place of every one of the block's.
+    """Put a trainable weight and activation quantizer in the place of every one of the block's.
 
     Rounding "nearest" leaves the weights as they are. learn_activations=False: their steps stay, gradients pass.
     """

@@ -1,7 +1,7 @@
 """Bias correction: what rounding adds to a layer's mean output, E[(W^ - W)x], is taken off its bias, width by width.
 
-Source: Nagel et al. 2019 (data-free quantisation), §4.2, with the mean input measured on the calibration images. x is
-the float network's: a mean over quantised prefixes instead would hold each layer to account for those before it, at
+Source: Nagel et al. 2019 (data-free quantization), §4.2, with the mean input measured on the calibration images. x is
+the float network's: a mean over quantized prefixes instead would hold each layer to account for those before it, at
 one width's activations, and harms (PTMQ §9.4).
 """
 

@@ -1,4 +1,4 @@
-"""The calibration cache: float features and quantised-prefix features at the input of the block in turn (PTMQ §1.9).
+"""The calibration cache: float features and quantized-prefix features at the input of the block in turn (PTMQ §1.9).
 
 Only the input and the target of one block are held at a time, so memory does not grow with depth.
 """
@@ -117,7 +117,7 @@ def advance(
 ) -> Features:
     """Features behind a finished block (or a part of one); target: its float output (N, ...), the next float feature.
 
-    activations=False: the streams are those of quantised weights alone.
+    activations=False: the streams are those of quantized weights alone.
     """
 
     def run(x: Tensor, width: BitWidth) -> Tensor:

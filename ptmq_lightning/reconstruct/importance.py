@@ -3,7 +3,7 @@
 Both come from KL(softmax(f / T) || softmax(f' / T)), f the float logits, f' those behind another output of the block;
 no labels. That divergence has no gradient at the float output itself, so it is taken beside it:
 fim (BRECQ's squared gradients): at the unit's output at the narrowest width, rounded to nearest and fed by its own
-quantised prefix (APHQ-ViT's way of running BRECQ; by float features where the mixer keeps no others); one weight per
+quantized prefix (APHQ-ViT's way of running BRECQ; by float features where the mixer keeps no others); one weight per
 image and element.
 aph (APHQ-ViT's perturbation Hessian): mean over images of |gradient at z + e - gradient at z - e|, e the same for every
 element, a thousandth of the output's standard deviation (theirs, 1e-6, is within float32's noise).
@@ -28,8 +28,8 @@ TEMPERATURE = 20.0  # APHQ-ViT's
 PERTURBATION = 1e-3  # of the output's standard deviation
 
 
-def fisher(rest: nn.Module, target: Tensor, quantised: Tensor, batch: int, *beside: Tensor) -> Tensor:
-    """Squared gradients (N, ...) at `quantised`, the outputs (N, ...) whose float ones are `target`.
+def fisher(rest: nn.Module, target: Tensor, quantized: Tensor, batch: int, *beside: Tensor) -> Tensor:
+    """Squared gradients (N, ...) at `quantized`, the outputs (N, ...) whose float ones are `target`.
 
     rest: the float network behind these outputs. beside: what its first module takes besides, (N, ...).
     """
@@ -37,7 +37,7 @@ def fisher(rest: nn.Module, target: Tensor, quantised: Tensor, batch: int, *besi
     for rows in _batches(target, batch):
         own = [x[rows] for x in beside]
         expected = log_probabilities(rest, target[rows], *own)
-        weight[rows] = divergence_gradient(rest, expected, quantised[rows], *own).square_()
+        weight[rows] = divergence_gradient(rest, expected, quantized[rows], *own).square_()
     return weight
 
 
@@ -93,7 +93,7 @@ def scaled(weight: Tensor, target: Tensor, read: Tensor | None = None) -> Tensor
 
 
 def token_weight(rest: nn.Module, target: Tensor, generator: torch.Generator, *, evenly: float = 0.5) -> Tensor | None:
-    """Weights (1, T, 1) of the squared errors of normalised tokens for an output (B, T, C), else None; their mean over
+    """Weights (1, T, 1) of the squared errors of normalized tokens for an output (B, T, C), else None; their mean over
     the tokens that are read is 1.
 
     A token's share of the Fisher information: the squared gradient of log softmax(rest(x))[y], y drawn from the

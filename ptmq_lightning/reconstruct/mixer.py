@@ -1,9 +1,9 @@
 """The multi-bit feature mixer: what a block is fed while it is reconstructed (PTMQ §1.7; "matched": §9.1).
 
-A mixer keeps streams of quantised-prefix features. In the paper's cases there is one stream per group, made by running
+A mixer keeps streams of quantized-prefix features. In the paper's cases there is one stream per group, made by running
 the finished block on their blend; "matched" keeps one stream per width, so that each width meets its own prefix error.
 M is Bernoulli(p), drawn anew in every step, the same for all groups; M = 1 takes the float feature. "float" feeds the
-float feature alone and keeps no stream. With one width, "matched" is QDrop's mix and "none" the quantised prefix (§3).
+float feature alone and keeps no stream. With one width, "matched" is QDrop's mix and "none" the quantized prefix (§3).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What a block's outputs at the drawn widths are held against: the float output, and each other (PTMQ §1.8).
 
-Reduction: sum of squares over channels, mean over everything else (QDrop's). norm "token": both outputs are normalised
+Reduction: sum of squares over channels, mean over everything else (QDrop's). norm "token": both outputs are normalized
 over channels first, so that each token counts alike, whatever its size (§9.3). With a weight every square is
 multiplied by how much the logits mind it (`reconstruct.importance`).
 """

@@ -32,7 +32,7 @@ TOKEN_IMAGES = 32  # calibration images that tell how much each token matters
 class Recipe:
     """Everything one pass over the network is made of.
 
-    unit: "block" or "layer" (`units`). quantise_inputs: False fits on quantised weights alone, in the unit and before
+    unit: "block" or "layer" (`units`). quantize_inputs: False fits on quantized weights alone, in the unit and before
     it; activations stay in float. learn_inputs: False keeps the activation steps as they were calibrated.
     bias_correction: of every block, once it is committed.
     """
@@ -44,7 +44,7 @@ class Recipe:
     settings: Settings
     learn_steps: bool = False
     unit: str = "block"
-    quantise_inputs: bool = True
+    quantize_inputs: bool = True
     learn_inputs: bool = True
     bias_correction: bool = False
 
@@ -68,7 +68,7 @@ class BlockResult:
     steps: int = 0
 
 
-def reconstruct(
+def reconstruct_model(
     model: MultiBitModel,
     images: Tensor,
     recipe: Recipe,
@@ -112,7 +112,7 @@ def _behind(
     return advance(
         part, layers, features, target, mixer=recipe.mixer, groups=recipe.groups, batch=recipe.settings.batch,
         generator=torch.Generator().manual_seed(recipe.settings.seed * 1_000_003 + place.index),
-        activations=recipe.quantise_inputs,
+        activations=recipe.quantize_inputs,
     )  # fmt: skip
 
 
@@ -168,10 +168,10 @@ def _importance(
     if kind == "aph":
         return scaled(perturbation(rest, target, batch, *beside), target, read)
     widths = {name: layer.width(recipe.groups.pairs[0]) for name, layer in layers.items()}  # the narrowest
-    select(part, widths, activations=recipe.quantise_inputs)
-    quantised = map_batches(part, next(iter(features.streams.values()), features.fp), batch)
+    select(part, widths, activations=recipe.quantize_inputs)
+    quantized = map_batches(part, next(iter(features.streams.values()), features.fp), batch)
     select(part, None)
-    return scaled(fisher(rest, target, quantised, batch, *beside), target, read)
+    return scaled(fisher(rest, target, quantized, batch, *beside), target, read)
 
 
 def _inputs(unit: Unit, layers: dict[str, LayerInfo], features: Features, recipe: Recipe, place: Place) -> Features:
@@ -212,7 +212,7 @@ def _fit(
         channel=channel,
         rows=read,
         place=place,
-        quantise_inputs=recipe.quantise_inputs,
+        quantize_inputs=recipe.quantize_inputs,
     )
     if any(parameters for parameters, *_ in module.groups_of_parameters()):
         module.train()
@@ -230,6 +230,6 @@ def _check_calibrated(model: MultiBitModel) -> None:
     for path, quantizer in quantizers_of(model):
         if not quantizer.calibrated:
             raise ModelError(
-                f"the activation quantiser {path} has no step yet; expected a calibrated model. Call "
+                f"the activation quantizer {path} has no step yet; expected a calibrated model. Call "
                 f"quant.steps.calibrate with some images first."
             )

@@ -38,7 +38,7 @@ class Unit:
     behind: nn.Module | None = None
 
     def settle(self, block: nn.Module) -> None:
-        """Give the committed activation quantisers to the block (its layers are shared, weights and all)."""
+        """Give the committed activation quantizers to the block (its layers are shared, weights and all)."""
         if self.module is not block:
             for path, quantizer in list(quantizers_of(self.module)):
                 block.set_submodule(path, quantizer)
@@ -59,7 +59,7 @@ def units(block: nn.Module, name: str, what: str) -> Iterator[Unit]:
 
 
 def _source(block: fx.GraphModule, layer: fx.Node) -> fx.Node:
-    """The tensor the layer's unit starts from: in front of the quantiser that the layer owns, else what it reads."""
+    """The tensor the layer's unit starts from: in front of the quantizer that the layer owns, else what it reads."""
     reads = layer.all_input_nodes[0]
     module = block.get_submodule(str(reads.target)) if reads.op == "call_module" else None
     own = isinstance(module, ActivationQuantizer) and module.owner == layer.target

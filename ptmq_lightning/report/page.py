@@ -92,7 +92,7 @@ def _accuracy(rows: Sequence[Mapping[str, Any]], fp: Mapping[str, Any]) -> str:
     names = [row["config"] for row in rows]
     for value, label in (("top1", "top-1"), ("agreement", "agreement with float")):
         axis.plot(names, [row[value] for row in rows], marker="o", label=label)
-    axis.axhline(fp["top1"], color="grey", linestyle=":", label="float, top-1")
+    axis.axhline(fp["top1"], color="gray", linestyle=":", label="float, top-1")
     axis.legend(fontsize=8)
     return _svg(figure)
 
@@ -105,8 +105,8 @@ def _losses(losses: Mapping[str, Mapping[str, float]]) -> str:
     figure = Figure(figsize=(9, 3.5), layout="constrained")
     axis = figure.add_subplot(ylabel="loss", yscale="log")
     for number, (width, ends) in enumerate(losses.items()):
-        colour = colormaps["viridis_r"](0.1 + 0.9 * number / len(losses))
-        axis.plot([blocks.index(b) for b in ends], list(ends.values()), marker=".", color=colour, label=width)
+        color = colormaps["viridis_r"](0.1 + 0.9 * number / len(losses))
+        axis.plot([blocks.index(b) for b in ends], list(ends.values()), marker=".", color=color, label=width)
     axis.set_xticks(range(len(blocks)), blocks, rotation=60, ha="right", fontsize=7)
     axis.legend(fontsize=8)
     return _svg(figure)

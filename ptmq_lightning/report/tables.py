@@ -70,7 +70,7 @@ def setting(record: Mapping[str, Any], key: str) -> str:
     return str(value["name"] if isinstance(value, Mapping) and "name" in value else value)
 
 
-def summarise(
+def summarize(
     records: Sequence[Mapping[str, Any]],
     *,
     by: Sequence[str],
@@ -122,7 +122,7 @@ def table(
     """Markdown: a line per setting and bit-width, "mean ± sample standard deviation" a cell, the runs last."""
     header = [*by, "config", *values, "runs"]
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * (len(by) + 1)}{' ---: |' * (len(values) + 1)}"]
-    for line in summarise(records, by=by, values=values, rows=rows):
+    for line in summarize(records, by=by, values=values, rows=rows):
         cells = [_text(line.cells[value], value) for value in values]
         lines.append(f"| {' | '.join([*line.settings, line.config, *cells, str(_runs(line))])} |")
     return "\n".join(lines) + "\n"
@@ -138,7 +138,7 @@ def csv_table(
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*by, "config", *(f"{value}_{part}" for value in values for part in ("mean", "std")), "runs"])
-    for line in summarise(records, by=by, values=values, rows=rows):
+    for line in summarize(records, by=by, values=values, rows=rows):
         cells = [line.cells[value] for value in values]
         numbers = [number for cell in cells for number in ((cell.mean, cell.spread) if cell else (None, None))]
         writer.writerow([*line.settings, line.config, *numbers, _runs(line)])

@@ -1,6 +1,6 @@
 """The arithmetic of the integer grid: the one that is trained, stored and shipped.
 
-Source: PTMQ §1.2 (quantisers) and §2 (latent grid). A weight is an 11-bit integer n with a step s_L per output channel;
+Source: PTMQ §1.2 (quantizers) and §2 (latent grid). A weight is an 11-bit integer n with a step s_L per output channel;
 for width b the position on its grid is u_b = n * rho_b with rho_b = s_L / s_b, one correctly rounded float32 product.
 Weights are symmetric and signed per output channel, activations unsigned with a zero point per tensor.
 """
@@ -74,14 +74,14 @@ def code_offset(n: Tensor, rho: Tensor, bits: int, tau: Tensor) -> Tensor:
 
 
 def quantize_activation(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
-    """Fake-quantised activations, shape of x: (clip(round(x / s) + z, 0, 2^a - 1) - z) * s (PTMQ §1.2)."""
+    """Fake-quantized activations, shape of x: (clip(round(x / s) + z, 0, 2^a - 1) - z) * s (PTMQ §1.2)."""
     q = torch.round(x / step).add_(zero_point).clamp_(0, 2**bits - 1)
     return q.sub_(zero_point).mul_(step)
 
 
 @dataclass(frozen=True)
 class LookUp:
-    """Fake-quantised activations whose levels are chosen ones of the uniform 8-bit grid:
+    """Fake-quantized activations whose levels are chosen ones of the uniform 8-bit grid:
     (table[clip(round(x / s) + z, 0, 255)] - z) * s.
 
     step, zero_point: scalars on the device; values: (table - z) * s of every code, float32 (256,).

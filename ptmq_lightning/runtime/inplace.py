@@ -1,7 +1,7 @@
-"""Which activation quantisers may overwrite their input: decided once, from the data flow of the graph.
+"""Which activation quantizers may overwrite their input: decided once, from the data flow of the graph.
 
 It is safe where the input comes from an operation that always makes a new, dense tensor, and where nothing but the
-quantiser reads that tensor (asking for its size is no reading). A view of the tensor would be such a reader, and a
+quantizer reads that tensor (asking for its size is no reading). A view of the tensor would be such a reader, and a
 tensor of another block comes in through the block's input, which no operation of the graph made: neither passes.
 """
 
@@ -30,7 +30,7 @@ FRESH_FUNCTIONS: frozenset[Any] = frozenset(
 
 
 def allow_in_place(block: nn.Module, allowed: bool) -> int:
-    """Let the quantisers of a block overwrite their input where that is safe, or none; the number of those that may."""
+    """Let the quantizers of a block overwrite their input where that is safe, or none; the number of those that may."""
     modules = dict(block.named_modules())
     for module in modules.values():
         if isinstance(module, ActivationQuantizer):
@@ -48,7 +48,7 @@ def allow_in_place(block: nn.Module, allowed: bool) -> int:
 
 
 def is_safe(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    """Whether the quantiser that `node` calls is the only reader of a new tensor."""
+    """Whether the quantizer that `node` calls is the only reader of a new tensor."""
     source = node.args[0]
     return (
         isinstance(source, fx.Node)

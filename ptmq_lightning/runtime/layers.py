@@ -1,8 +1,8 @@
-"""Layers of a multi-bit network, on the weights of `weights.py`, and the quantisers of what they read.
+"""Layers of a multi-bit network, on the weights of `weights.py`, and the quantizers of what they read.
 
 A convolution or linear layer asks its `weight` module for a tensor; that module is a `MultiBitWeight` here and a
-trainable one while its block is reconstructed. Activation quantisers sit on the input of the layer that owns them; a
-tensor that several layers read is quantised once, for all its readers (PTMQ §1.2: the shortcut sees the quantised
+trainable one while its block is reconstructed. Activation quantizers sit on the input of the layer that owns them; a
+tensor that several layers read is quantized once, for all its readers (PTMQ §1.2: the shortcut sees the quantized
 tensor).
 """
 
@@ -21,7 +21,7 @@ from ptmq_lightning.runtime.weights import Snapshot, index_of
 
 
 class ActivationQuantizer(nn.Module):
-    """Per-tensor activation quantiser with a step s_a and an integer zero point per width; identity at bits None.
+    """Per-tensor activation quantizer with a step s_a and an integer zero point per width; identity at bits None.
 
     steps, zero_points: float32 (K,), NaN before calibration. owner: the layer whose width it follows. pin: a fixed
     width. table: the 2^a levels are chosen ones of the uniform 8-bit grid of that step and zero point; tables then
@@ -162,7 +162,7 @@ class QuantLinear(WeightLayer):
 
 
 class QuantMatmul(nn.Module):
-    """The product of two activations, (..., M, C) x (..., C, T) -> (..., M, T); each has a quantiser of its own."""
+    """The product of two activations, (..., M, C) x (..., C, T) -> (..., M, T); each has a quantizer of its own."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         return torch.matmul(a, b)

@@ -88,7 +88,7 @@ class MultiBitModel(nn.Module):
         return copy.deepcopy(self, {id(thing): thing for thing in shared})
 
     def run_in_place(self, allowed: bool = True) -> MultiBitModel:
-        """Let activations be quantised in their own memory where nothing else reads them: the same results, sooner.
+        """Let activations be quantized in their own memory where nothing else reads them: the same results, sooner.
 
         Values that a hook keeps of such an activation are overwritten, hence it has to be asked for. Returns the model.
         """
@@ -187,7 +187,7 @@ _SLOTS: WeakKeyDictionary[nn.Module, list[Slot]] = WeakKeyDictionary()
 
 
 def _switched(block: nn.Module) -> list[Slot]:
-    """Activation quantisers (no name) and weight modules (their layer's) of a block; every switch comes here, hence
+    """Activation quantizers (no name) and weight modules (their layer's) of a block; every switch comes here, hence
     the walk is remembered until one of them was exchanged."""
     slots = _SLOTS.get(block)
     if slots is None or not all(place.get(key) is module for place, key, module, _ in slots):
@@ -216,7 +216,7 @@ def weights_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def quantizers_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(module path, activation quantiser) of a block."""
+    """(module path, activation quantizer) of a block."""
     for path, module in block.named_modules():
         if hasattr(module, "owner"):
             yield path, module
@@ -239,5 +239,5 @@ def at_bits(model: MultiBitModel, which: Which | None) -> Iterator[MultiBitModel
 
 
 def passthrough(model: MultiBitModel) -> Any:
-    """Context in which every quantiser is off: the float network."""
+    """Context in which every quantizer is off: the float network."""
     return at_bits(model, None)

@@ -9,11 +9,11 @@ import pytest
 import torch
 import yaml
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import export
 from ptmq_lightning.compose.cli import configuration, exported_bits
 from ptmq_lightning.compose.library import quantize
 from ptmq_lightning.models.zoo import build
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError
 
 
@@ -65,7 +65,7 @@ def test_an_export_sees_calibration_images_prepared_for_the_network(
         seen.update(options, out=out, shape=tuple(images.shape), bits=bits)
         return {"w4a8": Report()}
 
-    monkeypatch.setattr(export, "export", write)
+    monkeypatch.setattr(export, "write_export", write)
     monkeypatch.setattr(export, "lines", lambda _: [])
     place = saved(tmp_path / "model", "digits")
     overrides = exported_bits(["export=onnx", f"artifact={place}", "bits=w8a8,w4a8", "export.images=5"])

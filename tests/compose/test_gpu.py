@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.compose.library import quantize, reconstruct
 from ptmq_lightning.compose.pipeline import run
 from ptmq_lightning.models.zoo import build
 from ptmq_lightning.report.record import read_results
-from ptmq_lightning.runtime.artifact import load
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 

@@ -37,7 +37,7 @@ def model(network: torch.nn.Module, images: torch.Tensor) -> MultiBitModel:
     return quantize(network, images, bits=GROUPS)
 
 
-def test_a_quantised_model_runs_at_exactly_the_pairs_asked_for(model: MultiBitModel) -> None:
+def test_a_quantized_model_runs_at_exactly_the_pairs_asked_for(model: MultiBitModel) -> None:
     assert [str(pair) for pair in model.pairs] == ["w3a3", "w4a4", "w8a8"]
 
 
@@ -98,7 +98,7 @@ def test_the_library_works_inside_a_hydra_application(network: torch.nn.Module, 
         assert GlobalHydra.instance().hydra is outer
 
 
-def test_reconstruct_changes_the_quantised_model_and_not_the_float_one(
+def test_reconstruct_changes_the_quantized_model_and_not_the_float_one(
     model: MultiBitModel, images: torch.Tensor
 ) -> None:
     with torch.no_grad():

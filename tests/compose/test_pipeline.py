@@ -14,13 +14,13 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.pipeline import run
 from ptmq_lightning.models.zoo import build
 from ptmq_lightning.report.record import read_results
-from ptmq_lightning.runtime import artifact
 from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
 from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
@@ -108,7 +108,7 @@ def test_metrics_hold_each_blocks_losses_against_a_step_that_only_grows(whole: P
     assert all(any(line[f"loss/w{b}a{b}"] for b in (3, 4, 8)) for line in lines)
 
 
-def test_the_regulariser_is_zero_in_every_block_until_its_warmup_is_over(whole: Path) -> None:
+def test_the_regularizer_is_zero_in_every_block_until_its_warmup_is_over(whole: Path) -> None:
     counts = {(int(line["recon/step"]) % 3, float(line["loss/rounding"]) > 0) for line in metrics(whole)}
     assert counts == {(0, False), (1, True), (2, True)}  # a fifth of three steps: the first of each block
 

@@ -31,7 +31,7 @@ def test_the_division_does_not_depend_on_the_seed() -> None:
     assert first.describe()["train_images"] == 1097
 
 
-def test_an_image_is_grey_in_three_channels_of_the_networks_size(parts: tuple[Digits, Digits]) -> None:
+def test_an_image_is_gray_in_three_channels_of_the_networks_size(parts: tuple[Digits, Digits]) -> None:
     image, label = parts[0][0]
     assert image.shape == (3, 8, 8)
     assert (image[0] == image[1]).all()

@@ -11,7 +11,7 @@ import torch
 from pictures import PREPROCESSING, folders, png, tar, values
 
 from ptmq_lightning.data import sources as sources_file
-from ptmq_lightning.data.images import UNLABELLED
+from ptmq_lightning.data.images import UNLABELED
 from ptmq_lightning.data.sources import open_data, permutation
 from ptmq_lightning.runtime.errors import DataError
 
@@ -75,7 +75,7 @@ def test_calibration_images_need_no_class_folders(root: Path, tmp_path: Path) ->
     loose.mkdir()
     (loose / "1.png").write_bytes(png(1))
     sources = open_data("imagefolder", train=loose, val=root / "val", preprocessing=PREPROCESSING)
-    assert sources.train[0][1] == UNLABELLED
+    assert sources.train[0][1] == UNLABELED
     assert sources.num_classes == 2
 
 
@@ -255,7 +255,7 @@ def test_an_unknown_source_is_an_error() -> None:
     assert str(error.value) == "data='mnist' is not known; expected one of cifar10, digits, imagefolder, imagenet"
 
 
-def test_an_image_that_cannot_be_decoded_is_an_error_and_not_its_neighbour(root: Path) -> None:
+def test_an_image_that_cannot_be_decoded_is_an_error_and_not_its_neighbor(root: Path) -> None:
     (root / "train" / "a" / "000.png").write_bytes(b"no image")
     sources = open_data("imagefolder", root=root, preprocessing=PREPROCESSING)
     with pytest.raises(

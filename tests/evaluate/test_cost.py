@@ -112,11 +112,11 @@ def test_the_size_is_packed_weights_steps_and_biases() -> None:
     assert size_bytes(*mixed()) == LAYER_BYTES
 
 
-def test_the_size_counts_what_is_not_quantised() -> None:
+def test_the_size_counts_what_is_not_quantized() -> None:
     assert size_bytes(*mixed(norm=nn.LayerNorm(3))) == LAYER_BYTES + 2 * 3 * 4
 
 
-def test_the_size_counts_a_step_and_a_zero_point_per_activation_quantiser() -> None:
+def test_the_size_counts_a_step_and_a_zero_point_per_activation_quantizer() -> None:
     assert size_bytes(*mixed(act=ActivationQuantizer((3, 4, 8), "a"))) == LAYER_BYTES + 8
 
 

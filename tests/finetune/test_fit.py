@@ -41,7 +41,7 @@ def test_too_few_images_for_a_batch_are_answered_with_the_keys() -> None:
     with pytest.raises(DataError) as caught:
         Batches(images(3), labels(3), Settings(epochs=1, batch=4))
     assert str(caught.value) == (
-        "3 labelled images do not fill a batch of 4; set data.calibration_images higher or finetune.batch lower"
+        "3 labeled images do not fill a batch of 4; set data.calibration_images higher or finetune.batch lower"
     )
 
 

@@ -1,4 +1,4 @@
-"""Hand values of the shared quantiser and norm."""
+"""Hand values of the shared quantizer and norm."""
 
 from __future__ import annotations
 

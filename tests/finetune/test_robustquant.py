@@ -24,7 +24,7 @@ def test_the_pull_is_the_mean_over_the_inner_layers() -> None:
     module(torch.zeros(1, 3, 8, 8))
     fit = RobustQuant(module, Settings(epochs=1), 1)
     expected = sum((float(kurtosis(module[i].weight.detach())) - 1.8) ** 2 for i in (1, 2)) / 2
-    assert float(fit.regulariser().detach()) == pytest.approx(expected, rel=1e-5)
+    assert float(fit.regularizer().detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_step_is_cross_entropy_and_the_weighted_pull() -> None:
@@ -32,7 +32,7 @@ def test_a_step_is_cross_entropy_and_the_weighted_pull() -> None:
     found = dict(fit.losses(images(), labels()))
     assert list(found) == ["float", "kurtosis"]
     torch.testing.assert_close(found["float"], nn.functional.cross_entropy(fit.network(images()), labels()))
-    torch.testing.assert_close(found["kurtosis"], 0.5 * fit.regulariser())
+    torch.testing.assert_close(found["kurtosis"], 0.5 * fit.regularizer())
 
 
 def test_following_the_pull_makes_the_weights_uniform() -> None:
@@ -40,10 +40,10 @@ def test_following_the_pull_makes_the_weights_uniform() -> None:
     with torch.no_grad():
         for weight in fit.pulled:
             weight.pow_(3)  # heavy tails
-    before = float(fit.regulariser())
+    before = float(fit.regularizer())
     optimizer = torch.optim.Adam(fit.pulled, lr=0.01)
     for _ in range(100):
         optimizer.zero_grad()
-        fit.regulariser().backward()
+        fit.regularizer().backward()
         optimizer.step()
-    assert float(fit.regulariser()) < 0.05 * before
+    assert float(fit.regularizer()) < 0.05 * before

@@ -41,7 +41,7 @@ NETWORKS = [
         ("mobilenetv3_small_100", 64, {}, ()),
         ("levit_128s", 224, {}, ()),
         ("mobilevit_xxs", 64, {}, ()),
-        ("nf_resnet26", 64, {}, SLOW),  # standardised weights
+        ("nf_resnet26", 64, {}, SLOW),  # standardized weights
         ("beit_base_patch16_224", 224, {}, SLOW),  # a linear called as a function, its bias put together
         ("dla46_c", 64, {}, ()),  # no name pattern: automatic cut
         ("pit_ti_224", 224, {}, SLOW),
@@ -60,7 +60,7 @@ class Case:
     logits: Tensor
 
 
-def randomise(module: nn.Module) -> nn.Module:
+def randomize(module: nn.Module) -> nn.Module:
     """Statistics, affine parts and layer scales drawn at random, so that a wrong fold cannot pass."""
     g = torch.Generator().manual_seed(1)
     for part in module.modules():
@@ -81,7 +81,7 @@ def case(request: pytest.FixtureRequest) -> Case:
     name, size, options = request.param
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        module = randomise(zoo.build(name, pretrained=False, **options).module)
+        module = randomize(zoo.build(name, pretrained=False, **options).module)
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         return Case(name, module, graph.trace(module, (3, size, size)), images, module(images))

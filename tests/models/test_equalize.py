@@ -22,16 +22,16 @@ def chain(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     return layers.eval()
 
 
-def test_equalising_is_exact_but_for_rounding(error):
+def test_equalizing_is_exact_but_for_rounding(error):
     module, images = chain().double(), torch.randn(4, 4, 6, 6, dtype=torch.float64)
     gm = graph.trace(module, (4, 6, 6))
     report = equalize(gm)
-    assert [what for what, _ in report.folded] == [f"{i} (equalisation)" for i in (0, 2, 4)]
+    assert [what for what, _ in report.folded] == [f"{i} (equalization)" for i in (0, 2, 4)]
     with torch.no_grad():
         assert error(gm(images), module(images)) < 1e-12
 
 
-def test_neighbouring_layers_end_with_equal_channel_ranges():
+def test_neighboring_layers_end_with_equal_channel_ranges():
     gm = graph.trace(chain(), (4, 6, 6))
     equalize(gm)
     rows = gm.get_submodule("0").weight.abs().flatten(1).amax(1)
@@ -54,13 +54,13 @@ def test_other_activations_are_reported_and_nothing_is_changed(activation):
     gm = graph.trace(module, (4, 6, 6))
     report = equalize(gm)
     assert report.folded == []
-    assert report.kept[0] == ("0 (equalisation)", f"read by _1 ({activation.__name__})")
+    assert report.kept[0] == ("0 (equalization)", f"read by _1 ({activation.__name__})")
     images = torch.randn(2, 4, 6, 6)
     with torch.no_grad():
         assert torch.equal(gm(images), module(images))
 
 
-def test_folding_equalises_on_request(case, error):
+def test_folding_equalizes_on_request(case, error):
     gm = copy.deepcopy(case.traced).double()
     with torch.no_grad():
         expected = gm(case.images.double())
@@ -68,7 +68,7 @@ def test_folding_equalises_on_request(case, error):
         assert error(gm(case.images.double()), expected) < 1e-12
 
 
-def test_the_real_mobileone_is_equalised_within_1e_5(data_root, error):
+def test_the_real_mobileone_is_equalized_within_1e_5(data_root, error):
     net = zoo.build("mobileone_s0", checkpoint=data_root / "imagenet" / "mobileone_s0_reparam.safetensors")
     gm = graph.trace(net.module, (3, 224, 224))
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))

@@ -48,7 +48,7 @@ def test_the_chain_of_blocks_of_the_folded_network_is_bitwise_the_folded_network
         assert torch.equal(chain(case.images), gm(case.images))
 
 
-def test_reparametrisation_is_exact(case, error):
+def test_reparametrization_is_exact(case, error):
     gm, _ = folded(case)
     gm = gm.double()
     with torch.no_grad():
@@ -123,7 +123,7 @@ def test_real_networks_fold_within_1e_5(data_root, name, file, error):
         assert error(gm(images), net.module(images)) < 1e-5
 
 
-def test_the_real_vision_transformer_is_reparametrised_within_1e_5(data_root, error):
+def test_the_real_vision_transformer_is_reparametrized_within_1e_5(data_root, error):
     from ptmq_lightning.models import zoo
 
     net = zoo.build("vit_t", checkpoint=data_root / "imagenet" / "vit_tiny_patch16_224.safetensors")

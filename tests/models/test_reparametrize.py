@@ -45,7 +45,7 @@ def test_the_network_stays_the_same_function(error):
     gm = graph.trace(module, (4, 12, 12))
     fold.fold(gm)
     report = reparametrize(gm, IMAGES)
-    assert report.folded == [("norm (reparametrisation)", "a, b")]
+    assert report.folded == [("norm (reparametrization)", "a, b")]
     with torch.no_grad():
         assert error(gm(IMAGES), module(IMAGES)) < 1e-5
 
@@ -54,7 +54,7 @@ def test_a_norm_that_the_residual_stream_reads_is_left_alone():
     gm = graph.trace(Normed(residual=True).eval(), (4, 12, 12))
     report = reparametrize(gm, IMAGES)
     assert report.folded == []
-    assert report.kept == [("norm (reparametrisation)", "read by add (add)")]
+    assert report.kept == [("norm (reparametrization)", "read by add (add)")]
 
 
 def test_a_channel_without_range_stays_finite():

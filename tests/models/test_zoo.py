@@ -76,7 +76,7 @@ def test_a_plain_state_dict_is_read(tmp_path):
     assert torch.equal(network.module.linear.weight, state["linear.weight"])
 
 
-def test_the_reparametrised_mobileone_has_no_branches():
+def test_the_reparametrized_mobileone_has_no_branches():
     module = zoo.build("mobileone_s0", pretrained=False).module
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules())
 

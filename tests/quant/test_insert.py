@@ -1,4 +1,4 @@
-"""Quantisers stand where they should, once per tensor, at the widths they should take."""
+"""Quantizers stand where they should, once per tensor, at the widths they should take."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def owners(model: torch.nn.Module) -> list[str]:
     return [quantizer.owner for _, quantizer in quantizers_of(model)]
 
 
-def test_every_layer_input_is_quantised_once_and_the_image_is_not() -> None:
+def test_every_layer_input_is_quantized_once_and_the_image_is_not() -> None:
     model = small_model()
     assert sorted(owners(model)) == sorted(
         [
@@ -30,7 +30,7 @@ def test_every_layer_input_is_quantised_once_and_the_image_is_not() -> None:
     )
 
 
-def test_the_shortcut_sees_the_quantised_tensor() -> None:
+def test_the_shortcut_sees_the_quantized_tensor() -> None:
     model, x = small_model(), torch.rand(2, 8, 8, 8)
     block = model.blocks[1]
     select(block, {name: BitWidth(8, 3) for name in model.layers})

@@ -123,7 +123,7 @@ def test_the_committed_weight_keeps_the_integers_it_was_made_of() -> None:
     assert torch.equal(committed.latent, source.latent) and torch.equal(committed.ratios, source.ratios)
 
 
-def test_a_committed_activation_quantiser_computes_what_was_trained() -> None:
+def test_a_committed_activation_quantizer_computes_what_was_trained() -> None:
     quantizer = ActivationQuantizer((3, 8), "layer")
     quantizer.steps, quantizer.zero_points = torch.tensor([0.3, 0.01]), torch.tensor([2.0, 60.0])
     trainable = TrainableActivation(quantizer, MaskBank(0)).eval()

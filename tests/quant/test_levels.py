@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.artifact import artifact
 from ptmq_lightning.models import blocks, fold, graph
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
 from ptmq_lightning.quant.levels import Distribution, activation_tables, best_tables
 from ptmq_lightning.quant.steps import StepSize, activation_step, calibrate
-from ptmq_lightning.runtime import artifact, grid
+from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of
@@ -78,7 +79,7 @@ def test_a_tensor_of_zeros_has_a_table_too() -> None:
     assert torch.equal(grid.LookUp.of(torch.tensor(step), torch.tensor(zero), table)(x), x)
 
 
-def test_the_table_of_all_codes_is_the_uniform_8_bit_quantiser(sample: Tensor) -> None:
+def test_the_table_of_all_codes_is_the_uniform_8_bit_quantizer(sample: Tensor) -> None:
     step, zero = torch.tensor(0.05), torch.tensor(4.0)
     table = torch.arange(256, dtype=torch.uint8)
     expected = grid.quantize_activation(sample, step, zero, 8)

@@ -1,4 +1,4 @@
-"""Soft rounding, its start, its regulariser and its schedule agree with golden values."""
+"""Soft rounding, its start, its regularizer and its schedule agree with golden values."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ def test_a_fraction_of_zero_or_one_starts_where_the_gradient_still_flows() -> No
     assert 0 < h[0] < 1e-3 and 1 - 1e-3 < h[1] < 1
 
 
-def test_the_regulariser_is_the_golden_one() -> None:
-    values = golden("regulariser")
+def test_the_regularizer_is_the_golden_one() -> None:
+    values = golden("regularizer")
     h = rounding.rectified_sigmoid(torch.tensor(values["V"], dtype=torch.float64))
-    assert float(rounding.regulariser(h, values["beta"])) == pytest.approx(values["value"], abs=1e-9)
+    assert float(rounding.regularizer(h, values["beta"])) == pytest.approx(values["value"], abs=1e-9)
 
 
-def test_the_regulariser_is_zero_at_the_ends_and_one_in_the_middle() -> None:
-    assert float(rounding.regulariser(torch.tensor([0.0, 1.0]), 2.0)) == 0
-    assert float(rounding.regulariser(torch.tensor([0.5]), 20.0)) == 1
+def test_the_regularizer_is_zero_at_the_ends_and_one_in_the_middle() -> None:
+    assert float(rounding.regularizer(torch.tensor([0.0, 1.0]), 2.0)) == 0
+    assert float(rounding.regularizer(torch.tensor([0.5]), 20.0)) == 1
 
 
 def test_beta_is_the_golden_one() -> None:

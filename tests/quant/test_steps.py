@@ -1,4 +1,4 @@
-"""Step sizes minimise the error they are searched for."""
+"""Step sizes minimize the error they are searched for."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ def test_activation_steps_keep_the_zero_point_in_range_and_the_error_small(bits:
     for sample in (torch.rand(4000), -torch.rand(4000), torch.randn(4000) + 0.5):
         step, zero = activation_step(sample, float(sample.min()), float(sample.max()), bits)
         assert step > 0 and 0 <= zero <= 2**bits - 1 and zero == int(zero)
-        quantised = grid.quantize_activation(sample, torch.tensor(step), torch.tensor(zero), bits)
+        quantized = grid.quantize_activation(sample, torch.tensor(step), torch.tensor(zero), bits)
         spread = float(sample.max() - sample.min())
         # uniform rounding over the full range has a standard error of range / levels / sqrt(12)
-        assert float((quantised - sample).square().mean().sqrt()) < spread / (2**bits - 1)
+        assert float((quantized - sample).square().mean().sqrt()) < spread / (2**bits - 1)
 
 
 def test_one_sided_tensors_take_the_zero_point_at_their_end() -> None:
@@ -73,7 +73,7 @@ def test_one_sided_tensors_take_the_zero_point_at_their_end() -> None:
     assert activation_step(-torch.rand(1000), -1.0, 0.0, 4)[1] == 15
 
 
-def test_calibration_reaches_every_quantiser_and_repeats() -> None:
+def test_calibration_reaches_every_quantizer_and_repeats() -> None:
     first, second = small_model(), small_model()
     steps = [(q.steps, q.zero_points) for _, q in quantizers_of(first)]
     assert steps and all(q.calibrated for _, q in quantizers_of(first))

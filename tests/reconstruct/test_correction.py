@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.artifact import artifact
+from ptmq_lightning.artifact.graph import describe, rebuild
 from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.reconstruct import commit
 from ptmq_lightning.reconstruct.correction import correct_biases
-from ptmq_lightning.reconstruct.reconstruct import reconstruct
-from ptmq_lightning.runtime import artifact
+from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
 from ptmq_lightning.runtime.errors import ArtifactError
-from ptmq_lightning.runtime.graph import describe, rebuild
 from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
 from tests.networks import images, small_model, trainer
@@ -34,7 +34,7 @@ def layers_of(model: nn.Module) -> dict[str, Any]:
 def corrected() -> MultiBitModel:
     """A model rounded to nearest, for tests that only read it."""
     model = small_model()
-    reconstruct(model, images(), NEAREST, trainer)
+    reconstruct_model(model, images(), NEAREST, trainer)
     return model
 
 
@@ -74,7 +74,7 @@ def test_the_float_network_stays_as_it_is(corrected: MultiBitModel) -> None:
 
 def test_without_the_option_no_layer_has_biases_of_its_own() -> None:
     model = small_model()
-    reconstruct(model, images(), replace(NEAREST, bias_correction=False), trainer)
+    reconstruct_model(model, images(), replace(NEAREST, bias_correction=False), trainer)
     assert all(layer.biases is None for layer in layers_of(model).values())
 
 
@@ -107,13 +107,13 @@ def test_a_layer_that_learns_again_starts_from_its_own_bias() -> None:
 def test_a_corrected_run_taken_up_from_a_saved_block_ends_with_the_same_tensors(tmp_path: Path) -> None:
     whole, resumed = small_model(), small_model()
     recipe = replace(RECIPE, bias_correction=True)
-    reconstruct(
+    reconstruct_model(
         whole, images(), recipe, trainer,
         after_block=lambda i, _: commit.save_block(whole.blocks[i], tmp_path / f"{i}.safetensors"),
     )  # fmt: skip
     for index in range(2):
         commit.load_block(resumed.blocks[index], tmp_path / f"{index}.safetensors")
-    reconstruct(resumed, images(), recipe, trainer, from_block=2)
+    reconstruct_model(resumed, images(), recipe, trainer, from_block=2)
     expected = whole.state_dict()
     assert any(key.endswith(".biases") for key in expected) and set(expected) == set(resumed.state_dict())
     assert all(torch.equal(tensor, expected[key]) for key, tensor in resumed.state_dict().items())

@@ -23,7 +23,7 @@ from ptmq_lightning.reconstruct.importance import (
 )
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import reconstruct
+from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
 from ptmq_lightning.runtime.errors import ConfigError
 from tests.networks import images, small_model, trainer
 from tests.reconstruct.test_reconstruct import RECIPE
@@ -48,9 +48,9 @@ def probabilities(head: nn.Linear, z: Tensor) -> Tensor:
 
 
 def test_fim_is_the_squared_gradient_of_a_linear_head(head: nn.Linear, target: Tensor) -> None:
-    quantised = target + 0.5
-    expected = (probabilities(head, quantised) - probabilities(head, target)) @ head.weight.double() / TEMPERATURE
-    found = fisher(head, target, quantised, batch=4)
+    quantized = target + 0.5
+    expected = (probabilities(head, quantized) - probabilities(head, target)) @ head.weight.double() / TEMPERATURE
+    found = fisher(head, target, quantized, batch=4)
     # float32 logits of size 10: their difference carries about six digits
     torch.testing.assert_close(found.double(), expected.square(), rtol=1e-4, atol=1e-14)
 
@@ -145,7 +145,7 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, unit: str, monk
     norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
     gradients = [None if p.grad is None else p.grad.clone() for m in norms for p in m.parameters()]
     recipe = replace(RECIPE, objective=Objective(weight=kind), unit=unit)
-    reconstruct(model, x, recipe, trainer)
+    reconstruct_model(model, x, recipe, trainer)
     assert seen == [True] * recipe.count(model.layers.values())
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
     assert gradients == [p.grad for m in norms for p in m.parameters()]
@@ -158,14 +158,14 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, unit: str, monk
         ("gd_figure", {}),
         ("gd_direct", {}),
         ("mse", {"mixer": Mixer("float")}),
-        ("mse", {"quantise_inputs": False, "learn_inputs": False}),
+        ("mse", {"quantize_inputs": False, "learn_inputs": False}),
         ("mse", {"unit": "layer"}),
     ],
 )
 def test_every_weight_fits_every_block(kind: str, form: str, changes: dict[str, Any]) -> None:
     settings = replace(RECIPE.settings, steps=2)
     recipe = replace(RECIPE, objective=Objective(form, weight=kind), settings=settings, **changes)
-    results = reconstruct(small_model(), images(8), recipe, trainer)
+    results = reconstruct_model(small_model(), images(8), recipe, trainer)
     assert [r.name for r in results] == ["stem", "layer1.0", "layer1.1", "blocks.0", "head"]
 
 

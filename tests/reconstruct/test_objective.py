@@ -77,7 +77,7 @@ def test_the_token_norm_lets_a_massive_token_count_like_any_other() -> None:
     assert none([output * scale], target * scale, 2)[0] > 1000 * none([output], target, 2)[0]
 
 
-def test_logits_are_not_normalised() -> None:
+def test_logits_are_not_normalized() -> None:
     output, target = torch.randn(4, 10), torch.randn(4, 10)
     assert torch.equal(Objective("mse", "token")([output], target, 1)[0], Objective("mse")([output], target, 1)[0])
 

@@ -19,7 +19,7 @@ from ptmq_lightning.reconstruct.block import BlockReconstruction, Place, Setting
 from ptmq_lightning.reconstruct.features import Features, predict_bytes
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct
+from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct_model
 from ptmq_lightning.runtime.errors import ArtifactError, ModelError
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
 from ptmq_lightning.runtime.weights import MultiBitWeight
@@ -71,7 +71,7 @@ def frozen_tensors(model: MultiBitModel) -> dict[str, Tensor]:
 def test_integers_stay_and_steps_too_unless_learned(kind: str, learn: bool) -> None:
     model = small_model()
     before = frozen_tensors(model)
-    reconstruct(model, images(), replace(RECIPE, rounding=KINDS[kind], learn_steps=learn), trainer)
+    reconstruct_model(model, images(), replace(RECIPE, rounding=KINDS[kind], learn_steps=learn), trainer)
     for name, tensor in frozen_tensors(model).items():
         if learn and name.endswith(".steps"):
             continue
@@ -126,7 +126,7 @@ def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: R
     assert rates["log_gain"][::4] == pytest.approx([0.0004, 0.0002, 0], abs=1e-12)
 
 
-def test_the_regulariser_joins_the_loss_when_the_warmup_is_over() -> None:
+def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
     model, x = small_model(), images(8)
     settings = Settings(steps=10, warmup=0.2, lambda_rounding=0.05, log_every=1)
     module = module_of(model, 1, replace(RECIPE, settings=settings))
@@ -134,20 +134,20 @@ def test_the_regulariser_joins_the_loss_when_the_warmup_is_over() -> None:
         x = model.blocks[0](x)
         target = model.blocks[1](x)
     batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, steps=1, seed=0)))
-    regulariser = []
+    regularizer = []
     for index in range(settings.steps):
         loss = float(module.training_step(batch, index).detach())
         own = sum(value for name, value in module.latest.items() if name.startswith("loss/w"))  # of gd_direct, all
-        regulariser.append(module.latest["loss/rounding"])
-        assert loss == pytest.approx(own + 0.05 * regulariser[-1], rel=1e-5)  # float32 sums
-    assert regulariser[:2] == [0, 0] and min(regulariser[2:]) > 0
+        regularizer.append(module.latest["loss/rounding"])
+        assert loss == pytest.approx(own + 0.05 * regularizer[-1], rel=1e-5)  # float32 sums
+    assert regularizer[:2] == [0, 0] and min(regularizer[2:]) > 0
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_learning_beats_nearest_rounding_at_the_narrowest_width(kind: str) -> None:
     nearest, learned, x = small_model(), small_model(), images(64)
     recipe = replace(RECIPE, rounding=KINDS[kind], settings=Settings(steps=120, batch=16, lambda_rounding=1e-3))
-    reconstruct(learned, x, recipe, trainer)
+    reconstruct_model(learned, x, recipe, trainer)
     with passthrough(nearest):
         target = nearest(x)
     with at_bits(nearest, 3), at_bits(learned, 3):
@@ -155,8 +155,8 @@ def test_learning_beats_nearest_rounding_at_the_narrowest_width(kind: str) -> No
 
 
 def test_a_seeded_fit_keeps_its_loss_curve() -> None:
-    results = reconstruct(small_model(), images(), RECIPE, trainer)
-    again = reconstruct(small_model(), images(), RECIPE, trainer)
+    results = reconstruct_model(small_model(), images(), RECIPE, trainer)
+    again = reconstruct_model(small_model(), images(), RECIPE, trainer)
     assert [r.losses for r in results] == [r.losses for r in again]
     last = results[-2].losses
     # pinned to 5 %: other processors sum in another order, and eight steps amplify that little
@@ -169,7 +169,7 @@ def test_a_seeded_fit_keeps_its_loss_curve() -> None:
 )
 def test_every_mixer_and_loss_fits_every_block(case: str, form: str) -> None:
     recipe = replace(RECIPE, mixer=Mixer(case), objective=Objective(form, "token"), settings=Settings(steps=2, batch=4))
-    results = reconstruct(small_model(), images(8), recipe, trainer)
+    results = reconstruct_model(small_model(), images(8), recipe, trainer)
     assert [r.name for r in results] == ["stem", "layer1.0", "layer1.1", "blocks.0", "head"]
 
 
@@ -191,13 +191,13 @@ def test_the_trained_weight_is_the_committed_one_at_every_width() -> None:
 
 def test_a_run_taken_up_from_a_saved_block_ends_with_the_same_tensors(tmp_path: Path) -> None:
     whole, resumed = small_model(), small_model()
-    reconstruct(
+    reconstruct_model(
         whole, images(), RECIPE, trainer,
         after_block=lambda i, _: commit.save_block(whole.blocks[i], tmp_path / f"{i}.safetensors"),
     )  # fmt: skip
     for index in range(3):
         commit.load_block(resumed.blocks[index], tmp_path / f"{index}.safetensors")
-    reconstruct(resumed, images(), RECIPE, trainer, from_block=3)
+    reconstruct_model(resumed, images(), RECIPE, trainer, from_block=3)
     expected = whole.state_dict()
     assert set(expected) == set(resumed.state_dict())
     assert all(torch.equal(tensor, expected[key]) for key, tensor in resumed.state_dict().items())
@@ -216,9 +216,9 @@ def test_a_saved_block_of_another_network_is_refused(tmp_path: Path) -> None:
 
 def test_a_model_without_calibration_is_refused() -> None:
     with pytest.raises(ModelError) as error:
-        reconstruct(small_model(calibrated=False), images(), RECIPE, trainer)
+        reconstruct_model(small_model(calibrated=False), images(), RECIPE, trainer)
     assert str(error.value) == (
-        "the activation quantiser blocks.1.quantizers.layer1_0_conv1 has no step yet; expected a calibrated model. "
+        "the activation quantizer blocks.1.quantizers.layer1_0_conv1 has no step yet; expected a calibrated model. "
         "Call quant.steps.calibrate with some images first."
     )
 

@@ -13,7 +13,7 @@ from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.reconstruct.block import Settings
 from ptmq_lightning.reconstruct.mixer import Mixer
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import BlockResult, Recipe, reconstruct
+from ptmq_lightning.reconstruct.reconstruct import BlockResult, Recipe, reconstruct_model
 from ptmq_lightning.reconstruct.units import units
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
@@ -47,7 +47,7 @@ def test_a_whole_block_is_one_unit() -> None:
     assert (unit.name, unit.module, unit.before) == ("layer1.0", model.blocks[RESIDUAL], None)
 
 
-def test_a_layer_comes_with_its_activation_function_and_its_own_quantiser() -> None:
+def test_a_layer_comes_with_its_activation_function_and_its_own_quantizer() -> None:
     first, second = units(small_model().blocks[RESIDUAL], "layer1.0", "layer")
     assert (first.name, second.name) == ("layer1.0.conv1", "layer1.0.conv2")
     assert len(targets(first.module)) == 3 and "relu" in targets(first.module)[-1]
@@ -80,7 +80,7 @@ def test_products_of_activations_are_no_units() -> None:
 def test_layers_learn_in_turn_and_the_block_gets_their_steps() -> None:
     model = small_model(placement=Placement(GROUPS.pairs, edge="none"))
     before = {path: quantizer.steps.clone() for path, quantizer in quantizers_of(model)}
-    reconstruct(model, images(), RECIPE, trainer)
+    reconstruct_model(model, images(), RECIPE, trainer)
     assert all(type(weight) is MultiBitWeight and weight.kind == "planes" for _, weight in weights_of(model))
     for path, quantizer in quantizers_of(model):
         assert type(quantizer) is ActivationQuantizer
@@ -91,7 +91,7 @@ def test_layers_learn_in_turn_and_the_block_gets_their_steps() -> None:
 def test_layer_by_layer_beats_nearest_rounding_at_the_narrowest_width() -> None:
     nearest, learned, x = small_model(), small_model(), images(64)
     recipe = replace(RECIPE, settings=Settings(steps=120, batch=16, lambda_rounding=1e-3))
-    reconstruct(learned, x, recipe, trainer)
+    reconstruct_model(learned, x, recipe, trainer)
     with passthrough(nearest):
         target = nearest(x)
     with at_bits(nearest, 3), at_bits(learned, 3):
@@ -101,13 +101,13 @@ def test_layer_by_layer_beats_nearest_rounding_at_the_narrowest_width() -> None:
 def test_blocks_count_their_units_steps_and_a_resumed_run_makes_the_same_draws() -> None:
     kept: list[tuple[int, BlockResult]] = []
     whole, resumed = small_model(), small_model()
-    reconstruct(whole, images(), RECIPE, trainer, after_block=lambda index, result: kept.append((index, result)))
+    reconstruct_model(whole, images(), RECIPE, trainer, after_block=lambda index, result: kept.append((index, result)))
     units_per_block = [1, 2, 2, 2, 1]
     expected = [4 * sum(units_per_block[: n + 1]) for n in range(5)]
     assert [(index, result.steps) for index, result in kept] == list(enumerate(expected))
     for index in range(3):
         resumed.blocks[index] = whole.blocks[index]
-    reconstruct(resumed, images(), RECIPE, trainer, from_block=3)
+    reconstruct_model(resumed, images(), RECIPE, trainer, from_block=3)
     for (name, one), (_, other) in zip(weights_of(whole), weights_of(resumed), strict=True):
         assert torch.equal(one.rounding, other.rounding), name
 

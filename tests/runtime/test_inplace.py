@@ -36,7 +36,7 @@ ODD = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 0.05, -0.05, 1e30, -1e30, torch.in
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("zero", [0, 1, -1])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_the_lean_quantiser_gives_the_same_bits(bits: int, zero: int, in_place: bool) -> None:
+def test_the_lean_quantizer_gives_the_same_bits(bits: int, zero: int, in_place: bool) -> None:
     z = torch.tensor(float({0: 0, 1: 2 ** (bits - 1) - 1, -1: 2**bits - 1}[zero]))
     step = torch.tensor(0.1)
     x = torch.cat([torch.randn(4000, generator=torch.Generator().manual_seed(bits)) * 2, ODD])
@@ -52,7 +52,7 @@ def in_a_table(x: Tensor, step: Tensor, zero: Tensor, table: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("tabled", [False, True])
-def test_large_and_strided_tensors_are_quantised_as_small_ones(tabled: bool) -> None:
+def test_large_and_strided_tensors_are_quantized_as_small_ones(tabled: bool) -> None:
     step, z, table = torch.tensor(0.03), torch.tensor(7.0), torch.arange(256, dtype=torch.uint8) // 16 * 16
     lean = LookUp.of(step, z, table) if tabled else LeanActivation.of(step, z, 4)
     x = torch.randn(3, 5, 3 * grid.PIECE // 15 + 1)
@@ -68,7 +68,7 @@ def test_large_and_strided_tensors_are_quantised_as_small_ones(tabled: bool) -> 
     assert found.data_ptr() == before and torch.equal(bits_of(x), bits_of(expected))
 
 
-def test_a_quantiser_keeps_its_gradient_where_one_is_asked_for() -> None:
+def test_a_quantizer_keeps_its_gradient_where_one_is_asked_for() -> None:
     quantizer = ActivationQuantizer((4,), "x")
     quantizer.steps = torch.tensor([0.1])
     quantizer.select(4)
@@ -99,7 +99,7 @@ def test_logits_in_place_are_bitwise_the_same(grad: bool) -> None:
 
 
 class Case(nn.Module):
-    """One operation, its quantiser, and what else happens to the tensor."""
+    """One operation, its quantizer, and what else happens to the tensor."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

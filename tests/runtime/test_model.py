@@ -134,5 +134,5 @@ def test_edge_rules_pin_what_they_say(edge: str) -> None:
     assert first.w == last.w == (3 if edge == "none" else 8)
     assert last.a == (3 if edge == "none" else 8)
     assert second.a == (8 if edge == "brecq" else 3)
-    quantised_image = any(getattr(m, "owner", "") == "conv1" for m in model.modules())
-    assert quantised_image == (edge == "8bit")
+    quantized_image = any(getattr(m, "owner", "") == "conv1" for m in model.modules())
+    assert quantized_image == (edge == "8bit")

@@ -1,0 +1,274 @@
+"""A block's fx graph as plain data and back: names from closed tables, no pickle, nothing else can be reached.
+
+A node is {"name", "op", "target", "args", "kwargs"}. In arguments JSON stands for itself, and what JSON cannot tell is
+tagged: {"node": name}, {"tuple": [...]}, {"slice": [start, stop, step]}, {"const": "torch.float32"} (dtypes, Ellipsis,
+infinities). A called module is {"type", "spec"} (and for a weight layer {"bias", "biases", "weight"}); all tensors
+travel apart, by path.
+fx turns a graph into Python source, so every name that comes from a file is checked before it gets there.
+"""
+
+from __future__ import annotations
+
+import functools
+import keyword
+import operator
+import re
+import types
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from ptmq_lightning.artifact.nested import NestedWeight
+from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear, QuantMatmul
+from ptmq_lightning.runtime.weights import CommittedWeight, MultiBitWeight
+
+_ROOMS: dict[str, tuple[Any, str]] = {
+    "operator": (operator, "add floordiv getitem mul neg pow sub truediv"),
+    "torch": (
+        torch,
+        "abs add amax baddbmm cat chunk clamp div einsum exp flatten flip matmul max mean mul neg permute pow relu"
+        " reshape roll rsqrt sigmoid split sqrt squeeze stack sub sum tanh transpose unbind unsqueeze where",
+    ),
+    "F": (
+        F,
+        "adaptive_avg_pool2d avg_pool2d batch_norm conv1d conv2d elu gelu group_norm hardsigmoid hardswish hardtanh"
+        " interpolate layer_norm leaky_relu linear max_pool2d mish normalize pad pixel_shuffle relu relu6"
+        " scaled_dot_product_attention sigmoid silu softmax softplus tanh unfold",
+    ),
+}
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    f"{room}.{name}": getattr(home, name) for room, (home, names) in _ROOMS.items() for name in names.split()
+}
+_METHODS = (
+    "abs add amax chunk clamp contiguous div exp expand expand_as flatten flip float max mean mul narrow permute pow",
+    "relu repeat reshape roll select sigmoid size softmax split sqrt squeeze sub sum t tanh transpose type_as unbind",
+    "unflatten unsqueeze var",
+)
+METHODS = frozenset(name for line in _METHODS for name in line.split())
+_POOL = "kernel_size stride padding"
+LAYERS: dict[str, tuple[str, ...]] = {  # class of torch.nn -> the constructor arguments that matter in eval mode
+    name: tuple(arguments.split())
+    for name, arguments in {
+        "AdaptiveAvgPool2d": "output_size", "AdaptiveMaxPool2d": "output_size",
+        "AvgPool2d": f"{_POOL} ceil_mode count_include_pad divisor_override",
+        "MaxPool2d": f"{_POOL} dilation ceil_mode",
+        "BatchNorm1d": "num_features eps affine track_running_stats",
+        "BatchNorm2d": "num_features eps affine track_running_stats",
+        "Conv1d": f"in_channels out_channels {_POOL} dilation groups bias padding_mode",
+        "ELU": "alpha", "Flatten": "start_dim end_dim", "GELU": "approximate",
+        "GroupNorm": "num_groups num_channels eps affine", "Hardsigmoid": "", "Hardswish": "",
+        "Hardtanh": "min_val max_val", "Identity": "", "LayerNorm": "normalized_shape eps elementwise_affine bias",
+        "LeakyReLU": "negative_slope", "Mish": "", "PReLU": "num_parameters", "PixelShuffle": "upscale_factor",
+        "ReLU": "", "ReLU6": "", "SiLU": "", "Sigmoid": "", "Softmax": "dim", "Softplus": "beta threshold", "Tanh": "",
+        "Upsample": "size scale_factor mode align_corners recompute_scale_factor", "ZeroPad2d": "padding",
+    }.items()
+}  # fmt: skip
+_CONSTANTS: dict[str, Any] = {
+    str(value): value
+    for value in (
+        *(float("inf"), float("-inf"), float("nan"), Ellipsis, torch.contiguous_format, torch.channels_last),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+    )
+}
+_TAGGED = (float, torch.dtype, torch.memory_format, types.EllipsisType)
+_NAME_OF = {function: name for name, function in FUNCTIONS.items()}
+_HOLDERS = {"affine": "weight", "elementwise_affine": "weight", "bias": "bias", "track_running_stats": "running_mean"}
+_PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
+_KINDS = {"latent": ("nearest", "planes", "offset", "latent"), "nested": ("nearest", "planes")}  # packing -> roundings
+
+
+def describe(gm: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The graph as {"nodes", "modules"} and its tensors by path. Raises ArtifactError for what no table holds."""
+    nodes: list[dict[str, Any]] = []
+    modules: dict[str, Any] = {}
+    tensors: dict[str, Tensor] = {}
+    for node in gm.graph.nodes:
+        target = node.target
+        if node.op == "call_function":
+            target = _NAME_OF.get(target) or _cannot(f"the function {_full_name(target)}")
+        elif node.op == "call_method" and target not in METHODS:
+            _cannot(f"the tensor method {target!r}")
+        elif node.op == "call_module":
+            modules[target] = _describe_module(target, module := gm.get_submodule(target))
+            tensors |= {f"{target}.{name}": tensor for name, tensor in module.state_dict().items()}
+        elif node.op == "get_attr":
+            tensors[target] = functools.reduce(getattr, target.split("."), gm)  # type: ignore[assignment]
+        kwargs = {key: _encode(value) for key, value in node.kwargs.items()}
+        args = [_encode(value) for value in node.args]
+        nodes.append({"name": node.name, "op": node.op, "target": target, "args": args, "kwargs": kwargs})
+    return {"nodes": nodes, "modules": modules}, tensors
+
+
+def _describe_module(path: str, module: nn.Module) -> dict[str, Any]:
+    kind = type(module).__name__
+    if type(module) in (QuantConv2d, QuantLinear) and isinstance(weight := module.weight, CommittedWeight):
+        held = {name: getattr(module, name) is not None for name in ("bias", "biases")}
+        return {"type": kind, "spec": module.spec(), **held, "weight": weight.spec()}  # type: ignore[operator]
+    if type(module) in (QuantMatmul, ActivationQuantizer):
+        return {"type": kind, "spec": module.spec()}  # type: ignore[operator]
+    if kind not in LAYERS or type(module) is not getattr(nn, kind):
+        _cannot(f"the module {path!r} of type {_full_name(type(module))}")
+    return {"type": kind, "spec": {name: _encode(_constructor_value(module, name)) for name in LAYERS[kind]}}
+
+
+def _constructor_value(module: nn.Module, name: str) -> Any:
+    """The argument a layer would be built with now (its affine part may have gone since it was built)."""
+    return getattr(module, _HOLDERS[name]) is not None if name in _HOLDERS else getattr(module, name)
+
+
+def _encode(value: Any) -> Any:
+    if isinstance(value, fx.Node):
+        return {"node": value.name}
+    if isinstance(value, (tuple, list)) and not hasattr(value, "_fields"):
+        items = [_encode(item) for item in value]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, slice):
+        return {"slice": [_encode(value.start), _encode(value.stop), _encode(value.step)]}
+    if isinstance(value, _TAGGED) and str(value) in _CONSTANTS:
+        return {"const": str(value)}
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    return _cannot(f"the argument {value!r} of type {_full_name(type(value))}")
+
+
+def _full_name(thing: Any) -> str:
+    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__name__', repr(thing))}"
+
+
+def _cannot(what: str) -> Any:
+    raise ArtifactError(
+        f"the network uses {what}, which an artifact cannot store; expected an operation of the tables in "
+        f"ptmq_lightning/artifact/graph.py. Add it there if it is pure, or choose another network."
+    )
+
+
+def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+    """What `describe` took apart, in eval mode and without gradients; the tensors are used as they are.
+
+    Raises ArtifactError for a name outside the tables, and KeyError, TypeError, ValueError, AttributeError,
+    RuntimeError or SyntaxError for data that is no graph at all.
+    """
+    nodes = data["nodes"]
+    paths = [node["target"] for node in nodes if node["op"] == "get_attr"]
+    parts: dict[str, Any] = {path: tensors[path] for path in paths}
+    parts |= {path: _rebuild_module(path, entry, tensors) for path, entry in data["modules"].items()}
+    ops = [node["op"] for node in nodes]
+    if (ops[0], ops[-1]) != ("placeholder", "output") or ops.count("placeholder") + ops.count("output") != 2:
+        _refuse("with other than one input and one output", "an input, operations and an output")
+    graph = fx.Graph()
+    known: dict[str, fx.Node] = {}
+    for node in nodes:
+        known[node["name"]] = _add(graph, node, known, parts)
+    gm = fx.GraphModule(parts, graph)
+    for path, part in parts.items():
+        if functools.reduce(getattr, path.split("."), gm) is not part:
+            _refuse(f"with two things at {path!r}", "one")
+    return gm.eval().requires_grad_(False)
+
+
+def _add(graph: fx.Graph, node: Mapping[str, Any], known: Mapping[str, fx.Node], parts: Mapping[str, Any]) -> fx.Node:
+    name, op, target = _identifier(node["name"]), node["op"], node["target"]
+    args = tuple(_decode(value, known) for value in node["args"])
+    kwargs = {_identifier(key): _decode(value, known) for key, value in node["kwargs"].items()}
+    if op == "placeholder":
+        return graph.placeholder(_identifier(target))
+    if op == "output":
+        output: fx.Node = graph.output(args[0])
+        return output
+    if op == "call_function":
+        target = FUNCTIONS.get(target) or _refuse(f"that calls the function {target!r}", "one of its table")
+    elif op == "call_method":
+        if target not in METHODS:
+            _refuse(f"that calls the method {target!r}", "one of its table")
+    elif op not in ("call_module", "get_attr"):
+        _refuse(f"with the operation {op!r}", "a call, a tensor, an input or an output")
+    elif target not in parts:
+        _refuse(f"that reads {target!r}", "a module or tensor that the artifact holds")
+    elif not _PATH.fullmatch(target) or any(map(keyword.iskeyword, target.split("."))):
+        _refuse(f"with the path {target!r}", "names of letters, digits, _ and - that are no keywords, joined by dots")
+    return graph.create_node(op, target, args, kwargs, name)
+
+
+def _identifier(name: Any) -> str:
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name) or name == "self":
+        _refuse(f"with the name {name!r}", "a plain identifier")
+    return str(name)
+
+
+def _decode(value: Any, known: Mapping[str, fx.Node]) -> Any:
+    if isinstance(value, list):
+        return [_decode(item, known) for item in value]
+    if not isinstance(value, dict):
+        return value
+    ((tag, held),) = value.items()
+    if tag == "node":
+        return known[held]
+    if tag == "tuple":
+        return tuple(_decode(item, known) for item in held)
+    if tag == "slice":
+        return slice(*(_decode(item, known) for item in held))
+    if tag != "const" or held not in _CONSTANTS:
+        _refuse(f"with the value {value!r}", "a node, tuple, slice or known constant")
+    return _CONSTANTS[held]
+
+
+def _rebuild_module(path: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
+    kind, spec = entry["type"], dict(entry["spec"])
+    if kind in ("QuantConv2d", "QuantLinear"):
+        weight = _rebuild_weight(f"{path}.weight", entry["weight"], tensors)
+        bias, biases = (tensors[f"{path}.{name}"] if entry[name] else None for name in ("bias", "biases"))
+        if biases is not None and biases.shape != weight.steps.shape:
+            _refuse(f"whose layer {path!r} has biases of shape {tuple(biases.shape)}", "one for each step")
+        layer = QuantConv2d if kind == "QuantConv2d" else QuantLinear
+        return layer(weight, bias, biases=biases, **spec)
+    if kind == "QuantMatmul":
+        return QuantMatmul(**spec)
+    if kind == "ActivationQuantizer":
+        module: nn.Module = ActivationQuantizer(tuple(spec.pop("widths")), **spec)
+    elif kind not in LAYERS or set(spec) != set(LAYERS[kind]):
+        _refuse(f"with a module of type {kind!r} and the arguments {sorted(spec)}", "one of its table")
+    else:
+        with torch.device("meta"):
+            module = getattr(nn, kind)(**{key: _decode(value, {}) for key, value in spec.items()})
+    module.load_state_dict({name: tensors[f"{path}.{name}"] for name in module.state_dict()}, assign=True)
+    return module
+
+
+def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> CommittedWeight:
+    own = {key.removeprefix(f"{path}."): tensor for key, tensor in tensors.items() if key.startswith(f"{path}.")}
+    steps, widths, channels = own.pop("steps"), tuple(spec["widths"]), spec["shape"][0]
+    if steps.shape != (len(widths), channels):
+        _refuse(f"whose weight {path!r} of {channels} channels has steps of shape {tuple(steps.shape)}", "them to fit")
+    kinds = _KINDS.get(spec["packing"], ())
+    if spec["kind"] not in kinds:
+        found = f"the packing {spec['packing']!r} and the rounding {spec['kind']!r}"
+        _refuse(f"whose weight {path!r} has {found}", f"one of {', '.join(kinds)}" if kinds else "latent or nested")
+    plane_of = {int(bits): row for bits, row in spec["plane_of"].items()}
+    if any(row not in range(spec["planes"]) for row in plane_of.values()):
+        _refuse(f"whose weight {path!r} has the planes {plane_of}", f"{spec['planes']} planes")
+    if spec["packing"] == "nested":
+        nested = NestedWeight(widths, steps, tuple(spec["tied"]), spec["kind"], plane_of, own)
+        if [list(nested.code(bits).shape) for bits in widths] != [spec["shape"]] * len(widths):
+            _refuse(f"whose weight {path!r} has codes of another shape", f"{spec['shape']}")
+        return nested
+    latent, latent_step, ratios = own["latent"], own["latent_step"], own["ratios"]
+    if ratios.shape != steps.shape or latent_step.shape != steps.shape[1:] or len(latent) != channels:
+        _refuse(f"whose weight {path!r} has ratios of shape {tuple(ratios.shape)}", f"{tuple(steps.shape)}")
+    weight = MultiBitWeight(latent, latent_step, widths, steps, ratios)
+    if spec["kind"] != "nearest":
+        if spec["kind"] != "latent" and set(plane_of) != set(widths):
+            _refuse(f"whose weight {path!r} has no plane for some of its widths {widths}", "one for each")
+        weight.set_rounding(spec["kind"], own["rounding"], plane_of)
+    return weight
+
+
+def _refuse(what: str, expected: str) -> Any:
+    raise ArtifactError(
+        f"a graph {what} is refused; expected {expected}. Use an artifact that this version wrote, from a source "
+        f"you trust."
+    )

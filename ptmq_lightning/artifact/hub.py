@@ -1,0 +1,143 @@
+"""Push an artifact to the Hugging Face hub, pull it from there, and the card that explains it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ptmq_lightning.artifact.artifact import load
+from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
+from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.spec import BitWidth
+
+CARD = "README.md"
+FILES = (MANIFEST, TENSORS)
+
+
+def push(folder: Path | str, repo: str, *, private: bool = False, message: str = "Multi-bit model") -> str:
+    """Upload an artifact and its card to `repo` ("owner/name", made where it is missing); returns the commit's address.
+
+    The artifact is loaded first: what is damaged is not pushed. Raises ArtifactError for that and for a hub that
+    refuses; the token is huggingface_hub's own (`hf auth login` or HF_TOKEN).
+    """
+    from huggingface_hub import HfApi
+
+    load(folder)
+    with tempfile.TemporaryDirectory() as place:
+        for name in FILES:
+            shutil.copyfile(Path(folder) / name, Path(place) / name)
+        (Path(place) / CARD).write_text(card(folder, repo), encoding="utf-8")
+        try:
+            api = HfApi()
+            api.create_repo(repo, private=private, exist_ok=True)
+            commit = api.upload_folder(folder_path=place, repo_id=repo, commit_message=message)
+        except Exception as error:
+            raise _failed("push to", repo, error) from error
+    return str(commit.commit_url)
+
+
+def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = None) -> MultiBitModel:
+    """The model of `repo`; folder: where its two files are put once they are sound (None: the hub's cache alone).
+
+    They are copied from the cache, as the hub's own download to a folder leaves its notes there (.cache/huggingface).
+    revision: a branch, tag or commit. Raises ArtifactError for a repository that cannot be read or that holds no sound
+    artifact.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        place = Path(snapshot_download(repo, revision=revision, allow_patterns=list(FILES)))
+    except Exception as error:
+        raise _failed("pull from", repo, error) from error
+    model = load(place)
+    if folder is not None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        parts = {name: Path(folder) / f".{name}.part" for name in FILES}
+        for name, part in parts.items():
+            shutil.copyfile(place / name, part)
+        for (
+            name,
+            part,
+        ) in parts.items():  # a kill between the two leaves hashes that load() refuses
+            part.replace(Path(folder) / name)
+    return model
+
+
+def _failed(what: str, repo: str, error: Exception) -> ArtifactError:
+    first = (str(error).strip() or "no reason given").splitlines()[0]
+    return ArtifactError(
+        f"cannot {what} '{repo}': {type(error).__name__}: {first} Expected a repository 'owner/name' that this "
+        f"machine can reach; check the name, the network and the token (hf auth login)."
+    )
+
+
+def card(folder: Path | str, repo: str) -> str:
+    """The model card of an artifact, in Markdown: widths, figures, how to load it."""
+    manifest = read_manifest(Path(folder))
+    about = manifest["info"]
+    pairs = [str(BitWidth.parse(pair)) for pair in manifest["pairs"]]
+    size = sum((Path(folder) / name).stat().st_size for name in FILES)
+    first = pairs[0]
+    lines = [
+        "---",
+        "library_name: ptmq-lightning",
+        "pipeline_tag: image-classification",
+        "tags: [quantization, multi-bit, ptmq]",
+        "---",
+        "",
+        f"# {about.get('name', 'Network')} at every bit-width",
+        "",
+        f"One post-training multi-bit model (PTMQ) of {about.get('name', 'a network')} "
+        f"({about.get('source', 'source unknown')}): {size / 1e6:.2f} MB for all of its widths, switched without "
+        "reloading or retraining.",
+        "",
+        f"Widths (weights, activations): {', '.join(pairs)}."
+        + (f" Mixed per layer: {', '.join(manifest['assignments'])}." if manifest["assignments"] else ""),
+        "",
+        *_table(about),
+        "## How to load it",
+        "",
+        "```python",
+        "from ptmq_lightning.artifact.hub import pull",
+        "",
+        f'model = pull("{repo}")',
+        f'model.switch("{first}")  # in milliseconds, at any time',
+        "logits = model(images)",
+        "```",
+        "",
+        *_images(about.get("preprocessing") or {}),
+        f"`ptmq predict DIR IMAGE --bits {first}` does all of it. Both files are data alone: safetensors, and JSON "
+        "with a hash for each tensor; nothing is unpickled.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(about: dict[str, Any]) -> Iterator[str]:
+    accuracy = about.get("accuracy") or {}
+    if not accuracy.get("rows"):
+        return
+    fp = accuracy.get("fp") or {}
+    data = f" of {about['data']}" if "data" in about else ""
+    yield f"## Accuracy on {accuracy.get('images', '?')} images{data}, percent"
+    yield ""
+    yield "| width | top-1 | top-5 | agreement with float |"
+    yield "|---|---|---|---|"
+    yield f"| float | {_cell(fp.get('top1'))} | {_cell(fp.get('top5'))} | - |"
+    for row in accuracy["rows"]:
+        cells = " | ".join(_cell(row.get(key)) for key in ("top1", "top5", "agreement"))
+        yield f"| {row['config']} | {cells} |"
+    yield ""
+
+
+def _images(preprocessing: dict[str, Any]) -> Iterator[str]:
+    if preprocessing:
+        yield "Images as the float network wants them: " + ", ".join(f"{k} {v}" for k, v in preprocessing.items()) + "."
+        yield ""
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"

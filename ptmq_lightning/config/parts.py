@@ -1,0 +1,194 @@
+"""The configuration's groups as the frozen values and objects that the rooms take."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import replace
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from ptmq_lightning.config.schema import (
+    BitsConfig,
+    Config,
+    LoggerConfig,
+    LossConfig,
+    MixerConfig,
+    QuantConfig,
+    ReconConfig,
+    RoundingConfig,
+    StepSizeConfig,
+    TrainerConfig,
+)
+from ptmq_lightning.quant.insert import Override, Placement
+from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.steps import StepSize
+from ptmq_lightning.reconstruct.block import Settings
+from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.reconstruct.objective import Objective
+from ptmq_lightning.reconstruct.reconstruct import Recipe
+from ptmq_lightning.report.trackers import TrackerSettings
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.spec import BitGroups, BitWidth
+
+CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")  # loggers
+
+
+def check(config: Config) -> None:
+    """Make every value once, so that what a room refuses is refused before anything is loaded. Raises ConfigError."""
+    placement(config.bits, config.quant)
+    step_size(config.step_size)
+    rounding(config.rounding)
+    mixer(config.mixer)
+    for attention in (False, True):
+        objective(config.loss, config.mixer, attention)
+    quieten()
+    device_of(config.trainer)
+
+
+def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
+    """Which widths the layers may take."""
+    overrides = tuple(Override(item.pattern, item.w, item.a) for item in config.overrides)
+    return Placement(pairs(config), config.edge, config.softmax, overrides, quant.gelu)
+
+
+def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
+    """Every pair the model is prepared for: the groups', low to high, then the extra ones."""
+    return (*BitGroups.of(config.groups).pairs, *(BitWidth.parse(pair) for pair in config.extra))
+
+
+def step_size(config: StepSizeConfig) -> StepSize:
+    return StepSize(config.name, config.anchor, tuple(config.free_widths), config.learn, config.p)
+
+
+def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
+    """The passes over the network, none where nothing is learned; ``model`` tells whether there is attention.
+
+    The second phase learns activation steps alone, on the committed weights, from float features and with errors to
+    the power of 2.4, none weighted (as BRECQ's code).
+    """
+    recon, nearest = config.recon, config.rounding.name == "nearest"
+    if nearest and not recon.bias_correction:
+        return ()
+    attention = any(row.kind == "matmul" for row in model.layers.values())
+    first = Recipe(
+        groups=BitGroups.of(config.bits.groups),
+        mixer=mixer(config.mixer),
+        objective=objective(config.loss, config.mixer, attention and recon.unit == "block"),
+        rounding=rounding(config.rounding),
+        settings=settings(recon, config.seed),
+        learn_steps=config.step_size.learn,
+        unit=recon.unit,
+        quantize_inputs=recon.quantize == "all",
+        learn_inputs=recon.activation == "joint" and not nearest,
+        bias_correction=recon.bias_correction,
+    )
+    if nearest or recon.activation != "second_phase":
+        return (first,)
+    second = replace(
+        first,
+        mixer=Mixer("float"),
+        objective=replace(objective(replace(config.loss, weight="none"), config.mixer, attention), p=2.4),
+        rounding=Rounding("nearest"),
+        settings=replace(first.settings, steps=activation_steps(recon)),
+        quantize_inputs=True,
+        learn_inputs=True,
+    )
+    return replace(first, bias_correction=False), second
+
+
+def activation_steps(recon: ReconConfig) -> int:
+    """Of the second phase."""
+    return recon.activation_steps or max(recon.steps // 4, 1)
+
+
+def mixer(config: MixerConfig) -> Mixer:
+    return Mixer(config.name, p=config.p, weights=tuple(config.weights))
+
+
+def objective(config: LossConfig, mix: MixerConfig, blocks_with_attention: bool) -> Objective:
+    """gd_figure's mixture has the mixer's weights; norm auto is per token where the blocks of a network with attention
+    are fitted (what reads them is a LayerNorm, which does not read a token's scale; what reads a layer inside does),
+    unless a weight tells what matters."""
+    norm = {"auto": "token" if blocks_with_attention and config.weight == "none" else "none"}.get(
+        config.norm, config.norm
+    )
+    gammas, mixture = tuple(config.gammas), tuple(mix.weights)
+    return Objective(
+        config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight, config.tokens
+    )
+
+
+def rounding(config: RoundingConfig) -> Rounding:
+    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width, config.rate)
+
+
+def settings(config: ReconConfig, seed: int) -> Settings:
+    return Settings(
+        steps=config.steps,
+        batch=config.batch,
+        lr_rounding=config.lr_rounding,
+        lr_activation=config.lr_activation,
+        lr_weight_step=config.lr_weight_step,
+        lambda_rounding=config.lambda_rounding,
+        warmup=config.warmup,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        drop=config.drop,
+        log_every=config.log_every,
+        seed=seed,
+    )
+
+
+def calibration_count(config: Config) -> int:
+    """How many calibration images are drawn: data's number, at most recon's."""
+    most = config.recon.calibration_images
+    return config.data.calibration_images if most is None else min(config.data.calibration_images, most)
+
+
+def trackers(config: LoggerConfig) -> TrackerSettings:
+    return TrackerSettings(
+        config.name, config.mode, config.project, config.entity, config.group, config.run_name, tuple(config.tags)
+    )
+
+
+def quieten() -> None:
+    """Lightning says nothing about its defaults, which every block's Trainer would repeat."""
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def device_of(config: TrainerConfig) -> torch.device:
+    """Where this process calibrates, keeps features, fits and evaluates: the trainer's device. Raises ConfigError for
+    a trainer that cannot be."""
+    if config.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise ConfigError("trainer.accelerator=gpu, but torch finds no GPU here; set trainer=cpu")
+    try:
+        return trainer(config, loggers=(), callbacks=()).strategy.root_device
+    except (ValueError, TypeError, RuntimeError, MisconfigurationException) as error:
+        raise ConfigError(
+            f"the trainer cannot be made: {error}; set trainer=cpu, gpu or ddp, or mend trainer.*"
+        ) from error
+
+
+def trainer(config: TrainerConfig, *, loggers: Sequence[Logger], callbacks: Sequence[L.Callback]) -> L.Trainer:
+    """A fresh Trainer for one block: one pass over the loader, which holds exactly the block's steps."""
+    return L.Trainer(
+        accelerator=config.accelerator,
+        devices=config.devices,
+        num_nodes=config.num_nodes,
+        strategy=config.strategy,
+        deterministic=config.deterministic,
+        max_epochs=1,
+        log_every_n_steps=0,  # the module logs by itself
+        logger=list(loggers),
+        callbacks=list(callbacks),
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )

@@ -1,0 +1,124 @@
+"""`ptmq export DIR`: an artifact for ONNX Runtime or OpenVINO, with the report of its check."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ptmq_lightning.artifact import artifact
+from ptmq_lightning.device.pictures import open_picture
+from ptmq_lightning.export.export import BACKENDS, FORMS, WEIGHTS, write_export
+from ptmq_lightning.export.folder import read_manifest
+from ptmq_lightning.export.parity import WidthReport
+from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.model import Which
+
+IMAGES = 64
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """What stands behind DIR."""
+    images = "real images for ranges and the check: pictures, folders or tars of them, or preprocessed ones as .npy"
+    parser.add_argument("--images", metavar="PATH", type=Path, required=True, nargs="+", help=images)
+    parser.add_argument("--bits", metavar="LIST", help="4, w4a8 or named assignments, by comma (default: all)")
+    parser.add_argument("--form", choices=FORMS, default="static", help="a file per width, or one graph for all")
+    parser.add_argument("--backend", choices=BACKENDS, default="onnx")
+    exact = "signed: the fastest; portable: exact on every processor without any setting"
+    parser.add_argument("--weights", choices=WEIGHTS, default="signed", help=exact)
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write (default: DIR beside it, -BACKEND)")
+    parser.add_argument("--count", type=positive, default=IMAGES, help=f"images to use, at most (default {IMAGES})")
+    parser.add_argument("--float-image", action="store_true", help="leave the first convolution in float")
+
+
+def positive(text: str) -> int:
+    """The type of a command line's argument that counts."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
+    return int(text)
+
+
+def run(args: argparse.Namespace) -> Iterator[str]:
+    """The command, its report line by line. Raises PTMQError, also where the export does not pass its check."""
+    model = artifact.load(args.folder)
+    parts = [read_images(path, model.preprocessing(), args.count) for path in args.images]
+    _check_sizes(args.images, parts, model.preprocessing().get("input_size"))
+    images = torch.cat(parts)[: args.count]
+    place = args.folder.resolve()
+    out = args.out or place.with_name(f"{place.name}-{args.backend}")
+    bits = widths(args.bits)
+    options = {key: getattr(args, key) for key in ("form", "backend", "weights", "float_image")}
+    yield from report(out, write_export(model, out, images, bits, **options))
+
+
+def report(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
+    """What was written, where it runs exactly, and the check of each width."""
+    yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
+    yield f"x86 processors: {read_manifest(out)['old_processors']}"
+    yield from lines(reports)
+
+
+def widths(text: str | None) -> list[Which] | None:
+    """Of "4,w4a8,mixed_4.0"; None: all."""
+    return [int(name) if name.isdigit() else name for name in text.split(",")] if text else None
+
+
+def lines(reports: Mapping[str, WidthReport]) -> list[str]:
+    """The check in words, a line per width."""
+    result = []
+    for name, report in reports.items():
+        kernels = ", ".join(f"{count} {kernel}" for kernel, count in report.float_kernels.items()) or "none"
+        step = report.largest_step
+        alone = "was not checked" if step is None else f"differs by at most {step:.2f} steps"
+        result.append(
+            f"{name}: top-1 as simulated on {report.agreement:.1f} % of {report.images} images, logit error "
+            f"{report.logit_error:.4f}, a layer by itself {alone}; convolutions and products in float: {kernels}"
+        )
+    return result
+
+
+def read_images(path: Path, preprocessing: Mapping[str, Any], count: int) -> Tensor:
+    """Up to `count` images (N, C, H, W): of a picture, spread over a folder or tar of them, or of an array of
+    preprocessed ones. Raises ConfigError for what is none of these."""
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.atleast_1d(np.load(path, allow_pickle=False))[:count].astype(np.float32))
+    except (OSError, ValueError, EOFError) as error:
+        raise _no_images(path, type(error).__name__) from error
+    if not path.exists() or not preprocessing:
+        raise _no_images(path, "the artifact has no preprocessing" if path.exists() else "not found")
+    if path.is_file() and path.suffix != ".tar":
+        return open_picture(path, preprocessing).unsqueeze(0)
+    from timm.data import create_dataset
+
+    try:
+        reader: Any = create_dataset("", root=str(path)).reader
+    except Exception as error:  # timm's readers raise RuntimeError for an empty folder, else what the place leads to
+        why = "no pictures in it" if isinstance(error, RuntimeError) else type(error).__name__
+        raise _no_images(path, why) from error
+    picks = np.linspace(0, len(reader) - 1, min(count, len(reader))).round().astype(int).tolist()
+    return torch.stack([open_picture(reader[i][0], preprocessing, f"{path}: {reader.filename(i)}") for i in picks])
+
+
+def _check_sizes(paths: Sequence[Path], parts: Sequence[Tensor], size: Sequence[int] | None) -> None:
+    """size: (C, H, W) of the network's images; None: unknown, then that of the first ones."""
+    expected = tuple(size or parts[0].shape[1:])
+    for path, images in zip(paths, parts, strict=True):
+        if images.dim() != 4 or images.shape[1:] != expected:
+            sizes = ", ".join(map(str, expected)) if len(expected) == 3 else "C, H, W"
+            raise ExportError(
+                f"found images of shape {tuple(images.shape)} in '{path}'; expected (N, {sizes}), as the network takes "
+                f"them. Prepare them so."
+            )
+
+
+def _no_images(path: Path, why: str) -> ConfigError:
+    return ConfigError(
+        f"cannot read images of '{path}' ({why}); expected a folder, tar or file of pictures, or a .npy file of "
+        f"preprocessed images (N, C, H, W)."
+    )

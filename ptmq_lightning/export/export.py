@@ -1,0 +1,162 @@
+"""A multi-bit model for other runtimes, checked against the simulation before it is there.
+
+    write_export(model, "export", images, ["w8a8", "w4a4"], form="switchable")
+
+Forms: static, a file per width, the smallest; switchable, ONE graph whose integer weights, scales and biases are
+inputs, with the exported widths' integers beside it. Backends: onnx (ONNX Runtime), openvino (static).
+The folder: export.json with the hashes of all files, the graphs, and for the switchable form widths.safetensors.
+"""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors.numpy
+from torch import Tensor
+
+from ptmq_lightning.artifact.artifact import give_name
+from ptmq_lightning.export.draft import Draft
+from ptmq_lightning.export.folder import WIDTHS, check_place, write_manifest
+from ptmq_lightning.export.onnx_convert import CLIPS
+from ptmq_lightning.export.parity import WidthReport, compare, layer_steps
+from ptmq_lightning.export.portable import as_portable
+from ptmq_lightning.export.session import Session
+from ptmq_lightning.runtime.errors import ExportError
+from ptmq_lightning.runtime.extras import require
+from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits
+
+FORMS, BACKENDS, WEIGHTS = ("static", "switchable"), ("onnx", "openvino"), ("signed", "portable")
+
+
+def write_export(
+    model: MultiBitModel,
+    folder: Path | str,
+    images: Tensor,
+    bits: Iterable[Which] | None = None,
+    *,
+    form: str = "static",
+    backend: str = "onnx",
+    weights: str = "signed",
+    float_image: bool = False,
+) -> dict[str, WidthReport]:
+    """Write `folder`; what was written is compared with the simulation on `images` before it gets its name.
+
+    images: (N >= 2, C, H, W), preprocessed; tens of real ones: ranges that the simulation has no quantizer for are
+    taken from them. bits: widths and named assignments, None: all. weights: signed (the fastest where there is VNNI)
+    or portable (`export.portable`: exact on every processor, in any program). float_image: keep the first layer of a
+    convolutional network in float instead of rounding the image to 8 bits.
+
+    Returns a report per width. Raises ExportError, and leaves nothing, for an operation that cannot be exported, a
+    folder that cannot be used, or an export that does not compute the same. An earlier export in `folder` is replaced
+    at the end, and stays if anything fails.
+    """
+    folder = Path(folder)
+    place = folder.resolve()
+    _check_asked(form, backend, weights)
+    check_place(folder)
+    asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
+    draft = Draft(model, images, asked, early=backend == "onnx", float_image=float_image)
+    part = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
+    part.mkdir(parents=True)
+    try:
+        manifest = _write(draft, part, form, backend, weights)
+        session = Session(part)
+        reports = compare(draft, session)
+        manifest["report"] = {name: asdict(report) for name, report in reports.items()}
+        write_manifest(part, manifest)
+        _refuse_other_results(draft, session, reports)
+        check_place(folder)  # minutes may have passed
+        give_name(part, place)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return reports
+
+
+def _write(draft: Draft, folder: Path, form: str, backend: str, weights: str) -> dict[str, Any]:
+    model = draft.model
+    files = {"*": "model.onnx"} if form == "switchable" else {n: f"{n}.onnx" for n in draft.assignments}
+    constants: list[str] = []
+    for name, file in files.items():
+        network = draft.switchable() if name == "*" else draft.static(name, clip=CLIPS[backend])
+        stored = as_portable(network, backend) if weights == "portable" else network
+        (folder / file).write_bytes(stored.SerializeToString())
+    if form == "switchable":
+        safetensors.numpy.save_file(draft.arrays, folder / WIDTHS)
+        known = next(iter(draft.values.values()))
+        constants = [tensor.name for tensor in network.graph.initializer if tensor.name in known]
+    manifest = {
+        "form": form,
+        "backend": backend,
+        "weights": weights,
+        "old_processors": old_processors(draft, form, backend, weights),
+        "files": files,
+        "image_shape": list(draft.images.shape[1:]),
+        "info": model.info,
+        "pairs": model.pairs,
+        "layers": [asdict(layer) for layer in model.layers.values()],
+        "assignments": {name: assignment.to_json() for name, assignment in draft.assignments.items()},
+        "table": draft.plan.table.to_json(),
+        "constants": constants,
+        "float_layers": draft.plan.floating,
+    }
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def old_processors(draft: Draft, form: str, backend: str, weights: str) -> str:
+    """What whoever runs the files without `Session` needs on an x86 processor without VNNI, where 8-bit sums may
+    saturate (export.portable)."""
+    products = any(op.key == "QuantMatmul" for op in draft.ops)
+    if weights == "portable":
+        return "exact on every processor"
+    if backend == "onnx" and form == "static" and not products:
+        return "without VNNI exact with the session option session.x64quantprecision=1, which makes the others slower"
+    return "without VNNI exact only in Session; for other programs there export with weights=portable"
+
+
+def _check_asked(form: str, backend: str, weights: str) -> None:
+    if weights not in WEIGHTS:
+        raise ExportError(f"found weights={weights!r}; expected one of {', '.join(WEIGHTS)}.")
+    if form not in FORMS or backend not in BACKENDS or (backend == "openvino" and form == "switchable"):
+        raise ExportError(
+            f"found form={form!r} for backend {backend!r}; expected form static or switchable for onnx, and static for "
+            f"openvino, which compiles its weights in."
+        )
+    require(backend, "onnx", "onnxruntime" if backend == "onnx" else "openvino")
+
+
+def _refuse_other_results(draft: Draft, session: Session, reports: Mapping[str, WidthReport]) -> None:
+    for name, report in reports.items():
+        if not report.same:
+            step = report.largest_step
+            alone = "" if step is None else f"layer {report.worst_layer} by itself differs by {step:.2f} steps, "
+            raise ExportError(
+                f"the export computes other values than the simulation at {name}: {alone}the logits by "
+                f"{report.logit_error:.3f} of their deviation; expected at most {WidthReport.STEPS} and "
+                f"{WidthReport.LOGITS}. Nothing was written. {_cause(draft, session, name, report)}"
+            )
+
+
+def _cause(draft: Draft, session: Session, name: str, report: WidthReport) -> str:
+    """Whether a difference comes of the processor, of the images or of the numbers themselves."""
+    if (report.largest_step or 0.0) <= WidthReport.STEPS:
+        return (
+            "Every layer by itself agrees: the ranges of these images do not hold for the network as a whole. Check "
+            "that they are real ones, prepared as the network wants them, and give more of them."
+        )
+    with at_bits(draft.model, draft.assignments[name]):
+        other, _ = layer_steps(draft, name, session.manifest["backend"], portable=not session.portable)
+    if max(other.values(), default=0.0) <= WidthReport.STEPS:
+        return (
+            "It is this processor: in the other form of integer arithmetic each layer agrees. Export with weights="
+            f"{'signed' if session.portable else 'portable'}."
+        )
+    return (
+        f"Neither form of integer arithmetic agrees, so that it is neither the processor nor the images: a step or a "
+        f"bias of {report.worst_layer} is out of the range of 8 and 32-bit integers. Run `ptmq verify`, and report it."
+    )

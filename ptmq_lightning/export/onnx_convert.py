@@ -1,0 +1,290 @@
+"""A planned network as one ONNX graph: layers between DequantizeLinear and QuantizeLinear, as runtimes fuse them.
+
+Each convolution stands as DequantizeLinear -> Conv -> QuantizeLinear, each linear layer as a two-dimensional Gemm with
+an int32 bias, each product of activations as MatMul on u8 and s8: ONNX Runtime makes QLinearConv, QGemm and
+MatMulIntegerToFloat of them. A tensor is quantized once, where it is made; a width below 8 bits clips its codes, or
+looks them up in its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from ptmq_lightning.export.flow import CONSTANT, IMAGE, Op
+from ptmq_lightning.export.onnx_ops import BINARY, FLOATS, MOVES, argument, names_of, pad, refuse, shape_of
+from ptmq_lightning.export.onnx_writer import Writer
+from ptmq_lightning.export.plan import QUANTIZER, Plan
+from ptmq_lightning.export.values import Array
+from ptmq_lightning.runtime.layers import QuantConv2d
+
+IMAGES, LOGITS = "images", "logits"
+INT32 = 6  # of onnx.TensorProto
+CLIPS = {"onnx": "codes", "openvino": "values"}  # backend -> `clip` of its Converter
+
+
+@dataclass(frozen=True)
+class Codes:
+    """Integers on the grid of a quantizer."""
+
+    name: str
+    quantizer: str
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size that is known at run time, int64 (1,)."""
+
+    name: str
+
+
+class Converter:
+    """clip: where a narrow width is clipped, "codes" (integers) or "values" (before rounding, for OpenVINO)."""
+
+    def __init__(
+        self, plan: Plan, parameters: Mapping[str, Array], inputs: Collection[str] = (), *, clip: str = "codes"
+    ) -> None:
+        self.plan, self.clip = plan, clip
+        self.writer = Writer(parameters, inputs)
+        self.values: dict[Op, Any] = {}
+        self._floats: dict[str, str] = {}
+
+    def network(self, ops: Sequence[Op], metadata: Mapping[str, str]) -> Any:
+        """The whole network: images (batch, C, H, W) -> logits (batch, classes), and the parameters that are inputs."""
+        for op in ops:
+            self.values[op] = self._made(op, self._emit(op))
+        self.writer.node("Identity", [self.float(self.values[ops[-1]])], LOGITS)
+        return self.writer.model([(LOGITS, np.float32, shape_of(ops[-1]))], metadata)
+
+    def layers(self, ops: Sequence[Op]) -> Any:
+        """Every quantized layer by itself: inputs "<layer>.in<i>" -> outputs "<layer>.out", codes where they are.
+
+        With clip "values" the inputs are floats, rounded in the graph: OpenVINO has integer kernels only behind that.
+        """
+        outputs: list[tuple[str, Any, tuple[int, ...]]] = []
+        for op in ops:
+            if op.key in ("QuantConv2d", "QuantLinear", "QuantMatmul") and op.path not in self.plan.floating:
+                for i, source in enumerate(a for a in op.args if isinstance(a, Op)):
+                    quantizer = source_of(source, self.plan)
+                    coded = self.clip == "codes"
+                    kind = self.writer.parameters[f"{quantizer}.zero_point"].dtype if coded else np.dtype(np.float32)
+                    name = self.writer.input(f"{op.path}.in{i}", kind, shape_of(source))
+                    self.values[source] = Codes(name, quantizer) if coded else self._quantized(name, quantizer)
+                made = self._made(op, self._emit(op))
+                name, out = made, np.dtype(np.float32)
+                if isinstance(made, Codes):
+                    name, out = made.name, self.writer.parameters[f"{made.quantizer}.zero_point"].dtype
+                outputs.append((self.writer.node("Identity", [name], f"{op.path}.out"), out, shape_of(op)))
+        return self.writer.model(outputs, {})
+
+    def float(self, value: Any) -> str:
+        """The name of a float tensor; codes are dequantized once."""
+        if isinstance(value, str):
+            return value
+        assert isinstance(value, Codes)
+        if value.name not in self._floats:
+            inputs = [value.name, *self._grid(value.quantizer)]
+            self._floats[value.name] = self.writer.node("DequantizeLinear", inputs, f"{value.name}.float")
+        return self._floats[value.name]
+
+    def _made(self, op: Op, value: Any) -> Any:
+        """What an operation made, as codes where the plan has a quantizer at it."""
+        if op not in self.plan.at or isinstance(value, Codes):
+            return value
+        return self._quantized(self.float(value), self.plan.at[op])
+
+    def _grid(self, quantizer: str, made: bool = False) -> list[str]:
+        """Scale and zero point; made: as the tensor is made, before a factor that it is multiplied by."""
+        factor = made and f"{quantizer}.scale_in" in self.writer.parameters
+        names = (f"{quantizer}.scale_in" if factor else f"{quantizer}.scale", f"{quantizer}.zero_point")
+        return [self.writer.parameter(name) for name in names]
+
+    def _quantized(self, x: str, quantizer: str) -> Codes:
+        w = self.writer
+        if self.clip == "values" and self._narrow(quantizer):
+            scale, zero = (float(w.parameters[name]) for name in self._grid(quantizer, made=True))
+            ends = [(float(w.parameters[f"{quantizer}.{end}"]) - zero) * scale for end in ("low", "high")]
+            x = w.node("Clip", [x, *(w.constant(end, np.float32) for end in ends)], f"{quantizer}.clip")
+        made = w.node("QuantizeLinear", [x, *self._grid(quantizer, made=True)], quantizer)
+        if f"{quantizer}.table" in w.parameters:
+            return Codes(self._looked_up(made, quantizer), quantizer)
+        return self._clipped(made, quantizer) if self.clip == "codes" else Codes(made, quantizer)
+
+    def _looked_up(self, codes: str, quantizer: str) -> str:
+        """The codes' levels. ONNX Runtime's Gather copies byte by byte and takes eight times as long as its
+        GatherElements over one row; OpenVINO's Gather is the faster one there."""
+        w, name = self.writer, f"{quantizer}.table"
+        if name not in w.inputs and np.array_equal(w.parameters[name], np.arange(256)):
+            return codes  # each is a level: 8 bits
+        table, index = w.parameter(name), w.node("Cast", [codes], f"{quantizer}.index", to=INT32)
+        if self.clip == "values":
+            return str(w.node("Gather", [table, index], f"{quantizer}.level"))
+        table, index = (w.node("Reshape", [x, w.constant([1, -1])], f"{quantizer}.row") for x in (table, index))
+        level = w.node("GatherElements", [table, index], f"{quantizer}.level", axis=1)
+        return str(w.node("Reshape", [level, w.node("Shape", [codes], f"{quantizer}.shape")], f"{quantizer}.level"))
+
+    def _clipped(self, x: str, quantizer: str) -> Codes:
+        """Codes within the bounds of the width; 8 bits have none but those of the type."""
+        w = self.writer
+        if self._narrow(quantizer):
+            x = w.node("Clip", [x, w.parameter(f"{quantizer}.low"), w.parameter(f"{quantizer}.high")],
+                       f"{quantizer}.clip")  # fmt: skip
+        return Codes(x, quantizer)
+
+    def _narrow(self, quantizer: str) -> bool:
+        low, high = (self.writer.parameters[f"{quantizer}.{end}"] for end in ("low", "high"))
+        limits = np.iinfo(low.dtype)
+        return f"{quantizer}.high" in self.writer.inputs or (int(low), int(high)) != (limits.min, limits.max)
+
+    def _emit(self, op: Op) -> Any:
+        if op.key == IMAGE:
+            return self.writer.input(IMAGES, np.float32, shape_of(op))
+        if op.key == CONSTANT:
+            assert op.value is not None
+            return self.writer.constant(op.value.cpu().numpy(), op.value.cpu().numpy().dtype)
+        if op.key in ("QuantConv2d", "QuantLinear", "QuantMatmul"):
+            return {"QuantConv2d": self._conv, "QuantLinear": self._linear, "QuantMatmul": self._matmul}[op.key](op)
+        first = self.values[op.source] if op.source is not None else None
+        if op.key == QUANTIZER or op in self.plan.absorbed:
+            return first
+        if op.key in MOVES and isinstance(first, Codes):
+            return Codes(MOVES[op.key](self.writer, op, first.name), first.quantizer)
+        if op.key == "pad" and isinstance(first, Codes):
+            zero = self.writer.parameter(f"{first.quantizer}.zero_point")
+            return Codes(pad(self.writer, op, first.name, zero), first.quantizer)
+        if op.key == "getitem" and isinstance(first, list):
+            return first[op.args[1]]
+        return self._float_operation(op, first)
+
+    def _float_operation(self, op: Op, first: Any) -> Any:
+        w = self.writer
+        if op.key in BINARY:
+            return self._binary(op)
+        if op.key == "cat":
+            rank = len(shape_of(op))
+            parts = [self.float(self.values[a]) for a in names_of(op.args[:1])]
+            return w.node("Concat", parts, op.name, axis=int(argument(op, 1, "dim", 0)) % rank)
+        if first is None or isinstance(first, (Size, list)):
+            raise refuse(op)
+        x = self.float(first)
+        if op.key == "size":
+            return Size(w.node("Shape", [x], op.name, start=op.args[1], end=op.args[1] + 1))
+        if op.key == "expand":
+            sizes = [self.values[a] if isinstance(a, Op) else 1 if a == -1 else a for a in op.args[1:]]
+            parts = [s.name if isinstance(s, Size) else w.constant([s]) for s in sizes]
+            return w.node("Expand", [x, w.node("Concat", parts, f"{op.name}.shape", axis=0)], op.name)
+        if op.key == "unbind":
+            return self._unbind(op, x)
+        if op.key == "chunk":
+            return self._chunk(op, x)
+        if op.key == "pad":
+            return pad(w, op, x, w.constant(0, np.float32))
+        emit = MOVES.get(op.key) or FLOATS.get(op.key)
+        if emit is None:
+            raise refuse(op)
+        return emit(w, op, x)
+
+    def _binary(self, op: Op) -> Any:
+        values = [self.values[a] if isinstance(a, Op) else a for a in op.args[:2]]
+        if op.kwargs:
+            raise refuse(op, "it has further arguments")
+        sizes = any(isinstance(v, Size) for v in values)
+        kind: Any = np.int64 if sizes else np.float32
+        names = [
+            v.name if isinstance(v, Size) else self.writer.constant([v] if sizes else v, kind)
+            if isinstance(v, (int, float)) else self.float(v)
+            for v in values
+        ]  # fmt: skip
+        made = self.writer.node(BINARY[op.key], names, op.name)
+        return Size(made) if sizes else made
+
+    def _chunk(self, op: Op, x: str) -> list[str]:
+        assert op.source is not None
+        count, axis = int(argument(op, 1, "chunks", 1)), int(argument(op, 2, "dim", 0)) % len(shape_of(op.source))
+        if shape_of(op.source)[axis] % count or axis == 0:
+            raise refuse(op, f"its {count} pieces are not equal")
+        pieces: list[str] = self.writer.node("Split", [x], op.name, outputs=count, axis=axis, num_outputs=count)
+        return pieces
+
+    def _unbind(self, op: Op, x: str) -> list[str]:
+        w, axis = self.writer, int(argument(op, 1, "dim", 0))
+        count = shape_of(op.source)[axis]
+        parts = w.node("Split", [x], op.name, outputs=count, axis=axis, num_outputs=count)
+        return [w.node("Squeeze", [part, w.constant([axis])], f"{op.name}.squeezed") for part in parts]
+
+    def _weight(self, op: Op, axis: int) -> str:
+        w = self.writer
+        codes, scale = w.parameter(f"{op.path}.weight"), w.parameter(f"{op.path}.scale")
+        zeros = w.zeros(f"{op.path}.weight.zeros", w.parameters[scale], np.int8)
+        return str(w.node("DequantizeLinear", [codes, scale, zeros], f"{op.path}.weight.float", axis=axis))
+
+    def _bias(self, op: Op) -> list[str]:
+        w, name = self.writer, f"{op.path}.bias"
+        if name not in w.parameters:
+            return []
+        if f"{op.path}.bias_scale" not in w.parameters:
+            return [w.parameter(name)]
+        if self.clip == "values":
+            return [w.parameter(f"{op.path}.bias_float")]
+        scale = w.parameter(f"{op.path}.bias_scale")
+        zeros = w.constant(np.zeros_like(w.parameters[scale], dtype=np.int32), np.int32)
+        return [w.node("DequantizeLinear", [w.parameter(name), scale, zeros], f"{name}.float", axis=0)]
+
+    def _conv(self, op: Op) -> Any:
+        conv = op.module
+        assert isinstance(conv, QuantConv2d) and isinstance(conv.weight, nn.Module)
+        if isinstance(conv.padding, str):
+            raise refuse(op, f"the padding {conv.padding!r}")
+        attributes: dict[str, Any] = {
+            "strides": list(conv.stride),
+            "pads": list(conv.padding) * 2,
+            "dilations": list(conv.dilation),
+        }
+        value = self.values[op.args[0]]
+        if isinstance(value, Codes) and op in self.plan.at and self.clip == "codes":
+            return self._integer_conv(op, value, attributes | {"group": conv.groups})
+        inputs = [self.float(value), self._weight(op, 0), *self._bias(op)]
+        return self.writer.node("Conv", inputs, op.path, group=conv.groups, **attributes)
+
+    def _integer_conv(self, op: Op, value: Codes, attributes: Mapping[str, Any]) -> Codes:
+        """QLinearConv as such: ONNX Runtime does not make one of a Conv whose weights are inputs of the graph."""
+        w, out = self.writer, self.plan.at[op]
+        inputs = [value.name, *self._grid(value.quantizer), w.parameter(f"{op.path}.weight")]
+        zero = w.zeros(f"{op.path}.weight.zeros", 0, np.int8)
+        inputs += [w.parameter(f"{op.path}.scale"), zero, *self._grid(out, made=True)]
+        if f"{op.path}.bias" in w.parameters:
+            inputs.append(w.parameter(f"{op.path}.bias"))
+        return self._clipped(w.node("QLinearConv", inputs, op.path, **attributes), out)
+
+    def _linear(self, op: Op) -> str:
+        """Gemm knows two axes: (batch * T, C) x (C, O); the weight is stored as it is multiplied."""
+        value, shape, w = self.values[op.args[0]], shape_of(op.args[0]), self.writer
+        flat = w.constant([-1, shape[-1]])
+        if len(shape) > 2:
+            name = value.name if isinstance(value, Codes) else value
+            name = w.node("Reshape", [name, flat], f"{op.path}.rows")
+            value = Codes(name, value.quantizer) if isinstance(value, Codes) else name
+        made = w.node("Gemm", [self.float(value), self._weight(op, 1), *self._bias(op)], op.path)
+        if len(shape) == 2:
+            return str(made)
+        made = self._made(op, made)
+        name = made.name if isinstance(made, Codes) else made
+        name = w.node("Reshape", [name, w.constant([-1, *shape_of(op)[1:]])], f"{op.path}.shaped")
+        return Codes(name, made.quantizer) if isinstance(made, Codes) else name  # type: ignore[return-value]
+
+    def _matmul(self, op: Op) -> str:
+        a, b = (self.float(self.values[x]) for x in op.args[:2])
+        return str(self.writer.node("MatMul", [a, b], op.path))
+
+
+def source_of(op: Op, plan: Plan) -> str:
+    """The quantizer on whose grid a tensor is."""
+    at: Op | None = op
+    while at is not None and at not in plan.at:
+        at = at.source
+    assert at is not None
+    return plan.at[at]

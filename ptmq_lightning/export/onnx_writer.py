@@ -1,0 +1,93 @@
+"""ONNX nodes, constants and parameters as they are written, one after the other (opset 21, IR 10)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ptmq_lightning.export.values import Array
+
+OPSET, IR = 21, 10
+BATCH = "batch"
+
+
+class Writer:
+    """parameters: name -> value; those named in `inputs` become graph inputs, the others constants."""
+
+    def __init__(self, parameters: Mapping[str, Array], inputs: Collection[str] = ()) -> None:
+        from onnx import helper, numpy_helper
+
+        self._helper, self._numpy = helper, numpy_helper
+        self.parameters, self.inputs = parameters, set(inputs)
+        self.nodes: list[Any] = []
+        self.initializers: dict[str, Any] = {}
+        self.values: dict[str, Any] = {}
+        self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
+        self._used: set[str] = set()
+        self._names: dict[str, int] = {}
+
+    def node(self, op: str, inputs: Sequence[str], name: str, outputs: int = 0, **attributes: Any) -> Any:
+        """Append a node; its output's name, or a list of `outputs` names."""
+        name = self._free(name)
+        names = [name] if not outputs else [f"{name}.{i}" for i in range(outputs)]
+        self.nodes.append(self._helper.make_node(op, list(inputs), names, name=name, **attributes))
+        return names if outputs else name
+
+    def constant(self, value: Any, dtype: Any = np.int64) -> str:
+        """The name of a constant; equal ones are stored once."""
+        array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self._constants:
+            name = self._constants[key] = f"constant.{len(self._constants)}"
+            self.initializers[name] = self._numpy.from_array(array.reshape(np.shape(value)), name)
+        return self._constants[key]
+
+    def zeros(self, name: str, like: Any, dtype: Any) -> str:
+        """The zero points of a weight, under a name of their own: ONNX Runtime's `session.x64quantprecision` makes u8
+        of them weight by weight, and fails on the second weight that shares them."""
+        self.initializers[name] = self._numpy.from_array(np.zeros_like(like, dtype=dtype), name)
+        return name
+
+    def parameter(self, name: str) -> str:
+        """The name of a parameter, which becomes an input or a constant of the graph."""
+        if name not in self._used:
+            self._used.add(name)
+            value = self.parameters[name]
+            if name in self.inputs:
+                kind = self._helper.np_dtype_to_tensor_dtype(value.dtype)
+                self.values[name] = self._helper.make_tensor_value_info(name, kind, value.shape)
+            else:
+                self.initializers[name] = self._numpy.from_array(value, name)
+        return name
+
+    def input(self, name: str, dtype: Any, shape: Sequence[int]) -> str:
+        """A graph input whose first axis is the batch."""
+        kind = self._helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+        self.values[name] = self._helper.make_tensor_value_info(name, kind, [BATCH, *shape[1:]])
+        return name
+
+    def model(self, outputs: Sequence[tuple[str, Any, tuple[int, ...]]], metadata: Mapping[str, str]) -> Any:
+        """The ModelProto; outputs: (name, dtype, shape), the first axis the batch."""
+        kinds = [self._helper.np_dtype_to_tensor_dtype(np.dtype(dtype)) for _, dtype, _ in outputs]
+        made = [
+            self._helper.make_tensor_value_info(name, kind, [BATCH, *shape[1:]])
+            for (name, _, shape), kind in zip(outputs, kinds, strict=True)
+        ]
+        graph = self._helper.make_graph(
+            self.nodes, "ptmq", list(self.values.values()), made, list(self.initializers.values())
+        )
+        model = self._helper.make_model(
+            graph,
+            opset_imports=[self._helper.make_opsetid("", OPSET)],
+            ir_version=IR,
+            producer_name="ptmq-lightning",
+        )
+        self._helper.set_model_props(model, dict(metadata))
+        return model
+
+    def _free(self, name: str) -> str:
+        """The name, numbered where it was given before."""
+        self._names[name] = self._names.get(name, -1) + 1
+        return name if not self._names[name] else f"{name}.{self._names[name]}"

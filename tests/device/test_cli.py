@@ -1,0 +1,282 @@
+"""The command says what an artifact is, and what is wrong with it, in lines that a person can read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ptmq_lightning.artifact import artifact
+from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, digest, label
+from ptmq_lightning.device import cli
+from ptmq_lightning.device.pictures import open_picture
+from tests.networks import small_model
+
+PREPROCESSING = {
+    "input_size": [3, 8, 8],
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.2, 0.3, 0.4],
+    "interpolation": "bilinear",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+ROW = {"config": "w4a4", "top1": 61.5, "top5": None, "agreement": 75.25}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model = small_model()
+    model.info = {
+        "name": "small",
+        "source": "random weights",
+        "preprocessing": PREPROCESSING,
+        "data": "cifar10",
+        "accuracy": {"fp": {"top1": 70.0, "top5": None}, "images": 200, "rows": [ROW]},
+    }
+    model.assignments["mixed"] = model.resolve("w4a8")
+    return artifact.save(model, tmp_path_factory.mktemp("cli") / "model")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "picture.png")
+    return tmp_path / "picture.png"
+
+
+def ran(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = cli.main([str(argument) for argument in arguments])
+    return (code, *capsys.readouterr())
+
+
+def test_info_tells_sizes_widths_and_accuracy(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ran(capsys, "info", folder, "--layers")
+    sizes = [(folder / name).stat().st_size for name in (TENSORS, MANIFEST)]
+    assert (code, err) == (0, "")
+    assert "network   small (random weights)\n" in out
+    assert f"size      {sum(sizes):,} bytes (model.safetensors {sizes[0]:,}, manifest.json {sizes[1]:,}), " in out
+    assert "packing   latent, with the float network; format 2\n" in out
+    assert "widths    w3a3 w4a4 w5a5 w6a6 w8a8\n" in out and "named     mixed\n" in out
+    assert "accuracy  on 200 images of cifar10, percent\n" in out
+    assert "      w4a4   61.50       -   75.25\n" in out
+    assert "layer1.0.conv1                   conv    8x8x3x3              11  -\n" in out
+    assert "fc                               linear  5x8                  11  w8a8\n" in out
+
+
+def test_info_without_figures_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.artifact.tiny import tiny_model
+
+    code, out, _ = ran(capsys, "info", artifact.save(tiny_model(), tmp_path / "tiny", "nested"))
+    assert code == 0 and "accuracy  not stored" in out and "network   unnamed (source unknown)" in out
+    assert "packing   nested, without the float network" in out
+
+
+def test_predict_names_the_best_classes(folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ran(capsys, "predict", folder, picture, picture, "--bits", "4", "--top", 2)
+    model = artifact.load(folder)
+    model.switch(4)
+    with torch.no_grad():
+        shares = model(open_picture(picture, PREPROCESSING).unsqueeze(0)).softmax(1)[0]
+    first, second = shares.argsort(descending=True)[:2].tolist()
+    line = f"{picture}: class {first} {100 * shares[first]:.1f} %, class {second} {100 * shares[second]:.1f} %\n"
+    assert (code, out, err) == (0, 2 * line, "")
+
+
+@pytest.mark.parametrize("bits", ["w4a8", "mixed"])
+def test_predict_takes_pairs_and_named_assignments(
+    bits: str, folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ran(capsys, "predict", folder, picture, "--bits", bits)[0] == 0
+
+
+def test_bench_times_every_width(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ran(capsys, "bench", folder, "--rounds", 2, "--batch", 2)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == "batch 2, 1 threads, medians of 2 interleaved rounds"
+    assert [line.split()[0] for line in lines[1:8]] == ["float", "w3a3", "w4a4", "w5a5", "w6a6", "w8a8", "mixed"]
+    assert lines[8].startswith("switch of the whole model: warm ") and lines[9].startswith("memory: ")
+
+
+def test_bench_times_exports_in_the_same_table(folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, as ONNX Runtime has to be."""
+    images = tmp_path / "images.npy"
+    np.save(images, np.random.default_rng(0).standard_normal((4, 3, 8, 8), dtype=np.float32))
+    forms = {form: str(tmp_path / form) for form in ("static", "switchable")}
+    common = [str(folder), "--images", str(images), "--bits", "w8a8,mixed"]
+    commands = [["export", *common, "--form", form, "--out", out] for form, out in forms.items()]
+    options = [option for out in forms.values() for option in ("--export", out)]
+    commands.append(["bench", str(folder), "--rounds", "2", "--batch", "2", *options])
+    program = f"from ptmq_lightning.device.cli import main; assert not any(map(main, {commands!r}))"
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    lines = done.stdout.split("interleaved rounds\n")[1].splitlines()
+    rows = [line.split(" ms")[0].split()[:-1] for line in lines[:11]]
+    eager = [[name, "PyTorch"] for name in ("float", "w3a3", "w4a4", "w5a5", "w6a6", "w8a8", "mixed")]
+    assert rows == eager + [[name, "onnx", out] for out in forms.values() for name in ("w8a8", "mixed")]
+    assert lines[11].startswith("switch of the whole model: ")
+
+
+def test_bench_refuses_an_export_of_other_images(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Other:
+        def __init__(self, *arguments: object) -> None: ...
+
+        def preprocessing(self) -> dict[str, list[int]]:
+            return {"input_size": [3, 9, 9]}
+
+    monkeypatch.setattr(cli, "Session", Other)
+    code, _, err = ran(capsys, "bench", folder, "--export", tmp_path)
+    assert code == 2
+    assert err == (
+        f"ptmq: '{tmp_path}' takes images of [3, 9, 9], the model of [3, 8, 8]; expected an export of this model. "
+        f"Export it again: ptmq export {folder}.\n"
+    )
+
+
+def test_verify_passes_a_sound_artifact(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, err = ran(capsys, "verify", folder)
+    assert (code, err) == (0, "")
+    assert [line[:3] for line in out.splitlines()] == ["ok "] * 4
+
+
+def forged(folder: Path, place: Path, name: str, value: float) -> Path:
+    """The same artifact with one value of one tensor changed and its hashes made right again."""
+    import safetensors.torch
+
+    place.mkdir()
+    tensors = safetensors.torch.load_file(folder / TENSORS)
+    tensors[name].view(-1)[0] = value
+    safetensors.torch.save_file(tensors, place / TENSORS)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest["tensors"][name] = label(tensors[name])
+    manifest["sha256"] = digest(manifest)
+    (place / MANIFEST).write_text(json.dumps(manifest))
+    return place
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        (
+            "blocks.1.layer1.0.conv1.weight.steps",
+            -1.0,
+            "layer 'layer1.0.conv1' has a step of -1.0 at 3 bits; expected positive numbers. Save the model again.",
+        ),
+        (
+            "blocks.1.quantizers.layer1_0_conv1.zero_points",
+            8.0,
+            "at 3 bits; expected a positive step and a whole number from 0 to 7. Save the model again.",
+        ),
+        (
+            "blocks.0.conv1.bias",
+            float("nan"),
+            "'blocks.0.conv1.bias' holds numbers that are not finite. Save the model again.",
+        ),
+    ],
+)
+def test_verify_finds_what_hashes_cannot(
+    name: str, value: float, says: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = forged(folder, tmp_path / "forged", name, value)
+    code, _, err = ran(capsys, "verify", place)
+    assert code == 1 and err.startswith(f"ptmq: '{place}' is damaged or was made wrong: ") and err.endswith(f"{says}\n")
+
+
+def test_a_damaged_artifact_is_one_line_and_exit_code_one(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for command in ("info", "verify", "bench"):
+        code, out, err = ran(capsys, command, tmp_path / "nothing")
+        assert (code, out) == (1, "")
+        assert err == (
+            f"ptmq: cannot load '{tmp_path / 'nothing'}': found no manifest.json; expected manifest.json and "
+            "model.safetensors. Copy the artifact again from where it was saved.\n"
+        )
+
+
+def damaged(folder: Path, place: Path, **parts: object) -> Path:
+    """A copy whose manifest has these parts, or not at all where they are None, and the hash of that."""
+    shutil.copytree(folder, place)
+    manifest = json.loads((place / MANIFEST).read_text()) | parts
+    manifest = {key: value for key, value in manifest.items() if value is not None}
+    (place / MANIFEST).write_text(json.dumps(manifest | {"sha256": digest(manifest)}))
+    return place
+
+
+@pytest.mark.parametrize("command", ["info", "verify", "bench"])
+def test_a_truncated_artifact_is_refused_by_every_command(
+    command: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = damaged(folder, tmp_path / "short")
+    (place / TENSORS).write_bytes((place / TENSORS).read_bytes()[:-1])
+    code, out, err = ran(capsys, command, place)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"ptmq: cannot load '{place}': model.safetensors is truncated or no safetensors file (")
+
+
+@pytest.mark.parametrize("command", ["info", "verify"])
+def test_a_manifest_that_lacks_a_part_is_one_line(
+    command: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = damaged(folder, tmp_path / "bare", info=None)
+    code, out, err = ran(capsys, command, place)
+    assert (code, out) == (1, "")
+    assert err == (
+        f"ptmq: cannot load '{place}': manifest.json has NoneType as 'info'; expected a dict, as save() writes it. "
+        "Save the model again.\n"
+    )
+
+
+def test_info_of_what_is_no_network_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = damaged(folder, tmp_path / "odd", blocks=[{"modules": {"fc": {"weight": {}}}}])
+    code, _, err = ran(capsys, "info", place)
+    assert code == 1
+    assert err == (
+        f"ptmq: cannot tell what '{place}' is; manifest.json describes no network (KeyError: 'shape'); expected what "
+        "save() writes. Save the model again.\n"
+    )
+
+
+def test_a_file_that_is_no_picture_is_one_line(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.jpg").write_text("no picture")
+    code, _, err = ran(capsys, "predict", folder, tmp_path / "text.jpg")
+    assert code == 1
+    assert err == (
+        f"ptmq: cannot read '{tmp_path / 'text.jpg'}' (UnidentifiedImageError); expected a picture that Pillow opens. "
+        "Check the path.\n"
+    )
+
+
+def test_a_width_the_model_has_not_is_a_wrong_use(
+    folder: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, _, err = ran(capsys, "predict", folder, picture, "--bits", 7)
+    assert code == 2 and err.startswith("ptmq: the input of layer1.0.conv1 has no width of 7 bits; ")
+
+
+@pytest.mark.parametrize("arguments", [[], ["info"], ["frob", "x"], ["bench", "x", "--batch", "0"]])
+def test_a_wrong_command_is_answered_with_its_use(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    assert stop.value.code == 2 and "usage: ptmq" in capsys.readouterr().err
+
+
+def test_the_command_loads_no_training_library(folder: Path, picture: Path) -> None:
+    program = (
+        "import sys; from ptmq_lightning.device.cli import main\n"
+        f"code = main(['predict', {str(folder)!r}, {str(picture)!r}])\n"
+        "sys.exit(code or sorted({'timm', 'lightning', 'hydra', 'torchvision', 'matplotlib'} & set(sys.modules)) != [])"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

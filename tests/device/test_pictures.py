@@ -1,0 +1,100 @@
+"""A picture becomes the tensor that timm's evaluation transform makes of it, pixel by pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from timm.data.transforms_factory import create_transform
+
+from ptmq_lightning.device.pictures import open_picture
+from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
+
+PREPROCESSING = {
+    "input_size": (3, 32, 32),
+    "mean": (0.485, 0.456, 0.406),
+    "std": (0.229, 0.224, 0.225),
+    "interpolation": "bicubic",
+    "crop_pct": 0.875,
+    "crop_mode": "center",
+}
+
+
+def picture(folder: Path, height: int, width: int, mode: str = "RGB") -> Path:
+    pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(folder / "picture.png")
+    return folder / "picture.png"
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("crop_pct", [0.875, 0.9, 1.0])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+@pytest.mark.parametrize("size", [(32, 32), (36, 36), (50, 41), (41, 90), (20, 25)])
+def test_the_pixels_are_those_of_timm(
+    interpolation: str, crop_pct: float, crop_mode: str, size: tuple[int, int], tmp_path: Path
+) -> None:
+    options = PREPROCESSING | {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    file = picture(tmp_path, *size)
+    expected = create_transform(**options)(Image.open(file).convert("RGB"))
+    assert torch.equal(open_picture(file, options), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
+def test_other_color_modes_become_the_networks_channels(mode: str, tmp_path: Path) -> None:
+    assert open_picture(picture(tmp_path, 40, 40, mode), PREPROCESSING).shape == (3, 32, 32)
+    gray = PREPROCESSING | {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
+    assert open_picture(picture(tmp_path, 40, 40, mode), gray).shape == (1, 32, 32)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as error:
+        open_picture(tmp_path / "none.png", PREPROCESSING)
+    assert str(error.value) == (
+        f"cannot read '{tmp_path / 'none.png'}' (FileNotFoundError); expected a picture that Pillow opens. Check the "
+        "path."
+    )
+
+
+def _enormous(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[18:26] = b"\xff\xff\xff\x00" * 2  # the size in a BMP's header
+    file.write_bytes(data)
+
+
+def _lettered(file: Path) -> None:
+    file.write_bytes(file.read_bytes().replace(b"40 40", b"40 4x"))  # the size in a PPM's header
+
+
+@pytest.mark.parametrize(
+    ("suffix", "damage", "name"), [("bmp", _enormous, "DecompressionBombError"), ("ppm", _lettered, "ValueError")]
+)
+def test_a_damaged_picture_is_named(suffix: str, damage: Callable[[Path], None], name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"picture.{suffix}"
+    Image.open(picture(tmp_path, 40, 40)).save(file)
+    damage(file)
+    with pytest.raises(DataError) as error:
+        open_picture(file, PREPROCESSING)
+    assert str(error.value) == f"cannot read '{file}' ({name}); expected a picture that Pillow opens. Check the path."
+
+
+def test_a_model_without_preprocessing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError) as error:
+        open_picture(tmp_path / "none.png", {})
+    assert str(error.value) == (
+        "the model does not tell the 'input_size' of its images; expected input_size, mean, std, interpolation, "
+        "crop_pct, crop_mode in info['preprocessing']. Set it before saving, or feed tensors to the model instead of "
+        "files."
+    )
+
+
+def test_a_crop_it_does_not_know_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as error:
+        open_picture(picture(tmp_path, 40, 40), PREPROCESSING | {"crop_mode": "border"})
+    assert str(error.value) == (
+        "found crop_mode='border' and 32 x 32 pixels in the model's preprocessing; expected 'center' or 'squash' and a "
+        "square. Prepare the images yourself and feed tensors to the model."
+    )
