@@ -21,7 +21,7 @@ run: setup
 test test-slow: export OMP_NUM_THREADS = 1
 
 # ONNX Runtime and OpenVINO get processes of their own: beside everything else in one process they crash it at random.
-RUNTIMES := tests/export/test_export.py tests/export/test_session.py
+RUNTIMES := tests/export
 
 test: lint
 	$(BIN)/python -m pytest -m "not slow" -n 2 $(addprefix --ignore=,$(RUNTIMES))

@@ -11,6 +11,7 @@ import pytest
 
 from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.export import write_export
+from ptmq_lightning.export.folder import VERSION
 from ptmq_lightning.export.session import Session
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
@@ -153,8 +154,8 @@ def test_a_manifest_of_another_kind_or_version_is_refused(text: str, found: str,
     with pytest.raises(ExportError) as error:
         Session(tmp_path)
     assert str(error.value) == (
-        f"cannot open '{tmp_path}': export.json has {found}; expected 'ptmq export' version 2. Export the artifact "
-        f"again."
+        f"cannot open '{tmp_path}': export.json has {found}; expected 'ptmq export' version {VERSION}. Export the "
+        f"artifact again."
     )
 
 
