@@ -7,11 +7,11 @@ READY := .venv/.ready
 
 setup: $(READY)
 
-# torch on its own first: the build that pip finds for this machine, which the rest then keeps.
-$(READY): pyproject.toml
+# The exact versions of constraints.txt; torch first and alone, so that pip takes the build that it finds for this machine.
+$(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install torch==2.13.0
-	$(BIN)/python -m pip install -e ".[dev]"
+	$(BIN)/python -m pip install -c constraints.txt torch
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
 	touch $@
 
 run: setup

@@ -46,7 +46,14 @@ class _Room(ModuleType):  # a room with the name of a public function, which it 
 
 
 def _public(name: str) -> Any:
-    return getattr(import_module(_OWNERS[name]), name)
+    try:
+        return getattr(import_module(_OWNERS[name]), name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"ptmq_lightning.{name} needs the package {error.name!r}; expected the extra 'train': "
+            "pip install 'ptmq-lightning[train]'.",
+            name=error.name,
+        ) from error
 
 
 def __getattr__(name: str) -> Any:
