@@ -32,10 +32,12 @@ NETWORKS = {  # of benchmarks/results/accuracy_NAME.json: its title
 METHODS = {  # in the order of drawing: label, color (Okabe and Ito's, for the color-blind), marker, shift to the side
     "rtn": ("nearest rounding: one model", "#7F7F7F", "^", 0.0),
     "qdrop": ("QDrop: a model for each width", "#D55E00", "s", 0.13),
+    "qdrop+quant.gelu=table": ("QDrop with ptmq's GELU tables", "#E69F00", "D", 0.26),
     "ptmq": ("ptmq: one model for all widths", "#0072B2", "o", -0.13),
 }
 BITS = range(2, 9)
 INK = "#333333"
+FLOAT = "float network"
 
 
 @dataclass(frozen=True)
@@ -95,21 +97,25 @@ def digest(found: dict[str, dict[str, Any]]) -> str:
 
 
 def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
-    figure = Figure(figsize=(9, 3.6), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9, 3.8), layout="constrained", facecolor="white")
     figure.suptitle("Accuracy against bits: one model at every width", color=INK, fontweight="bold")
     panels = figure.subplots(1, len(found), sharey=True)
     for axes, (name, record) in zip(panels, found.items(), strict=True):
         _panel(axes, record, NETWORKS[name])
     panels[0].set_ylabel("top-1 (%), ± 1 standard error", color=INK)
-    handles, labels = panels[0].get_legend_handles_labels()
+    shown: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    order = [*reversed([label for label, *_ in METHODS.values()]), FLOAT]
     figure.legend(
-        handles[::-1], labels[::-1], loc="outside lower center", ncols=len(handles), frameon=False, fontsize=9
+        [shown[label] for label in order], order, loc="outside lower center", ncols=3, frameon=False, fontsize=9
     )
     figure.savefig(file, dpi=160, metadata={"Description": digest(found), "Software": ""})
 
 
 def _panel(axes: Axes, record: dict[str, Any], title: str) -> None:
-    axes.axhline(record["fp"]["top1"], color=INK, linestyle=":", linewidth=1.2, label="float network")
+    axes.axhline(record["fp"]["top1"], color=INK, linestyle=":", linewidth=1.2, label=FLOAT)
     for method, (label, color, marker, shift) in METHODS.items():
         for number, part in enumerate(stretches(points(record, method))):
             axes.errorbar(

@@ -62,6 +62,11 @@ def test_the_picture_is_made_anew(tmp_path: Path) -> None:
         assert image.size == committed.size
 
 
+def test_every_method_of_the_picture_was_measured_somewhere() -> None:
+    found = picture.records().values()
+    assert [name for name in picture.METHODS if not any(picture.points(record, name) for record in found)] == []
+
+
 def test_a_line_of_the_picture_joins_measured_neighbors_alone() -> None:
     found = [picture.Point(bits, 90.0, 1.0) for bits in (2, 3, 5, 8)]
     assert [[point.bits for point in part] for part in picture.stretches(found)] == [[2, 3], [5], [8]]
