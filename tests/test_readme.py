@@ -1,28 +1,91 @@
-"""The README is true: its tables are those of benchmarks/results, its example runs."""
+"""The README is a page that tells the truth: its example runs, its picture and the tables of all pages are those of
+benchmarks/results."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from benchmarks import readme
+from benchmarks import picture, readme
 from ptmq_lightning.compose.cli import configuration
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
 
 
-def test_its_tables_are_those_that_were_measured() -> None:
-    assert len(readme.PLACE.findall(README)) >= 2
-    assert readme.filled(README) == README
+@pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_the_tables_of_a_page_are_those_that_were_measured(page: Path) -> None:
+    text = page.read_text()
+    assert text.count("<!-- begin benchmarks/") == len(readme.PLACE.findall(text))
+    assert readme.filled(text) == text
 
 
-def test_a_part_that_was_never_measured_is_told() -> None:
-    with pytest.raises(ValueError, match=r"asks for the part .Top-9. of benchmarks/results/digits\.md"):
-        readme.filled("<!-- begin benchmarks/results/digits.md#Top-9 -->\n<!-- end -->")
+def test_every_table_of_the_readme_comes_from_one_place() -> None:
+    assert len(readme.PLACE.findall(README)) == 1
+    assert len(readme.PLACE.findall((ROOT / "docs" / "results.md").read_text())) > 10
+
+
+@pytest.mark.parametrize(
+    ("place", "named"),
+    [
+        ("benchmarks/results/digits.md#Top-9", "Top-9"),
+        ("benchmarks/results/digits.md\nrows: w9a9\n", "w9a9"),
+        ("benchmarks/results/digits.md\ncolumns: config; top9\n", "top9"),
+    ],
+)
+def test_what_was_never_measured_is_named(place: str, named: str) -> None:
+    with pytest.raises(ValueError, match=rf"{named}.*benchmarks/results/digits\.md"):
+        readme.filled(f"<!-- begin {place} -->\n<!-- end -->")
+
+
+def test_rows_and_columns_of_a_table_can_be_chosen() -> None:
+    begin = "<!-- begin benchmarks/results/digits.md\nrows: w4a4|w8a8\ncolumns: config; top1\n-->\n"
+    table = readme.filled(begin + "<!-- end -->").removeprefix(begin).splitlines()
+    assert table[:2] == ["| config | top1 |", "| --- | ---: |"]
+    assert [line.split()[1] for line in table[2:-1]] == ["w4a4", "w8a8"]
+
+
+def test_the_picture_shows_the_numbers_of_the_results() -> None:
+    assert "](docs/accuracy.png)" in README
+    with Image.open(picture.PICTURE) as image:
+        assert image.text["Description"] == picture.digest(picture.records())  # type: ignore[attr-defined]
+
+
+def test_the_picture_is_made_anew(tmp_path: Path) -> None:
+    picture.draw(picture.records(), tmp_path / "accuracy.png")
+    with Image.open(tmp_path / "accuracy.png") as image, Image.open(picture.PICTURE) as committed:
+        assert image.size == committed.size
+
+
+def test_every_method_of_the_picture_was_measured_somewhere() -> None:
+    found = picture.records().values()
+    assert [name for name in picture.METHODS if not any(picture.points(record, name) for record in found)] == []
+
+
+def test_a_line_of_the_picture_joins_measured_neighbors_alone() -> None:
+    found = [picture.Point(bits, 90.0, 1.0) for bits in (2, 3, 5, 8)]
+    assert [[point.bits for point in part] for part in picture.stretches(found)] == [[2, 3], [5], [8]]
+
+
+def test_a_bar_of_the_picture_holds_the_error_of_images_and_of_seeds() -> None:
+    assert picture.standard_error([50.0], 100) == pytest.approx(5.0)
+    assert picture.standard_error([48.0, 52.0], 100) == pytest.approx((5.0**2 + 2.0**2) ** 0.5)
+
+
+def test_the_points_of_the_picture_are_the_means_of_the_table() -> None:
+    record = json.loads((picture.RESULTS / "accuracy_cifar_resnet20.json").read_text())
+    means = {(row["method"], row["bits"]): row["top1_mean"] for row in record["rows"]}
+    found = {
+        (method, picture.pair(p.bits)): p.top1 for method in picture.METHODS for p in picture.points(record, method)
+    }
+    assert {key: found[key] for key in means if key in found} == pytest.approx(
+        {key: mean for key, mean in means.items() if key in found}
+    )
 
 
 def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,16 +97,6 @@ def test_the_library_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (tmp_path / "outputs" / "my_model" / "manifest.json").exists()
 
 
-def test_every_group_and_option_named_in_the_commands_exists() -> None:
-    commands = re.findall(r"^ {4}python train\.py (.*)$", README, flags=re.MULTILINE)
-    assert commands
-    for word in " ".join(commands).split():
-        group, _, options = word.partition("=")
-        if (ROOT / "conf" / group).is_dir():
-            for option in options.split(","):
-                assert (ROOT / "conf" / group / f"{option}.yaml").exists(), word
-
-
 def test_the_two_readings_of_the_method_differ_in_the_rows_of_their_table() -> None:
     ours, paper = (dataclasses.asdict(configuration([f"method={name}"])) for name in ("ptmq", "ptmq_paper"))
     rows = {
@@ -51,5 +104,6 @@ def test_the_two_readings_of_the_method_differ_in_the_rows_of_their_table() -> N
         "quant": "levels behind a GELU", "bits": "groups",
     }  # fmt: skip
     assert {group for group in ours if ours[group] != paper[group]} == {*rows, "method"}
-    (table,) = re.findall(r"^\| \| `method=ptmq_paper` \|.*?\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
+    text = (ROOT / "docs" / "method.md").read_text()
+    (table,) = re.findall(r"^\| \| `method=ptmq_paper` \|.*?\n((?:\|.*\n)+)", text, flags=re.MULTILINE)
     assert [line.split("|")[1].strip() for line in table.splitlines()[1:]] == list(rows.values())

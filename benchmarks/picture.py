@@ -1,0 +1,137 @@
+"""The picture of the README, docs/accuracy.png: top-1 against bits, from the results of benchmarks/accuracy.py.
+
+    python benchmarks/picture.py
+
+A line joins two measured neighbors alone: where a method was not measured at a width of the axis, its line is
+interrupted. Methods stand a little beside each other, so that none hides another. The bars are one standard error of
+top-1, which has two sources that are added in quadrature: the finite number of test images (the same images for every
+method) and, where there is more than one, the seeds. The picture carries a digest of its numbers, by which a test tells
+whether it is still that of the results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PICTURE = ROOT / "docs" / "accuracy.png"
+NETWORKS = {  # of benchmarks/results/accuracy_NAME.json: its title
+    "cifar_resnet20": "ResNet-20, CIFAR-10",
+    "imagenet_vit_t": "ViT-Tiny, ImageNet (2 and 3 bits are not learned)",
+}
+METHODS = {  # in the order of drawing: label, color (Okabe and Ito's, for the color-blind), marker, shift to the side
+    "rtn": ("nearest rounding: one model", "#7F7F7F", "^", 0.0),
+    "qdrop": ("QDrop: a model for each width", "#D55E00", "s", 0.13),
+    "qdrop+quant.gelu=table": ("QDrop with ptmq's GELU tables", "#E69F00", "D", 0.26),
+    "ptmq": ("ptmq: one model for all widths", "#0072B2", "o", -0.13),
+}
+BITS = range(2, 9)
+INK = "#333333"
+FLOAT = "float network"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Top-1 at w{bits}a{bits}, but w2a4 for 2 bits: mean over seeds and one standard error, in percent."""
+
+    bits: int
+    top1: float
+    error: float
+
+
+def pair(bits: int) -> str:
+    """The pair that stands for a number of bits: 2-bit activations were not measured."""
+    return "w2a4" if bits == 2 else f"w{bits}a{bits}"
+
+
+def points(record: dict[str, Any], method: str) -> list[Point]:
+    """What was measured of a method, narrow to wide."""
+    found = []
+    for bits in BITS:
+        rows = [row for cell in record["cells"] if cell["method"] == method for row in cell["rows"]]
+        if seeds := [row["top1"] for row in rows if row["config"] == pair(bits)]:
+            found.append(Point(bits, statistics.fmean(seeds), standard_error(seeds, record["evaluation_images"])))
+    return found
+
+
+def standard_error(seeds: list[float], images: int) -> float:
+    """Of a mean top-1 in percent: that of a share of ``images`` images, and that of the seeds."""
+    share = statistics.fmean(seeds) / 100
+    of_images = 100 * math.sqrt(share * (1 - share) / images)
+    of_seeds = statistics.stdev(seeds) / math.sqrt(len(seeds)) if len(seeds) > 1 else 0.0
+    return math.hypot(of_images, of_seeds)
+
+
+def stretches(found: list[Point]) -> list[list[Point]]:
+    """Runs of neighboring widths: what a line may join."""
+    parts: list[list[Point]] = []
+    for point in found:
+        if parts and parts[-1][-1].bits == point.bits - 1:
+            parts[-1].append(point)
+        else:
+            parts.append([point])
+    return parts
+
+
+def records() -> dict[str, dict[str, Any]]:
+    return {name: json.loads((RESULTS / f"accuracy_{name}.json").read_text(encoding="utf-8")) for name in NETWORKS}
+
+
+def digest(found: dict[str, dict[str, Any]]) -> str:
+    """Of every number that is drawn."""
+    drawn = {
+        name: [record["fp"]["top1"], [[asdict(point) for point in points(record, method)] for method in METHODS]]
+        for name, record in found.items()
+    }
+    return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
+
+
+def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
+    figure = Figure(figsize=(9, 3.8), layout="constrained", facecolor="white")
+    figure.suptitle("Accuracy against bits: one model at every width", color=INK, fontweight="bold")
+    panels = figure.subplots(1, len(found), sharey=True)
+    for axes, (name, record) in zip(panels, found.items(), strict=True):
+        _panel(axes, record, NETWORKS[name])
+    panels[0].set_ylabel("top-1 (%), ± 1 standard error", color=INK)
+    shown: dict[str, Any] = {}
+    for axes in panels:
+        handles, labels = axes.get_legend_handles_labels()
+        shown |= dict(zip(labels, handles, strict=True))
+    order = [*reversed([label for label, *_ in METHODS.values()]), FLOAT]
+    figure.legend(
+        [shown[label] for label in order], order, loc="outside lower center", ncols=3, frameon=False, fontsize=9
+    )
+    figure.savefig(file, dpi=160, metadata={"Description": digest(found), "Software": ""})
+
+
+def _panel(axes: Axes, record: dict[str, Any], title: str) -> None:
+    axes.axhline(record["fp"]["top1"], color=INK, linestyle=":", linewidth=1.2, label=FLOAT)
+    for method, (label, color, marker, shift) in METHODS.items():
+        for number, part in enumerate(stretches(points(record, method))):
+            axes.errorbar(
+                [point.bits + shift for point in part], [point.top1 for point in part],
+                yerr=[point.error for point in part], label=label if number == 0 else None, color=color, marker=marker,
+                markersize=4.5, linewidth=1.6, capsize=2.5, elinewidth=1.1,
+            )  # fmt: skip
+    axes.set_title(title, fontsize=10, color=INK)
+    axes.set_xticks(list(BITS), [pair(bits) for bits in BITS])
+    axes.set_xlabel("bits of weights (w) and activations (a)", color=INK)
+    axes.set_ylim(0, 100)
+    axes.tick_params(colors=INK)
+    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+if __name__ == "__main__":
+    draw(records(), PICTURE)
