@@ -22,8 +22,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.reconstruct.commit import load_block, save_block
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
-from ptmq_lightning.report.record import read_results, write_atomically
+from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.files import remove_unfinished, write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel
 
 log = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ class RunFolder:
         return self.path / RESUME / f"block_{index:03d}.{suffix}"
 
     def _clear(self) -> None:
-        unfinished = [*self.path.glob("*.partial"), *self.path.glob(".model.*.part")]  # a kill in the middle of a write
-        for target in [*unfinished, *(self.path / name for name in OURS)]:  # config.yaml last: until then it is ours
+        remove_unfinished(self.path)
+        for target in [self.path / name for name in OURS]:  # config.yaml last: until then it is ours
             if target.is_dir():
                 shutil.rmtree(target)
             else:

@@ -19,9 +19,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.extras import require
+from ptmq_lightning.runtime.files import write_atomically
 
 STEP = "recon/step"
 
