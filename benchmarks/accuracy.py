@@ -87,7 +87,8 @@ class Cell:
         folder = self.folder(work)
         if (folder / RESULTS).exists():
             try:
-                RunFolder(folder, configuration([*self.overrides(), "resume=true"])).open()
+                with RunFolder(folder, configuration([*self.overrides(), "resume=true"])) as place:
+                    place.finished()
             except ConfigError as error:
                 return str(error)
             return None
