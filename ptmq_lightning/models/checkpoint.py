@@ -2,8 +2,8 @@
 
 What stands around the weights is taken off where that makes every tensor of the network fit: a level of nesting
 (`state_dict`, `model_ema`, ...) and prefixes of names (`module.` of DataParallel, `_orig_mod.` of torch.compile,
-`model.` of Lightning, ...). Files are read with torch's own list of harmless types and the few of `HARMLESS`, never unpickled
-whole.
+`model.` of Lightning, ...). Files are read with torch's own list of harmless types and the few of `HARMLESS`, never
+unpickled whole.
 """
 
 from __future__ import annotations
