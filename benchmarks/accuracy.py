@@ -41,9 +41,10 @@ sys.path.insert(0, str(ROOT))
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
 from ptmq_lightning.config.parts import activation_steps  # noqa: E402
-from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
+from ptmq_lightning.report.record import read_results  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarize  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
+from ptmq_lightning.runtime.files import write_atomically  # noqa: E402
 
 RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
@@ -86,7 +87,8 @@ class Cell:
         folder = self.folder(work)
         if (folder / RESULTS).exists():
             try:
-                RunFolder(folder, configuration([*self.overrides(), "resume=true"])).open()
+                with RunFolder(folder, configuration([*self.overrides(), "resume=true"])) as place:
+                    place.finished()
             except ConfigError as error:
                 return str(error)
             return None

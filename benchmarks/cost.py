@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ptmq_lightning.report.record import write_atomically
+from ptmq_lightning.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 NOISE = ["data=imagefolder", "model.pretrained=false"]

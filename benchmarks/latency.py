@@ -28,7 +28,7 @@ from ptmq_lightning.export.session import Session, inference_session
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.steps import StepSize, calibrate
-from ptmq_lightning.report.record import write_atomically
+from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitWidth
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from accuracy import meaning_of
 
-from ptmq_lightning.report.record import write_atomically
+from ptmq_lightning.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "benchmarks" / "results" / "options.json"

@@ -31,8 +31,8 @@ from ptmq_lightning.models.fold import fold
 from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize
 from ptmq_lightning.models.zoo import Network, build
-from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment
 

@@ -36,8 +36,8 @@ from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.session import Session
 from ptmq_lightning.quant.steps import calibrate
-from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from ptmq_lightning.artifact.artifact import load, save
 from ptmq_lightning.device.bench import interleaved
-from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.cache import WeightCache
+from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 
 ROOT = Path(__file__).resolve().parent.parent

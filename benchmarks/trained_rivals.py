@@ -21,7 +21,7 @@ from accuracy import meaning_of, timed
 
 from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.finetune.switching import switch_milliseconds
-from ptmq_lightning.report.record import write_atomically
+from ptmq_lightning.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

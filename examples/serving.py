@@ -39,7 +39,8 @@ import ptmq_lightning as ptmq
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data, permutation
 from ptmq_lightning.device.bench import interleaved
-from ptmq_lightning.export.export import FORMS, write_export
+from ptmq_lightning.export.export import write_export
+from ptmq_lightning.export.folder import FORMS
 from ptmq_lightning.export.session import Session, inference_session
 from ptmq_lightning.models.zoo import Preprocessing
 from ptmq_lightning.runtime.model import MultiBitModel

@@ -1,6 +1,6 @@
 """A multi-bit model on disk: `model.safetensors` and `manifest.json`, no pickle, every tensor with its hash (PTMQ §2).
 
-Format 2, byte by byte in docs/artifact.md. Tensors are named blocks.<index>.<path>; the integers of a weight are bit
+Format 3, byte by byte in docs/artifact.md. Tensors are named blocks.<index>.<path>; the integers of a weight are bit
 strings (`artifact.packing`), steps, biases, norms and activation steps are as they are. The manifest holds the graphs
 (`artifact.graph`), the layer table, widths, assignments and info, the dtype, shape and SHA-256 of every tensor, and a
 SHA-256 of itself.
@@ -9,8 +9,6 @@ SHA-256 of itself.
 from __future__ import annotations
 
 import json
-import shutil
-import uuid
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,20 +19,12 @@ import torch
 from torch import Tensor, fx
 
 from ptmq_lightning.artifact.graph import describe, rebuild
-from ptmq_lightning.artifact.manifest import (
-    FORMAT,
-    MANIFEST,
-    TENSORS,
-    VERSION,
-    digest,
-    label,
-    left_aside,
-    read_manifest,
-    read_tensors,
-)
+from ptmq_lightning.artifact.manifest import ARTIFACT, MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.artifact.nested import choose
 from ptmq_lightning.artifact.packing import pack_weight, unpack_weight
+from ptmq_lightning.artifact.tensors import label, read_tensors
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError
+from ptmq_lightning.runtime.files import bring_back, replacing_folder
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
@@ -64,19 +54,13 @@ def save(model: MultiBitModel, folder: Path | str, packing: str = "latent") -> P
     folder = Path(folder)
     place = folder.resolve()
     _check_finished(model)
-    if not place.exists() and (left := left_aside(place)):
-        left[-1].rename(place)
+    bring_back(place)
     _check_place(folder)
     manifest, tensors = _encode(model, packing)
-    part = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
-    part.mkdir(parents=True)
-    try:
+    with replacing_folder(place) as part:
         safetensors.torch.save_file(tensors, part / TENSORS)
         (part / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
         _check_decoded(model, manifest, load(part), packing)
-        give_name(part, place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
@@ -140,8 +124,6 @@ def _encode(model: MultiBitModel, packing: str) -> tuple[dict[str, Any], dict[st
         blocks.append({"name": name} | data)
         tensors |= {f"blocks.{index}.{key}": tensor for key, tensor in own.items()}
     manifest: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
         "info": model.info,
         "pairs": model.pairs,
         "assignments": {name: assignment.to_json() for name, assignment in model.assignments.items()},
@@ -153,7 +135,7 @@ def _encode(model: MultiBitModel, packing: str) -> tuple[dict[str, Any], dict[st
         manifest = json.loads(json.dumps(manifest))
     except (TypeError, ValueError) as error:
         raise ModelError(f"model.info holds what JSON cannot ({error}); expected plain values. Remove it.") from error
-    return manifest | {"sha256": digest(manifest)}, tensors
+    return ARTIFACT.stamped(manifest), tensors
 
 
 def _weights(block: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -204,21 +186,3 @@ def _check_decoded(model: MultiBitModel, manifest: dict[str, Any], loaded: Multi
         raise ArtifactError(
             "the written artifact decodes to another network than the model; expected the same. Nothing was saved."
         )
-
-
-def give_name(part: Path, place: Path) -> None:
-    """Give the finished folder its name; the one that had it goes, or comes back if that fails.
-
-    Between the two renames a kill leaves it under the name that `left_aside` finds.
-    """
-    old = part.with_suffix(".old")
-    if place.exists():
-        place.rename(old)
-    try:
-        part.rename(place)
-    except BaseException:  # also a key pressed
-        if old.exists():
-            old.rename(place)
-        raise
-    for left in left_aside(place):
-        shutil.rmtree(left, ignore_errors=True)

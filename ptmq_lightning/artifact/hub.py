@@ -5,12 +5,14 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.files import replacing_file
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitWidth
 
@@ -55,15 +57,10 @@ def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = 
         raise _failed("pull from", repo, error) from error
     model = load(place)
     if folder is not None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        parts = {name: Path(folder) / f".{name}.part" for name in FILES}
-        for name, part in parts.items():
-            shutil.copyfile(place / name, part)
-        for (
-            name,
-            part,
-        ) in parts.items():  # a kill between the two leaves hashes that load() refuses
-            part.replace(Path(folder) / name)
+        # Both are whole before either gets its name; a kill between the two leaves hashes that load() refuses.
+        with ExitStack() as copies:
+            for name in FILES:
+                shutil.copyfile(place / name, copies.enter_context(replacing_file(Path(folder) / name)))
     return model
 
 

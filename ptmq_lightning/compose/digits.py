@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from pathlib import Path
 
 import torch
@@ -13,6 +12,7 @@ from torch import nn
 from ptmq_lightning.data.digits import open_digits
 from ptmq_lightning.data.module import calibration_images
 from ptmq_lightning.models.zoo import build
+from ptmq_lightning.runtime.files import replacing_file
 
 log = logging.getLogger(__name__)
 
@@ -31,11 +31,9 @@ def train_digits(cache_dir: Path, seed: int = 0) -> Path:
     if path.exists():
         return path
     log.info("training the float digits network (seed %d) into %s", seed, path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     network = _trained(seed)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, partial)
-    os.replace(partial, path)
+    with replacing_file(path) as part:
+        save_file({name: tensor.contiguous() for name, tensor in network.state_dict().items()}, part)
     return path
 
 

@@ -23,6 +23,7 @@ from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
 from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
+from ptmq_lightning.compose.inputs import describe_inputs
 from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
@@ -60,21 +61,22 @@ def run(config: Config, path: Path) -> float:
         top-1 in percent at the narrowest learned pair that is evaluated: what a sweep over settings may maximize.
     """
     parts.check(config)
-    folder = RunFolder(path, config)
-    if (results := folder.finished()) is not None:
-        log.info("resume: the run in %s is complete", path)
-        return figure(config, results["rows"])
-    process.prepare(config.trainer, config.seed)
-    folder.open()
-    with open_trackers(
-        path,
-        parts.trackers(config.logger),
-        widths=[str(pair) for pair in BitGroups.of(config.bits.groups).pairs],
-        hyperparameters=asdict(config),
-        resume_step=folder.finished_steps(),
-    ) as loggers:
-        rows = walk(config, folder, loggers)
-    folder.close()
+    with RunFolder(path, config) as folder:
+        if (results := folder.finished()) is not None:
+            log.info("resume: the run in %s is complete", path)
+            return figure(config, results["rows"])
+        process.prepare(config.trainer, config.seed)
+        folder.open()
+        with open_trackers(
+            folder.work,
+            parts.trackers(config.logger),
+            run=path,
+            widths=[str(pair) for pair in BitGroups.of(config.bits.groups).pairs],
+            hyperparameters=asdict(config),
+            resume_step=folder.finished_steps(),
+        ) as loggers:
+            rows = walk(config, folder, loggers)
+        folder.close()
     return figure(config, rows)
 
 
@@ -86,6 +88,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         network = build(config.model)
     with stage("data", seconds):
         sources, indices, images = load(config, network)
+    folder.require_same_inputs(describe_inputs(network.module, images))
     with stage("fine-tune", seconds):
         tuned = trained.tune(network, images.to(device), sources, indices, config, loggers)
     with stage("fold and cut", seconds):
@@ -106,7 +109,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         evaluation = measure(model, sources, config, network.module)
     seconds["reconstruct"] = seconds["fine-tune"] + sum(fit.seconds for fit in fits)
     with stage("save", seconds):
-        record(folder.path, model, config, sources, indices, evaluation, sensitivity, seconds)
+        record(folder.work, model, config, sources, indices, evaluation, sensitivity, seconds)
     rows = [asdict(row) for row in evaluation.rows]
     log_summary(loggers, {f"{row['config']}/{name}": row[name] for row in rows for name in FIGURES})
     return rows

@@ -31,7 +31,7 @@ from ptmq_lightning.finetune.robustquant import RobustQuant
 from ptmq_lightning.finetune.switching import clock_of, switch_milliseconds
 from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
-from ptmq_lightning.report.record import write_atomically
+from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel
 
 WHOLE: dict[str, Callable[[MultiBitModel, Settings, int], FineTuning]] = {

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.device.pictures import open_picture
-from ptmq_lightning.export.export import BACKENDS, FORMS, WEIGHTS, write_export
-from ptmq_lightning.export.folder import read_manifest
+from ptmq_lightning.export.export import write_export
+from ptmq_lightning.export.folder import BACKENDS, FORMS, WEIGHTS, read_manifest
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import Which

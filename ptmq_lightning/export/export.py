@@ -9,8 +9,6 @@ The folder: export.json with the hashes of all files, the graphs, and for the sw
 
 from __future__ import annotations
 
-import shutil
-import uuid
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -19,18 +17,16 @@ from typing import Any
 import safetensors.numpy
 from torch import Tensor
 
-from ptmq_lightning.artifact.artifact import give_name
 from ptmq_lightning.export.draft import Draft
-from ptmq_lightning.export.folder import WIDTHS, check_place, write_manifest
+from ptmq_lightning.export.folder import BACKENDS, FORMS, WEIGHTS, WIDTHS, check_place, write_manifest
 from ptmq_lightning.export.onnx_convert import CLIPS
 from ptmq_lightning.export.parity import WidthReport, compare, layer_steps
 from ptmq_lightning.export.portable import as_portable
 from ptmq_lightning.export.session import Session
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.extras import require
+from ptmq_lightning.runtime.files import replacing_folder
 from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits
-
-FORMS, BACKENDS, WEIGHTS = ("static", "switchable"), ("onnx", "openvino"), ("signed", "portable")
 
 
 def write_export(
@@ -61,9 +57,7 @@ def write_export(
     check_place(folder)
     asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
     draft = Draft(model, images, asked, early=backend == "onnx", float_image=float_image)
-    part = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.part")
-    part.mkdir(parents=True)
-    try:
+    with replacing_folder(place) as part:
         manifest = _write(draft, part, form, backend, weights)
         session = Session(part)
         reports = compare(draft, session)
@@ -71,9 +65,6 @@ def write_export(
         write_manifest(part, manifest)
         _refuse_other_results(draft, session, reports)
         check_place(folder)  # minutes may have passed
-        give_name(part, place)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
     return reports
 
 

@@ -2,53 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptmq_lightning.artifact.manifest import digest
 from ptmq_lightning.runtime.errors import ExportError
+from ptmq_lightning.runtime.sealed import Sealed, read_object, sha256_of
 
-FORMAT, VERSION = "ptmq export", 3
+FORMS, BACKENDS, WEIGHTS = ("static", "switchable"), ("onnx", "openvino"), ("signed", "portable")
 MANIFEST, WIDTHS = "export.json", "widths.safetensors"
-_AGAIN = "Copy the export again, or export the artifact again."
+EXPORT = Sealed(
+    "ptmq export", 4, MANIFEST, ExportError, "cannot open",
+    older="Export the artifact again.",
+    again="Copy the export again, or export the artifact again.",
+)  # fmt: skip
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Seal a folder whose other files are there."""
     files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    hashes = {path.name: _sha256(path) for path in files}
-    whole = {"format": FORMAT, "version": VERSION} | manifest | {"hashes": hashes}
-    (folder / MANIFEST).write_text(json.dumps(whole | {"sha256": digest(whole)}, indent=1), encoding="utf-8")
+    whole = EXPORT.stamped({**manifest, "hashes": {path.name: sha256_of(path) for path in files}})
+    (folder / MANIFEST).write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
     """export.json of a folder whose files are all there and unaltered; ExportError naming the first that is not."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise ExportError(
-            f"cannot open '{folder}': {MANIFEST} cannot be read ({type(error).__name__}); expected a folder that "
-            f"`ptmq export` wrote. Export the artifact again."
-        ) from error
-    found = (manifest.get("format"), manifest.get("version")) if isinstance(manifest, dict) else (None, None)
-    if found != (FORMAT, VERSION):
-        raise ExportError(
-            f"cannot open '{folder}': {MANIFEST} has format {found[0]!r} version {found[1]!r}; expected {FORMAT!r} "
-            f"version {VERSION}. Export the artifact again."
-        )
-    _compare(folder, MANIFEST, digest(manifest), str(manifest.get("sha256")))
+    manifest = EXPORT.read(folder)
     for name, wanted in manifest["hashes"].items():
         try:
-            own = _sha256(folder / name)
+            found = sha256_of(folder / name)
         except OSError as error:
-            raise ExportError(
-                f"cannot open '{folder}': {name} cannot be read ({type(error).__name__}); expected the "
-                f"{len(manifest['hashes'])} files that {MANIFEST} lists. {_AGAIN}"
-            ) from error
-        _compare(folder, name, own, wanted)
-    return dict(manifest)
+            raise EXPORT.unreadable(folder, name, error) from error
+        EXPORT.compare(folder, name, found, wanted)
+    return manifest
 
 
 def check_place(folder: Path) -> None:
@@ -69,20 +56,7 @@ def check_place(folder: Path) -> None:
 def _files_of(folder: Path) -> set[str]:
     """The files that an earlier export of any version wrote, by its own account."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_bytes())
-        return {MANIFEST, WIDTHS, *manifest["files"].values()} if manifest["format"] == FORMAT else set()
+        manifest = read_object(folder / MANIFEST)
+        return {MANIFEST, WIDTHS, *manifest["files"].values()} if manifest["format"] == EXPORT.format else set()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return set()
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _compare(folder: Path, name: str, found: str, wanted: str) -> None:
-    if found != wanted:
-        raise ExportError(
-            f"cannot open '{folder}': {name} was altered, its SHA-256 is {found[:12]}...; expected {wanted[:12]}.... "
-            f"{_AGAIN}"
-        )

@@ -14,16 +14,16 @@ from torch import Tensor
 from ptmq_lightning.finetune.layers import FoldedWeight
 from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.files import replacing_file
 
 TENSORS = "trained.safetensors"
 
 
 def save(model: SharedModel, folder: Path) -> Path:
     """Write the tensors of a committed model; the file appears whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / f"{TENSORS}.partial"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in _own(model).items()}, partial)
-    return partial.replace(folder / TENSORS)
+    with replacing_file(folder / TENSORS) as part:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in _own(model).items()}, part)
+    return folder / TENSORS
 
 
 def restore(model: SharedModel, folder: Path) -> None:

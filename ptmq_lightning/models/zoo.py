@@ -18,15 +18,13 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-import safetensors
-import safetensors.torch
 import timm
 import timm.data
-import torch
 from timm.layers import set_fused_attn, use_fused_attn
 from timm.utils import reparameterize_model
-from torch import Tensor, nn
+from torch import nn
 
+from ptmq_lightning.models.checkpoint import Checkpoint, read_checkpoint
 from ptmq_lightning.runtime.errors import ModelError
 
 TIMM_NAMES: dict[str, str] = {
@@ -131,11 +129,13 @@ def build(
     pretrained: bool = True,
     num_classes: int | None = None,
     preprocessing: Mapping[str, Any] | None = None,
+    drop_extra: bool = False,
     **kwargs: Any,
 ) -> Network:
     """A float network by its name here or in timm.
 
-    checkpoint: safetensors or a plain state dict; without it `pretrained` loads timm's weights, else they are random.
+    checkpoint: a file of `models.checkpoint`; without it `pretrained` loads timm's weights, else they are random.
+    drop_extra: leave out tensors of the checkpoint that the network does not have.
     preprocessing: what differs from the network's own mean, std, interpolation, crop_pct, crop_mode, input_size.
     kwargs: of the network (such as img_size). Raises ModelError.
     """
@@ -145,10 +145,7 @@ def build(
         raise _no_weights(name, "nobody publishes weights for it through timm")
     module, own = _create(name, download, kwargs)
     if checkpoint is not None:
-        state = read_state(Path(checkpoint))
-        if name == "mobileone_s0" and set(state) != set(module.state_dict()):
-            module = reparameterize_model(module)
-        _load(module, state, Path(checkpoint))
+        module = _filled(module, read_checkpoint(Path(checkpoint)), drop_extra)
     if name == "mobileone_s0":
         module = reparameterize_model(module)
     if checkpoint:
@@ -157,42 +154,6 @@ def build(
         source = f"timm {TIMM_NAMES.get(name, name)}" if download else "random weights"
     merged = Preprocessing.from_json(own.to_json() | dict(preprocessing or {}))
     return Network(module.eval().float(), name, merged, source, trained=bool(checkpoint or download))
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file or of a plain state dict (read with weights_only), floating point as fp32."""
-    if not path.is_file():
-        raise ModelError(
-            f"no checkpoint at '{path}'; expected a safetensors file or a state dict. Set model.checkpoint."
-        )
-    try:
-        state: Any = safetensors.torch.load_file(path)
-    except safetensors.SafetensorError:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:
-            raise ModelError(
-                f"cannot read the checkpoint '{path.name}'; expected a safetensors file or a "
-                f"plain state dict (name -> tensor) saved by torch.save. Convert it to safetensors."
-            ) from error
-    return _plain_state(state, path.name)
-
-
-def _plain_state(state: Any, file: str) -> dict[str, Tensor]:
-    if isinstance(state, dict):
-        state = next((state[key] for key in ("state_dict", "model") if isinstance(state.get(key), dict)), state)
-    others = [v for v in state.values() if not isinstance(v, Tensor)] if isinstance(state, dict) else [state]
-    if others:
-        held = (
-            f"a dict with values of type {type(others[0]).__name__}"
-            if isinstance(state, dict)
-            else type(state).__name__
-        )
-        raise ModelError(
-            f"the checkpoint '{file}' holds {held}, not a plain state dict; expected name -> tensor. "
-            f"Save module.state_dict() instead."
-        )
-    return {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
 
 
 def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
@@ -277,16 +238,15 @@ def _offline_if_unreachable() -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _load(module: nn.Module, state: dict[str, Tensor], path: Path) -> None:
-    own = module.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    unexpected = [key for key in state if key not in own]
-    shapes = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or unexpected or shapes:
-        parts = (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes))
-        found = "; ".join(f"{len(keys)} {what} (first: {', '.join(keys[:3])})" for what, keys in parts if keys)
-        raise ModelError(
-            f"the checkpoint '{path.name}' does not fit {type(module).__name__}: tensors {found}. Expected exactly the "
-            f"network's own names and shapes; check model.name, num_classes and the file."
-        )
+def _filled(module: nn.Module, checkpoint: Checkpoint, drop_extra: bool) -> nn.Module:
+    """The network with the checkpoint's tensors, in timm's reparameterized form where only that form fits."""
+    try:
+        state = checkpoint.fitting(module.state_dict(), drop_extra=drop_extra)
+    except ModelError as error:
+        module = reparameterize_model(module)
+        try:
+            state = checkpoint.fitting(module.state_dict(), drop_extra=drop_extra)
+        except ModelError:
+            raise error from None
     module.load_state_dict(state, strict=False)
+    return module

@@ -15,6 +15,7 @@ from ptmq_lightning.quant.latent import LatentWeight
 from ptmq_lightning.quant.layers import LearnedWeight, MaskBank, TrainableActivation, TrainableWeight
 from ptmq_lightning.quant.rounding import LATENT, Rounding
 from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.files import replacing_file
 from ptmq_lightning.runtime.model import device_of, quantizers_of, weights_of
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
@@ -63,10 +64,8 @@ def save_block(block: nn.Module, file: Path) -> None:
         kinds[name] = weight.kind + "".join(f" {bits}:{row}" for bits, row in weight.plane_of.items())
     for path, quantizer in quantizers_of(block):
         tensors |= {f"{path}.steps": quantizer.steps, f"{path}.zero_points": quantizer.zero_points}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(".part")
-    save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, metadata=kinds)
-    part.replace(file)
+    with replacing_file(file) as part:
+        save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, part, metadata=kinds)
 
 
 def load_block(block: nn.Module, file: Path) -> None:

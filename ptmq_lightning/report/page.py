@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.report.tables import DIGITS
+from ptmq_lightning.runtime.files import write_atomically
 
 FIGURES = {
     "top1": "top-1, %",

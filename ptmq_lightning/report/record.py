@@ -6,12 +6,13 @@ import csv
 import io
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.sealed import difference, read_object
 
 SCHEMA = 1
 NUMBER = (int, float)
@@ -59,12 +60,15 @@ def write_results(folder: Path, results: Mapping[str, Any]) -> Path:
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A results.json of this schema."""
-    record: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
-    if record.get("schema") != SCHEMA:
+    """A results.json of this schema. Raises ConfigError for a file that is none."""
+    try:
+        record = read_object(Path(path))
+    except (OSError, ValueError) as error:
         raise ConfigError(
-            f"{path} has schema {record.get('schema')!r}, expected {SCHEMA}; make it again with this version"
-        )
+            f"{path} cannot be read ({error}); expected what write_results wrote; repeat the run"
+        ) from error
+    if other := difference(record, {"schema": SCHEMA}):
+        raise ConfigError(f"{path} has {other}; make it again with this version")
     return record
 
 
@@ -121,15 +125,6 @@ def write_calibration(folder: Path, indices: Sequence[int], source: Mapping[str,
     """Write calibration.json: which images of which source the run was calibrated on, in the order of use."""
     record = {"source": dict(source), "indices": [int(index) for index in indices]}
     return write_atomically(Path(folder) / "calibration.json", json.dumps(record) + "\n")
-
-
-def write_atomically(path: Path, text: str) -> Path:
-    """Write beside the file and rename: a reader finds the old text or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    partial.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(partial, path)
-    return path
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:

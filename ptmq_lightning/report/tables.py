@@ -24,6 +24,9 @@ VALUES = ("top1", "agreement", "logit_error")
 DIGITS = {"top1": 2, "top5": 2, "agreement": 2, "sqnr_db": 2, "logit_error": 4, "size_bytes": 0, "bit_ops": 0}
 
 
+INCOMPLETE = ("unfinished", "complete")  # folders in a run's own, between its start and its end
+
+
 @dataclass(frozen=True)
 class Cell:
     """Mean and sample standard deviation (None for a single run) of one figure over ``runs`` runs."""
@@ -46,7 +49,7 @@ def collect(folders: Iterable[Path | str]) -> list[dict[str, Any]]:
     """Every row of every results.json under ``folders``: a flat record each, with its run's keys and config."""
     records = []
     for folder in folders:
-        files = sorted(Path(folder).rglob("results.json"))
+        files = sorted(f for f in Path(folder).rglob("results.json") if f.parent.name not in INCOMPLETE)
         if not files:
             raise ConfigError(f"no results.json under {folder}; give run folders, or folders that hold them")
         for file in files:

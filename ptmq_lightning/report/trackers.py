@@ -19,9 +19,9 @@ from typing import Any
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from ptmq_lightning.report.record import write_atomically
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.extras import require
+from ptmq_lightning.runtime.files import write_atomically
 
 STEP = "recon/step"
 
@@ -44,6 +44,7 @@ def open_trackers(
     folder: Path,
     settings: TrackerSettings,
     *,
+    run: Path,
     widths: Sequence[str],
     hyperparameters: Mapping[str, Any],
     resume_step: int = 0,
@@ -51,13 +52,14 @@ def open_trackers(
     """The loggers of one run in ``folder``; closed on errors too.
 
     Args:
+        run: the run's own folder, which names it in W&B and stays the same when it is resumed.
         widths: names of all pairs that may be drawn; a column loss/NAME each.
         hyperparameters: the run's configuration, nested plain values.
         resume_step: lines of metrics.csv from this global step on are dropped: their block is fitted again.
     """
     loggers: list[Logger] = [CsvTracker(folder / "metrics.csv", columns(widths), resume_step=resume_step)]
     if settings.kind == "wandb":
-        loggers.append(WandbTracker(folder, settings))
+        loggers.append(WandbTracker(folder, settings, run))
     elif settings.kind == "tensorboard":
         require("tensorboard", "tensorboard")
         loggers.append(TensorBoardTracker(save_dir=folder, name="", version="tensorboard", default_hp_metric=False))
@@ -138,15 +140,15 @@ class CsvTracker(Logger):
 class WandbTracker(WandbLogger):
     """Lightning's logger with every metric against recon/step; one W&B run per run folder, also after a resume."""
 
-    def __init__(self, folder: Path, settings: TrackerSettings) -> None:
-        identity = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    def __init__(self, folder: Path, settings: TrackerSettings, run: Path) -> None:
+        identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         super().__init__(
-            name=settings.run_name or folder.name,
+            name=settings.run_name or run.name,
             save_dir=folder,
             id=identity,
             project=settings.project,
             entity=settings.entity,
-            group=settings.group or folder.parent.name,
+            group=settings.group or run.parent.name,
             tags=list(settings.tags),
             mode=settings.mode,
         )

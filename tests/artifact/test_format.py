@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ptmq_lightning.artifact import artifact
-from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, VERSION
+from ptmq_lightning.artifact.manifest import ARTIFACT, MANIFEST, TENSORS
 from ptmq_lightning.runtime.model import weights_of
 from tests.artifact.tiny import tiny_model
 
@@ -54,7 +54,7 @@ def test_the_manifest_is_the_documented_one(tmp_path: Path) -> None:
         r"^\| ((?:`\w+`(?:, )?)+) \|", PAGE.split("## manifest.json")[1].split("## An example")[0], re.M
     )
     assert [key for keys in listed for key in re.findall(r"\w+", keys)] == list(json.loads(text))
-    assert f"format {VERSION};" in PAGE
+    assert f"format {ARTIFACT.version};" in PAGE
 
 
 def test_a_bit_more_or_less_in_a_documented_tensor_is_refused(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_the_model_runs_at_both_widths(tmp_path: Path) -> None:
 
 
 MANIFEST_OF_TINY = (
-    '{"format": "ptmq artifact", "version": 2, "info": {}, "pairs": [[4, 4], [8, 8]], "assignments": {}, '
+    '{"format": "ptmq artifact", "version": 3, "info": {}, "pairs": [[4, 4], [8, 8]], "assignments": {}, '
     '"layers": [{"name": "fc", "block": 0, "kind": "linear", "weight_shape": [2, 3], "pin_w": null, "pin_'
     'a": null}], "blocks": [{"name": "all", "nodes": [{"name": "x", "op": "placeholder", "target": "x", "'
     'args": [], "kwargs": {}}, {"name": "quantizers_fc", "op": "call_module", "target": "quantizers.fc", '
@@ -97,6 +97,6 @@ MANIFEST_OF_TINY = (
     'd1ebe01cf0a9bf94a1e320424e8d2b7df8b20a638d7e22"}, "blocks.0.quantizers.fc.steps": {"dtype": "float32'
     '", "shape": [2], "sha256": "4ef9e89550bf953bf7e5293459b8d71ef603351f396011bab5295f179122c8b3"}, "blo'
     'cks.0.quantizers.fc.zero_points": {"dtype": "float32", "shape": [2], "sha256": "137bc2cad108633aaad5'
-    '4d6544cd222d6d3cd06053e892578db8040485d19544"}}, "sha256": "57d2f4d56ac981b4d82390e931f61e88a42c1049'
-    '0e8d9b5302effefbd6a19540"}'
+    '4d6544cd222d6d3cd06053e892578db8040485d19544"}}, "sha256": "5f081c01cbdfbe05d32876323c343879990a4c94'
+    'a83b3fefb256c9250825d867"}'
 )

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.artifact import artifact
-from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, digest
+from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS
 from ptmq_lightning.device import cli
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.sealed import digest
 from tests.artifact.tiny import tiny_model
 
 CASES = 600  # for each packing: 1,200 in all

@@ -84,6 +84,7 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_its_record(whole: Path) -> None:
     names = {"config.yaml", "results.json", "metrics.csv", "layers.csv", "calibration.json", "model", "report.html"}
+    names |= {"train.log", "inputs.json", ".ptmq-run"}
     assert {item.name for item in whole.iterdir()} == names
 
 
@@ -145,8 +146,10 @@ def test_a_killed_run_of_several_passes_or_units_resumes_to_the_same_bytes(
 
 def test_a_half_fitted_block_is_fitted_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     killed_after(1, tmp_path, TINY, monkeypatch)
-    (tmp_path / "resume" / "block_001.json").unlink()  # the kill came between a block's tensors and its record
-    with (tmp_path / "metrics.csv").open("a") as file:
+    (
+        tmp_path / "unfinished" / "resume" / "block_001.json"
+    ).unlink()  # the kill came between a block's tensors and its record
+    with (tmp_path / "unfinished" / "metrics.csv").open("a") as file:
         file.write("7,2,half a li")
     run(configuration([*TINY, "resume=true"]), tmp_path)
     assert model_bytes(tmp_path) == model_bytes(whole)
@@ -186,18 +189,6 @@ def test_without_resume_nothing_of_an_earlier_run_is_left(
     assert model_bytes(tmp_path) == model_bytes(whole)
     assert metrics(tmp_path) == metrics(whole)
     assert {item.name for item in tmp_path.iterdir()} == {item.name for item in whole.iterdir()} | {"notes.txt"}
-
-
-def test_a_folder_that_is_no_runs_loses_nothing(tmp_path: Path) -> None:
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.txt").write_text("not ours")
-    with pytest.raises(ConfigError) as caught:
-        run(configuration(TINY), tmp_path)
-    assert str(caught.value) == (
-        f"{tmp_path} is no run's folder (it has no config.yaml), but holds 'model', which a run would replace; set "
-        "hydra.run.dir to a new folder"
-    )
-    assert (tmp_path / "model" / "mine.txt").exists()
 
 
 def test_mixed_widths_are_chosen_evaluated_and_listed_per_layer(tmp_path: Path) -> None:

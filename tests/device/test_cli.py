@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 
 from ptmq_lightning.artifact import artifact
-from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, digest, label
+from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS
+from ptmq_lightning.artifact.tensors import label
 from ptmq_lightning.device import cli
 from ptmq_lightning.device.pictures import open_picture
+from ptmq_lightning.runtime.sealed import digest
 from tests.networks import small_model
 
 PREPROCESSING = {
@@ -62,7 +64,7 @@ def test_info_tells_sizes_widths_and_accuracy(folder: Path, capsys: pytest.Captu
     assert (code, err) == (0, "")
     assert "network   small (random weights)\n" in out
     assert f"size      {sum(sizes):,} bytes (model.safetensors {sizes[0]:,}, manifest.json {sizes[1]:,}), " in out
-    assert "packing   latent, with the float network; format 2\n" in out
+    assert "packing   latent, with the float network; format 3\n" in out
     assert "widths    w3a3 w4a4 w5a5 w6a6 w8a8\n" in out and "named     mixed\n" in out
     assert "accuracy  on 200 images of cifar10, percent\n" in out
     assert "      w4a4   61.50       -   75.25\n" in out

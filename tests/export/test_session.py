@@ -139,10 +139,8 @@ def test_a_missing_file_is_named(
     (place / name).unlink()
     with pytest.raises(ExportError) as error:
         Session(place)
-    assert str(error.value) == (
-        f"cannot open '{place}': {name} cannot be read (FileNotFoundError); expected the 2 files that export.json "
-        f"lists. Copy the export again, or export the artifact again."
-    )
+    assert str(error.value).startswith(f"cannot open '{place}': {name} cannot be read (it is missing); ")
+    assert str(error.value).endswith(" Copy the export again, or export the artifact again.")
 
 
 @pytest.mark.parametrize(

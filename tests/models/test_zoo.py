@@ -81,41 +81,6 @@ def test_the_reparametrized_mobileone_has_no_branches():
     assert not any(isinstance(part, torch.nn.BatchNorm2d) for part in module.modules())
 
 
-def test_a_checkpoint_of_another_network_is_refused(tmp_path):
-    state = CifarResNet20().state_dict()
-    del state["conv1.weight"]
-    state["extra"], state["linear.bias"] = torch.zeros(1), torch.zeros(3)
-    safetensors.torch.save_file(state, tmp_path / "other.safetensors")
-    assert message(name="cifar_resnet20", checkpoint=tmp_path / "other.safetensors") == (
-        "the checkpoint 'other.safetensors' does not fit CifarResNet20: tensors 1 missing (first: conv1.weight); "
-        "1 unexpected (first: extra); 1 of another shape (first: linear.bias). Expected exactly the network's own "
-        "names and shapes; check model.name, num_classes and the file."
-    )
-
-
-def test_a_file_that_is_no_checkpoint_is_refused(tmp_path):
-    (tmp_path / "notes.txt").write_text("hello")
-    assert message(name="cifar_resnet20", checkpoint=tmp_path / "notes.txt") == (
-        "cannot read the checkpoint 'notes.txt'; expected a safetensors file or a plain state dict "
-        "(name -> tensor) saved by torch.save. Convert it to safetensors."
-    )
-
-
-def test_a_checkpoint_of_something_else_than_tensors_is_refused(tmp_path):
-    torch.save({"epoch": 3}, tmp_path / "epoch.pt")
-    assert message(name="cifar_resnet20", checkpoint=tmp_path / "epoch.pt") == (
-        "the checkpoint 'epoch.pt' holds a dict with values of type int, not a plain state dict; expected name -> "
-        "tensor. Save module.state_dict() instead."
-    )
-
-
-def test_a_missing_checkpoint_is_named(tmp_path):
-    path = tmp_path / "none.safetensors"
-    assert message(name="resnet18", checkpoint=path) == (
-        f"no checkpoint at '{path}'; expected a safetensors file or a state dict. Set model.checkpoint."
-    )
-
-
 def test_an_unknown_name_is_answered_with_the_nearest():
     assert message(name="resnet81", pretrained=False).startswith(
         "no network is called 'resnet81'; the nearest names are resnet18, "

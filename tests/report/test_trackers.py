@@ -27,7 +27,12 @@ def quiet_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 def opened(folder: Path, kind: str = "csv", **keys: Any) -> Any:
     settings = TrackerSettings(kind, **{"mode": "offline"} | keys.pop("settings", {}))
     return open_trackers(
-        folder, settings, widths=["w4a4", "w8a8"], hyperparameters={"seed": 0, "recon": {"steps": 3}}, **keys
+        folder,
+        settings,
+        run=folder,
+        widths=["w4a4", "w8a8"],
+        hyperparameters={"seed": 0, "recon": {"steps": 3}},
+        **keys,
     )
 
 
