@@ -11,11 +11,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
-from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.decode import decode
 
 UNLABELED = -1
 
@@ -84,13 +83,7 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         file, target = self.reader[self.indices[index]]
-        try:
-            image = Image.open(file).convert("RGB")
-        except OSError as error:
-            raise DataError(
-                f"image {self.filename(index)!r} of {self.name} cannot be decoded ({error}); "
-                "remove it or replace it by a sound copy"
-            ) from error
+        image = decode(file, self.preprocessing.input_size[0], f"{self.filename(index)} of {self.name}")
         return self.transform(image), self.labels.get(int(target), int(target))
 
     def take(self, indices: Sequence[int]) -> Images:

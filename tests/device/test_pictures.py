@@ -12,6 +12,7 @@ from PIL import Image
 from timm.data.transforms_factory import create_transform
 
 from ptmq_lightning.device.pictures import open_picture
+from ptmq_lightning.runtime.decode import MODES
 from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
 
 PREPROCESSING = {
@@ -51,12 +52,8 @@ def test_other_color_modes_become_the_networks_channels(mode: str, tmp_path: Pat
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=r"'.*none\.png' \(FileNotFoundError"):
         open_picture(tmp_path / "none.png", PREPROCESSING)
-    assert str(error.value) == (
-        f"cannot read '{tmp_path / 'none.png'}' (FileNotFoundError); expected a picture that Pillow opens. Check the "
-        "path."
-    )
 
 
 def _enormous(file: Path) -> None:
@@ -76,9 +73,8 @@ def test_a_damaged_picture_is_named(suffix: str, damage: Callable[[Path], None],
     file = tmp_path / f"picture.{suffix}"
     Image.open(picture(tmp_path, 40, 40)).save(file)
     damage(file)
-    with pytest.raises(DataError) as error:
+    with pytest.raises(DataError, match=rf"'.*picture\.{suffix}' \({name}"):
         open_picture(file, PREPROCESSING)
-    assert str(error.value) == f"cannot read '{file}' ({name}); expected a picture that Pillow opens. Check the path."
 
 
 def test_a_model_without_preprocessing_is_refused(tmp_path: Path) -> None:
@@ -94,7 +90,24 @@ def test_a_model_without_preprocessing_is_refused(tmp_path: Path) -> None:
 def test_a_crop_it_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         open_picture(picture(tmp_path, 40, 40), PREPROCESSING | {"crop_mode": "border"})
-    assert str(error.value) == (
-        "found crop_mode='border' and 32 x 32 pixels in the model's preprocessing; expected 'center' or 'squash' and a "
-        "square. Prepare the images yourself and feed tensors to the model."
-    )
+    assert "crop_mode='border'" in str(error.value) and "'center' or 'squash'" in str(error.value)
+
+
+@pytest.mark.parametrize("input_size", [(3, 24, 40), (1, 40, 24), (4, 32, 32)])
+@pytest.mark.parametrize("crop_mode", ["center", "squash"])
+def test_other_shapes_and_channels_are_those_of_timm(
+    input_size: tuple[int, int, int], crop_mode: str, tmp_path: Path
+) -> None:
+    channels = input_size[0]
+    changed = {"input_size": input_size, "mean": (0.5,) * channels, "std": (0.25,) * channels, "crop_mode": crop_mode}
+    file = picture(tmp_path, 50, 41)
+    expected = create_transform(**PREPROCESSING | changed)(Image.open(file).convert(MODES[channels]))
+    assert torch.equal(open_picture(file, PREPROCESSING | changed), expected)
+
+
+def test_a_picture_of_16_bits_is_scaled(tmp_path: Path) -> None:
+    values = np.linspace(0, 65535, 32 * 32).astype(np.uint16).reshape(32, 32)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    gray = PREPROCESSING | {"input_size": (1, 32, 32), "mean": (0.0,), "std": (1.0,), "crop_pct": 1.0}
+    found = open_picture(tmp_path / "deep.png", gray)[0]
+    assert torch.allclose(found, torch.from_numpy(values / 65535.0).float(), atol=1 / 255)
