@@ -27,6 +27,7 @@ from ptmq_lightning.compose.inputs import describe_inputs
 from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
+from ptmq_lightning.compose.sanity import tell_preprocessing, try_float_network
 from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import BitsConfig, Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
@@ -89,6 +90,8 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
     with stage("data", seconds):
         sources, indices, images = load(config, network)
     folder.require_same_inputs(describe_inputs(network.module, images))
+    tell_preprocessing(network)
+    try_float_network(network, sources, config.model.expected_top1, config.data.eval_batch)
     with stage("fine-tune", seconds):
         tuned = trained.tune(network, images.to(device), sources, indices, config, loggers)
     with stage("fold and cut", seconds):
@@ -135,6 +138,7 @@ def build(config: ModelConfig) -> Network:
         pretrained=config.pretrained,
         num_classes=config.num_classes,
         preprocessing=config.preprocessing,
+        drop_extra=config.drop_extra,
         **config.kwargs,
     )
     log.info("%s, %s", network.name, network.source)

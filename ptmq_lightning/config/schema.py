@@ -19,6 +19,8 @@ class ModelConfig:
     checkpoint: str | None = None  # safetensors or a plain state dict
     pretrained: bool = True  # timm's weights where no checkpoint is given; false: random ones
     num_classes: int | None = None
+    drop_extra: bool = False  # leave out tensors of the checkpoint that the network does not have
+    expected_top1: float | None = None  # of the float network, in percent: less is refused before the fit
     kwargs: dict[str, Any] = field(default_factory=dict)  # of the network: +model.kwargs.img_size=32
     preprocessing: dict[str, Any] = field(default_factory=dict)  # values other than the network's own
 

@@ -113,13 +113,16 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of preprocessing: w
 @dataclass(frozen=True)
 class Network:
     """module: eval mode, fp32, images (B, C, H, W) -> logits (B, classes). source: where the weights come from.
-    trained: the weights are not random."""
+    preprocessing_source: who says how images are prepared. guessed: nobody who knows these weights does. trained: the
+    weights are not random."""
 
     module: nn.Module
     name: str
     preprocessing: Preprocessing
     source: str
     trained: bool = True
+    preprocessing_source: str = "given with the network"
+    guessed: bool = False
 
 
 def build(
@@ -153,7 +156,14 @@ def build(
     else:
         source = f"timm {TIMM_NAMES.get(name, name)}" if download else "random weights"
     merged = Preprocessing.from_json(own.to_json() | dict(preprocessing or {}))
-    return Network(module.eval().float(), name, merged, source, trained=bool(checkpoint or download))
+    told = "the network's own" if name in (*_OURS, "cifar_vit") else f"timm's default of {TIMM_NAMES.get(name, name)}"
+    if download:
+        told = "told with the pretrained weights"
+    if preprocessing:
+        told = f"model.preprocessing ({', '.join(preprocessing)}), the rest {told}"
+    guessed = checkpoint is not None and not preprocessing and told.startswith("timm's")
+    trained = bool(checkpoint or download)
+    return Network(module.eval().float(), name, merged, source, trained, told, guessed)
 
 
 def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
