@@ -9,8 +9,12 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
+import socket
+import urllib.parse
+import urllib.request
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +28,8 @@ from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.files import write_atomically
 
 STEP = "recon/step"
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,8 @@ def log_summary(loggers: Sequence[Logger], figures: Mapping[str, float]) -> None
     """Figures of the finished run, to the logger that keeps a summary of runs."""
     for logger in loggers:
         if isinstance(logger, WandbTracker):
-            logger.experiment.summary.update(dict(figures))
+            run = logger.experiment
+            logger.attempt(lambda run=run: run.summary.update(dict(figures)))  # type: ignore[misc]
 
 
 def columns(widths: Sequence[str]) -> list[str]:
@@ -150,8 +157,9 @@ class WandbTracker(WandbLogger):
             entity=settings.entity,
             group=settings.group or run.parent.name,
             tags=list(settings.tags),
-            mode=settings.mode,
+            mode=usable_mode(settings.mode),
         )
+        self.lost = False
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -163,7 +171,44 @@ class WandbTracker(WandbLogger):
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         """One record, without a second step beside recon/step."""
-        self.experiment.log({STEP: step, **metrics})
+        self.attempt(lambda: self.experiment.log({STEP: step, **metrics}))
+
+    def attempt(self, send: Callable[[], Any]) -> None:
+        """Send something to W&B's service; where that died, the run goes on and is recorded in metrics.csv alone."""
+        if self.lost:
+            return
+        try:
+            send()
+        except Exception as error:  # of sockets, of the service, of wandb itself
+            self.lost = True
+            log.warning("W&B does not answer any more (%s); the run goes on, metrics.csv has everything", error)
+
+
+def usable_mode(mode: str) -> str:
+    """ "online" where W&B has a key and answers, else "offline", with a line that says why; other modes as they are."""
+    if mode != "online":
+        return mode
+    import wandb
+
+    if not wandb.login(prompt=False):
+        why = "no API key is set (wandb login)"
+    elif not _answers(wandb.Settings().base_url):
+        why = "its server does not answer"
+    else:
+        return mode
+    log.warning("W&B: %s; the run is kept offline in its folder, and `wandb sync` sends it later", why)
+    return "offline"
+
+
+def _answers(address: str) -> bool:
+    parts = urllib.parse.urlparse(address)
+    if urllib.request.getproxies():
+        return True  # only the proxy knows
+    try:
+        socket.create_connection((parts.hostname, parts.port or 443), timeout=5).close()
+    except OSError:
+        return False
+    return True
 
 
 class TensorBoardTracker(TensorBoardLogger):
@@ -182,7 +227,8 @@ class TensorBoardTracker(TensorBoardLogger):
 
 def _close(logger: Logger, failed: bool) -> None:
     if isinstance(logger, WandbTracker) and logger._experiment is not None:
-        logger.experiment.finish(exit_code=int(failed))
+        run = logger.experiment
+        logger.attempt(lambda: run.finish(exit_code=int(failed)))
     logger.finalize("failed" if failed else "success")
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ptmq_lightning.report import trackers
 from ptmq_lightning.report.trackers import CsvTracker, TrackerSettings, WandbTracker, log_summary, open_trackers
 from ptmq_lightning.runtime.errors import ConfigError
 
@@ -150,3 +151,36 @@ def test_an_unknown_tracker_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught, opened(tmp_path, "mlflow"):
         pass
     assert str(caught.value) == "logger=mlflow is not known; expected csv, wandb or tensorboard"
+
+
+@pytest.mark.parametrize(("key", "answers", "mode", "said"), [
+    (False, True, "offline", "no API key"), (True, False, "offline", "does not answer"), (True, True, "online", ""),
+])  # fmt: skip
+def test_wandb_goes_offline_where_it_cannot_be_reached(
+    key: bool, answers: bool, mode: str, said: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import wandb
+
+    monkeypatch.setattr(wandb, "login", lambda prompt: key)
+    monkeypatch.setattr(trackers, "_answers", lambda address: answers)
+    assert trackers.usable_mode("online") == mode
+    told = [record for record in caplog.records if record.name == trackers.__name__]
+    assert said in caplog.text and len(told) == bool(said)
+
+
+def test_a_service_that_dies_ends_no_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def died(*_: Any, **__: Any) -> None:
+        raise BrokenPipeError("the service is gone")
+
+    with opened(tmp_path, "wandb") as loggers:
+        with monkeypatch.context() as patch:
+            patch.setattr(loggers[1].experiment, "log", died)
+            for step in range(2):
+                for logger in loggers:
+                    logger.log_metrics(LINE, step=step)
+        log_summary(loggers, {"w4a4/top1": 90.0})
+        loggers[1].lost = False  # so that this process's service is closed
+    told = [record for record in caplog.records if record.name == trackers.__name__]
+    assert len(lines(tmp_path)) == 2 and len(told) == 1 and "the service is gone" in told[0].getMessage()
