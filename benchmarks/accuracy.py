@@ -1,8 +1,8 @@
 """Who wins: methods x widths on one network, with mean and spread over seeds, and what each method costs.
 
     python benchmarks/accuracy.py cifar_resnet20 --bits w2a4 w3a3 w4a4 --seeds 0 1 2
-    python benchmarks/accuracy.py cifar_resnet20 --methods qdrop ptmq ptmq+rounding=ste --set recon.steps=300
-    python benchmarks/accuracy.py cifar_resnet20 --set recon.steps=300 --only-table
+    python benchmarks/accuracy.py cifar_resnet20 --methods qdrop ptmq ptmq+rounding=ste --set recon.iters=300
+    python benchmarks/accuracy.py cifar_resnet20 --set recon.iters=300 --only-table
 
 A cell is one run of train.py in a process and a folder of its own: for a method that learns one pair of widths at a
 time (method.single_pair) one per width and seed, for every other method one per seed, which gives all widths. What is
@@ -40,7 +40,7 @@ sys.path.insert(0, str(ROOT))
 
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
-from ptmq_lightning.config.parts import activation_steps  # noqa: E402
+from ptmq_lightning.config.parts import activation_iters  # noqa: E402
 from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarize  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
@@ -190,15 +190,15 @@ def resolved(overrides: tuple[str, ...]) -> Any:
 
 
 def length(note: dict[str, Any]) -> str:
-    """How long a cell's command fits: steps of each block or layer, and at how many widths each step runs."""
+    """How long a cell's command fits: iterations of each block or layer, and at how many widths each one runs."""
     config = resolved(overrides_of(note))
     recon, groups = config.recon, len(config.bits.groups)
     if config.finetune.name != "none":
         return f"{config.finetune.epochs} epochs"
     if config.rounding.name == "nearest":
         return "-"
-    second = f" + {activation_steps(recon)}" if recon.activation == "second_phase" else ""
-    return f"{recon.steps}{second} a {recon.unit}" + (f", {groups} widths each" if groups > 1 else "")
+    second = f" + {activation_iters(recon)}" if recon.activation == "second_phase" else ""
+    return f"{recon.iters}{second} a {recon.unit}" + (f", {groups} widths each" if groups > 1 else "")
 
 
 def order(config: str) -> tuple[int, ...]:
@@ -358,7 +358,7 @@ def _markdown(record: dict[str, Any], lines: Sequence[Line], widths: Sequence[st
         found = behind(record["cells"], widths, method)
         texts = ["{:+.2f} ({:.2f})".format(*found[width]) if width in found else "-" for width in widths]
         parts.append(f"| {method} | {' | '.join(texts)} |\n")
-    names = ("method", "steps", "runs", "widths", "s in all", "s per width", "CPU s in all", "CPU s for all widths",
+    names = ("method", "iters", "runs", "widths", "s in all", "s per width", "CPU s in all", "CPU s for all widths",
              "peak MiB", "images", "labels")  # fmt: skip
     parts.append("\nCost: seconds of calibration and fits; CPU seconds of whole processes, evaluation included.\n\n")
     parts.append(f"| {' | '.join(names)} |\n| --- | --- |{' ---: |' * (len(names) - 2)}\n")

@@ -30,7 +30,7 @@ CORRECTION = {"recon.bias_correction=false": [], "recon.bias_correction=true": [
 CASES: dict[str, tuple[list[str], dict[str, list[str]]]] = {  # what all rows share, and what each adds
     "resnet20": ([*RESNET20, "rounding=nearest"], CORRECTION),
     "resnet20_learned": (
-        [*RESNET20, "recon.steps=50"],
+        [*RESNET20, "recon.iters=50"],
         {
             "loss=gd_direct": [],
             "loss=fim": ["loss=fim"],

@@ -113,7 +113,7 @@ def test_activation_steps_cannot_be_learned_where_activations_stay_in_float() ->
 
 
 def test_methods_that_learn_have_the_same_number_of_steps_per_unit() -> None:
-    steps = {configuration([f"method={method}", "recon=fast"]).recon.steps for method in (*SINGLE, "ptmq")}
+    steps = {configuration([f"method={method}", "recon=fast"]).recon.iters for method in (*SINGLE, "ptmq")}
     assert steps == {500}
 
 
@@ -176,11 +176,11 @@ def test_an_unknown_group_is_answered_with_the_nearest_one() -> None:
 
 
 def test_a_key_without_its_group_is_answered_with_the_whole_key() -> None:
-    assert message("steps=100").startswith("steps is no key (nearest: recon.steps); ")
+    assert message("iters=100").startswith("iters is no key (nearest: recon.iters); ")
 
 
 def test_a_key_that_nothing_reads_cannot_be_added() -> None:
-    assert message("+recon.stepz=1").startswith("recon.stepz is no key (nearest: recon.steps); ")
+    assert message("+recon.iterz=1").startswith("recon.iterz is no key (nearest: recon.iters); ")
 
 
 def test_an_option_of_the_network_can_be_added() -> None:
@@ -194,8 +194,8 @@ def test_what_has_a_key_of_its_own_is_no_option_of_the_network() -> None:
 
 
 def test_a_value_of_the_wrong_type_names_key_and_value() -> None:
-    assert message("recon.steps=many") == (
-        "Error merging override recon.steps=many; Value 'many' of type 'str' could not be converted to Integer"
+    assert message("recon.iters=many") == (
+        "Error merging override recon.iters=many; Value 'many' of type 'str' could not be converted to Integer"
     )
 
 
@@ -208,7 +208,7 @@ def test_a_value_outside_its_choices_is_answered_with_them() -> None:
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("recon.steps=0", "recon.steps=0 is out of range; expected 1 or more"),
+        ("recon.iters=0", "recon.iters=0 is out of range; expected 1 or more"),
         ("mixer.p=1.5", "mixer.p=1.5 is out of range; expected 0 to 1"),
         ("bits.softmax=9", "bits.softmax=9 is out of range; expected 2 to 8"),
         ("bits.overrides=[{pattern:fc,w:16}]", "bits.overrides[0].w=16 is out of range; expected 2 to 8"),
@@ -301,7 +301,7 @@ def test_help_gives_every_group_and_option(tmp_path: Path) -> None:
         assert [option for option in options if option not in words] == [], group
 
 
-@pytest.mark.parametrize("wrong", ["mixer=case9", "recon.stepz=1", "recon.steps=many", "model=timm"])
+@pytest.mark.parametrize("wrong", ["mixer=case9", "recon.iterz=1", "recon.iters=many", "model=timm"])
 def test_a_wrong_command_ends_with_one_line_and_code_2(wrong: str, tmp_path: Path) -> None:
     done = command(wrong, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")

@@ -52,8 +52,8 @@ RECIPE = Recipe(
     Mixer("matched"),
     Objective("gd_direct"),
     Rounding("per_group", ((3,), (4, 5, 6, 8))),
-    Settings(steps=1, batch=2, warmup=0.0),
-    learn_steps=True,
+    Settings(iters=1, batch=2, warmup=0.0),
+    learn_step_sizes=True,
 )
 
 

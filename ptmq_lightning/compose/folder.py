@@ -69,10 +69,10 @@ class RunFolder:
         blocks = itertools.takewhile(lambda index: self._block(index, "json").exists(), itertools.count())
         return sum(1 for _ in blocks) if self.config.resume else 0
 
-    def finished_steps(self) -> int:
-        """How many steps went into them."""
+    def finished_iters(self) -> int:
+        """How many iterations went into them."""
         last = self.finished_blocks() - 1
-        return int(json.loads(self._block(last, "json").read_text(encoding="utf-8"))["steps"]) if last >= 0 else 0
+        return int(json.loads(self._block(last, "json").read_text(encoding="utf-8"))["iters"]) if last >= 0 else 0
 
     def restore(self, model: MultiBitModel) -> list[BlockResult]:
         """Put the finished blocks of a killed run into the calibrated ``model``; how each of them went, in order."""

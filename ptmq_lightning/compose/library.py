@@ -1,7 +1,7 @@
 """The library: the pipeline's stages as functions on a network and images in memory.
 
     model = quantize(network, images)
-    reconstruct(model, images, mixer="case3", loss="gd_figure", steps=2000)
+    reconstruct(model, images, mixer="case3", loss="gd_figure", iters=2000)
     evaluate(model, loader, ["w8a8", "w4a4"])
 
 Every other key of the command is set by ``overrides``, as on the command line: ["recon.batch=16", "fold.reparam=true"].
@@ -60,7 +60,7 @@ def quantize(
     blocks = pipeline.prepare(named, images.to(device_of(named.module)), config.fold)
     model = pipeline.quantize(blocks, config, named).to(images.device)
     model.info["preprocessing"] = told
-    calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=seed)
+    calibrate(model, images[: config.data.step_size_images], p=config.step_size.p, seed=seed)
     return model
 
 
@@ -72,7 +72,7 @@ def reconstruct(
     mixer: str | None = None,
     loss: str | None = None,
     rounding: str | None = None,
-    steps: int | None = None,
+    iters: int | None = None,
     seed: int = 0,
     loggers: Sequence[Logger] = (),
     overrides: Sequence[str] = (),
@@ -81,7 +81,7 @@ def reconstruct(
 
     Args:
         method, mixer, loss, rounding: options of the groups of these names; None: the method's.
-        steps: per block; None: recon's.
+        iters: iterations per block; None: recon's.
         loggers: Lightning loggers that receive the losses.
         overrides: further keys as on the command line. Pairs, steps (but for step_size.learn), placement and folding
             are the model's own, chosen when it was quantized: give `quantize` the same method in its overrides.
@@ -91,7 +91,7 @@ def reconstruct(
             such tensor.
     """
     _require_images(images)
-    chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.steps": steps, "seed": seed}
+    chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.iters": iters, "seed": seed}
     given = [f"{key}={value}" for key, value in chosen.items() if value is not None]
     if images.is_cuda and not any(override.startswith("trainer=") for override in overrides):
         given.append("trainer=gpu")

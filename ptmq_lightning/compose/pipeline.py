@@ -71,7 +71,7 @@ def run(config: Config, path: Path) -> float:
         parts.trackers(config.logger),
         widths=[str(pair) for pair in BitGroups.of(config.bits.groups).pairs],
         hyperparameters=asdict(config),
-        resume_step=folder.finished_steps(),
+        resume_step=folder.finished_iters(),
     ) as loggers:
         rows = walk(config, folder, loggers)
     folder.close()
@@ -94,7 +94,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         model = quantize(blocks, config, network).to(device)
     images = images.to(device)
     with stage("calibrate", seconds):
-        calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=config.seed)
+        calibrate(model, images[: config.data.step_size_images], p=config.step_size.p, seed=config.seed)
     with stage("reconstruct", seconds):
         if trained.as_a_whole(config):
             model, fits = trained.train(model, images, sources, indices, config, loggers)
@@ -210,7 +210,7 @@ def learn(
     for number, recipe in enumerate(passes):
         first = min(max(done - number * blocks, 0), blocks)
         units = [recipe.count(layer for layer in model.layers.values() if layer.block < end) for end in (first, blocks)]
-        progress = Progress(recipe.settings.steps, first_block=before[0] + units[0])
+        progress = Progress(recipe.settings.iters, first_block=before[0] + units[0])
 
         def keep(index: int, result: BlockResult, number: int = number) -> None:
             release_freed_memory()
@@ -224,7 +224,7 @@ def learn(
             results += reconstruct_model(
                 model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
             )
-        before = (before[0] + units[1], before[1] + units[1] * recipe.settings.steps)
+        before = (before[0] + units[1], before[1] + units[1] * recipe.settings.iters)
     return results
 
 

@@ -48,7 +48,7 @@ def as_a_whole(config: Config) -> bool:
 
 def settings(config: Config) -> Settings:
     f = config.finetune
-    return Settings(f.epochs, f.batch, f.lr, f.lr_step, f.weight_decay, f.crop, f.flip, f.log_every, config.seed)
+    return Settings(f.epochs, f.batch, f.lr, f.lr_step_size, f.weight_decay, f.crop, f.flip, f.log_every, config.seed)
 
 
 def tune(

@@ -37,16 +37,22 @@ CHOICES = {
     "export.weights": ("signed", "portable"),
 }
 COUNTS = (
-    *("recon.steps", "recon.activation_steps", "recon.batch", "recon.log_every", "recon.calibration_images"),
-    *("data.calibration_images", "data.step_images", "data.eval_batch", "bits.sensitivity_images", "trainer.threads"),
+    *("recon.iters", "recon.activation_iters", "recon.batch", "recon.log_every", "recon.calibration_images"),
+    *(
+        "data.calibration_images",
+        "data.step_size_images",
+        "data.eval_batch",
+        "bits.sensitivity_images",
+        "trainer.threads",
+    ),
     *("finetune.epochs", "finetune.batch", "finetune.log_every", "finetune.statistics_images"),
 )
 RANGES: dict[str, tuple[float, float]] = {  # least and largest value
     **dict.fromkeys(COUNTS, (1, math.inf)),
     **dict.fromkeys(("bits.softmax", "step_size.anchor", "rounding.init_width"), (MIN_BITS, MAX_BITS)),
     **dict.fromkeys(("mixer.p", "loss.chain_k", "recon.warmup", "recon.drop"), (0, 1)),
-    **dict.fromkeys(("recon.lr_rounding", "recon.lr_activation", "recon.lr_weight_step"), (0, math.inf)),
-    **dict.fromkeys(("recon.lambda_rounding", "finetune.lr", "finetune.lr_step"), (0, math.inf)),
+    **dict.fromkeys(("recon.lr_rounding", "recon.lr_activation", "recon.lr_weight_step_size"), (0, math.inf)),
+    **dict.fromkeys(("recon.lambda_rounding", "finetune.lr", "finetune.lr_step_size"), (0, math.inf)),
     "export.images": (2, math.inf),
     "data.workers": (0, math.inf),
 }

@@ -81,7 +81,7 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
         objective=objective(config.loss, config.mixer, attention and recon.unit == "block"),
         rounding=rounding(config.rounding),
         settings=settings(recon, config.seed),
-        learn_steps=config.step_size.learn,
+        learn_step_sizes=config.step_size.learn,
         unit=recon.unit,
         quantize_inputs=recon.quantize == "all",
         learn_inputs=recon.activation == "joint" and not nearest,
@@ -94,16 +94,16 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
         mixer=Mixer("float"),
         objective=replace(objective(replace(config.loss, weight="none"), config.mixer, attention), p=2.4),
         rounding=Rounding("nearest"),
-        settings=replace(first.settings, steps=activation_steps(recon)),
+        settings=replace(first.settings, iters=activation_iters(recon)),
         quantize_inputs=True,
         learn_inputs=True,
     )
     return replace(first, bias_correction=False), second
 
 
-def activation_steps(recon: ReconConfig) -> int:
+def activation_iters(recon: ReconConfig) -> int:
     """Of the second phase."""
-    return recon.activation_steps or max(recon.steps // 4, 1)
+    return recon.activation_iters or max(recon.iters // 4, 1)
 
 
 def mixer(config: MixerConfig) -> Mixer:
@@ -129,11 +129,11 @@ def rounding(config: RoundingConfig) -> Rounding:
 
 def settings(config: ReconConfig, seed: int) -> Settings:
     return Settings(
-        steps=config.steps,
+        iters=config.iters,
         batch=config.batch,
         lr_rounding=config.lr_rounding,
         lr_activation=config.lr_activation,
-        lr_weight_step=config.lr_weight_step,
+        lr_weight_step_size=config.lr_weight_step_size,
         lambda_rounding=config.lambda_rounding,
         warmup=config.warmup,
         beta_start=config.beta_start,

@@ -32,7 +32,7 @@ class DataConfig:
     class_map: str | None = None  # text file, a class folder's name a line
     val_images: int | None = None  # a seeded subset; all where null
     calibration_images: int = 1024
-    step_images: int = 256  # of the calibration images: for the search of the steps
+    step_size_images: int = 256  # of the calibration images: for the search of the step sizes
     eval_batch: int = 100
     workers: int = 0  # processes that decode evaluation images
     seed: int = 0  # of the evaluation subset: the same for every seed of the run
@@ -100,13 +100,13 @@ class StepSizeConfig:
 @dataclass
 class ReconConfig:
     name: str = MISSING
-    steps: int = MISSING  # per block
+    iters: int = MISSING  # iterations per block
     batch: int = 32
     lr_rounding: float = 1e-2
     lr_activation: float = 1e-3  # of the logarithm of the step
-    lr_weight_step: float = 1e-3  # of the logarithm of the step
+    lr_weight_step_size: float = 1e-3  # of the logarithm of the step
     lambda_rounding: float = 0.01
-    warmup: float = 0.2  # share of the steps without the rounding regularizer
+    warmup: float = 0.2  # share of the iterations without the rounding regularizer
     beta_start: float = 20.0
     beta_end: float = 2.0
     drop: float = 0.5  # share of activations that pass unquantized inside the block
@@ -114,7 +114,7 @@ class ReconConfig:
     unit: str = "block"  # what one fit is about: block, or layer (with its activation function)
     quantize: str = "all"  # while rounding is learned, in the unit and before it: all, weights (activations in float)
     activation: str = "joint"  # the steps: joint (learned with rounding), fixed, second_phase (learned alone after it)
-    activation_steps: int | None = None  # of the second phase, per unit; null: a quarter of steps
+    activation_iters: int | None = None  # of the second phase, per unit; null: a quarter of iters
     log_every: int = 50
     calibration_images: int | None = None  # at most so many of data.calibration_images
 
@@ -164,7 +164,7 @@ class FinetuneConfig:
     epochs: int = 10
     batch: int = 32
     lr: float = 1e-3  # of weights, biases and norms
-    lr_step: float = 1e-3  # of the logarithm of the steps: multiquant; of first and last layer: any_precision
+    lr_step_size: float = 1e-3  # of the logarithm of the steps: multiquant; of first and last layer: any_precision
     weight_decay: float = 1e-4
     crop: int = 0  # random shifts of up to so many pixels
     flip: bool = False  # random mirror images

@@ -95,15 +95,15 @@ class AnyPrecision(FineTuning):
             target = logits.detach().softmax(dim=1)
 
 
-def any_precision(model: MultiBitModel, settings: Settings, steps: int) -> AnyPrecision:
+def any_precision(model: MultiBitModel, settings: Settings, iters: int) -> AnyPrecision:
     """The fit of a calibrated model with norms. Raises ModelError where a layer has no norm to undo DoReFa's scale."""
     if missing := unnormed(model):
         raise ModelError(
             "method=any_precision needs a BatchNorm behind every layer, because DoReFa changes the weights' scale; "
             f"{len(missing)} layers have none, first {missing[0]}. Choose a network with BatchNorms or another method."
         )
-    trained = make_trainable(model, _weight, shared_norms=False, learn_steps=False)
-    return AnyPrecision(trained, settings, steps)
+    trained = make_trainable(model, _weight, shared_norms=False, learn_step_sizes=False)
+    return AnyPrecision(trained, settings, iters)
 
 
 def _weight(info: LayerInfo, frozen: MultiBitWeight) -> SharedWeight:

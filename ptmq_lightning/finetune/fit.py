@@ -26,13 +26,13 @@ Batch = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Settings:
-    """lr: of weights, biases and norms; lr_step: of log steps. crop: random shifts of up to so many pixels, flip:
+    """lr: of weights, biases and norms; lr_step_size: of log steps. crop: random shifts of up to so many pixels, flip:
     random mirror images. seed: of order, shifts, mirrors and drawn widths."""
 
     epochs: int
     batch: int = 32
     lr: float = 1e-3
-    lr_step: float = 1e-3
+    lr_step_size: float = 1e-3
     weight_decay: float = 1e-4
     crop: int = 0
     flip: bool = False
@@ -92,12 +92,12 @@ def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -
 
 
 class FineTuning(L.LightningModule, ABC):
-    """network: images (B, C, H, W) -> logits (B, classes). steps: of the whole fit."""
+    """network: images (B, C, H, W) -> logits (B, classes). iters: of the whole fit."""
 
-    def __init__(self, network: nn.Module, settings: Settings, steps: int) -> None:
+    def __init__(self, network: nn.Module, settings: Settings, iters: int) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.network, self.settings, self.steps = network, settings, steps
+        self.network, self.settings, self.iters = network, settings, iters
         self.draws = torch.Generator().manual_seed(settings.seed)
         self.place, self.latest = Whole(), dict[str, float]()
 
@@ -114,7 +114,7 @@ class FineTuning(L.LightningModule, ABC):
             own[name] = loss.detach()
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr]
-        if index % self.settings.log_every == 0 or index == self.steps - 1:
+        if index % self.settings.log_every == 0 or index == self.iters - 1:
             self.report(index, own)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
@@ -126,11 +126,11 @@ class FineTuning(L.LightningModule, ABC):
         groups = [
             {"params": weights, "lr": s.lr, "weight_decay": s.weight_decay},
             {"params": vectors, "lr": s.lr, "weight_decay": 0.0},
-            {"params": steps, "lr": s.lr_step, "weight_decay": 0.0},
+            {"params": steps, "lr": s.lr_step_size, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / self.steps))
+            optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / self.iters))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -57,10 +57,10 @@ def adaptive_label(labels: Tensor, wider: list[Tensor]) -> Tensor:
     return (1 - trust) * one_hot(labels, mean.shape[1]) + trust * mean
 
 
-def multiquant(model: MultiBitModel, settings: Settings, steps: int) -> MultiQuant:
+def multiquant(model: MultiBitModel, settings: Settings, iters: int) -> MultiQuant:
     """The fit of a calibrated model with norms (or without any: then nothing is re-estimated)."""
-    trained = make_trainable(model, _weight, shared_norms=True, learn_steps=True)
-    return MultiQuant(trained, settings, steps)
+    trained = make_trainable(model, _weight, shared_norms=True, learn_step_sizes=True)
+    return MultiQuant(trained, settings, iters)
 
 
 def _weight(info: LayerInfo, frozen: MultiBitWeight) -> SharedWeight:

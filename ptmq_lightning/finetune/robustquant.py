@@ -28,8 +28,8 @@ def kurtosis(weight: Tensor) -> Tensor:
 class RobustQuant(FineTuning):
     """weight: lambda. The first and the last layer, which stay at 8 bits, are not pulled."""
 
-    def __init__(self, network: nn.Module, settings: Settings, steps: int, *, weight: float = 1.0) -> None:
-        super().__init__(network, settings, steps)
+    def __init__(self, network: nn.Module, settings: Settings, iters: int, *, weight: float = 1.0) -> None:
+        super().__init__(network, settings, iters)
         self.weight = weight
         layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
         self.pulled = [layer.weight for layer in layers[1:-1] if layer.weight.numel() > 1]

@@ -51,8 +51,8 @@ class LatentWeight(LearnedWeight):
     flexround: W' = W / exp(d2 + d3 + d4), d2 (O, ...), d3 (O, 1, ...), d4 (1, C, 1, 1) for convolutions.
     """
 
-    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
-        super().__init__(frozen, how, learn_steps=learn_steps)
+    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_step_sizes: bool) -> None:
+        super().__init__(frozen, how, learn_step_sizes=learn_step_sizes)
         n = frozen.latent.float()
         shapes = [n.shape]
         if how.kind == "flexround":

@@ -102,13 +102,17 @@ class LearnedWeight(nn.Module, ABC):
     """What every trainable weight has: the frozen MultiBitWeight it stands for, a width, and, where asked for, log
     steps. What is learned about rounding is its subclasses' own."""
 
-    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
+    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_step_sizes: bool) -> None:
         super().__init__()
         self._frozen = [frozen]  # not a submodule: its tensors are no parameters of the fit
         self.how = how
         self.bits: int | None = None
         self.log_gain = nn.ParameterDict(
-            {str(bits): nn.Parameter(torch.zeros_like(frozen.latent_step)) for bits in frozen.widths if learn_steps}
+            {
+                str(bits): nn.Parameter(torch.zeros_like(frozen.latent_step))
+                for bits in frozen.widths
+                if learn_step_sizes
+            }
         )
 
     @property
@@ -148,8 +152,8 @@ class TrainableWeight(LearnedWeight):
     Widths that share a plane share one V (O, ...). Kind "offset": V_b = V0(phi_b) + dV with one dV for all widths.
     """
 
-    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
-        super().__init__(frozen, how, learn_steps=learn_steps)
+    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_step_sizes: bool) -> None:
+        super().__init__(frozen, how, learn_step_sizes=learn_step_sizes)
         self.plane_of = how.plane_of(frozen.widths)
         positions = {b: grid.position(frozen.latent, rho) for b, rho in zip(frozen.widths, frozen.ratios, strict=True)}
         self.floors = {bits: torch.floor(u) for bits, u in positions.items()}

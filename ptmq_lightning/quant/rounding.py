@@ -58,19 +58,19 @@ class Rounding:
 class BetaSchedule:
     """beta(t): no regularizer for t < warmup * T, then linear from start to end (PTMQ §1.5)."""
 
-    steps: int
+    iters: int
     warmup: float = 0.2
     start: float = 20.0
     end: float = 2.0
 
-    def __call__(self, step: int) -> float:
-        first = self.warmup * self.steps
-        if step < first:
+    def __call__(self, index: int) -> float:
+        first = self.warmup * self.iters
+        if index < first:
             return self.start
-        return self.start + (self.end - self.start) * (step - first) / max(self.steps - first, 1e-9)
+        return self.start + (self.end - self.start) * (index - first) / max(self.iters - first, 1e-9)
 
-    def active(self, step: int) -> bool:
-        return step >= self.warmup * self.steps
+    def active(self, index: int) -> bool:
+        return index >= self.warmup * self.iters
 
 
 def rectified_sigmoid(v: Tensor) -> Tensor:

@@ -30,11 +30,11 @@ class Settings:
     """Of every unit's fit. lr_*: Adam's rates for V, log activation steps, log weight steps (0: not learned);
     lambda_rounding: weight of the regularizer; drop: share of elements that activation quantizers pass unquantized."""
 
-    steps: int = 500
+    iters: int = 500
     batch: int = 32
     lr_rounding: float = 1e-2
     lr_activation: float = 1e-3
-    lr_weight_step: float = 1e-3
+    lr_weight_step_size: float = 1e-3
     lambda_rounding: float = 0.01
     warmup: float = 0.2
     beta_start: float = 20.0
@@ -80,7 +80,7 @@ class BlockReconstruction(L.LightningModule):
         self.channel, self.read_tokens, self.quantize_inputs = channel, rows, quantize_inputs
         self.weights = [w for _, w in weights_of(block) if isinstance(w, LearnedWeight)]
         self.activations = [q for _, q in quantizers_of(block) if isinstance(q, TrainableActivation)]
-        self.beta = soft.BetaSchedule(settings.steps, settings.warmup, settings.beta_start, settings.beta_end)
+        self.beta = soft.BetaSchedule(settings.iters, settings.warmup, settings.beta_start, settings.beta_end)
         self.draws = torch.Generator().manual_seed(settings.seed * 1_000_003 + place.index)
         self.fixed = all(layer.pinned for layer in layers.values())  # the drawn width changes nothing but the input
         self.latest: dict[str, float] = {}
@@ -100,7 +100,7 @@ class BlockReconstruction(L.LightningModule):
         rounding = target.new_zeros(())
         if self.beta.active(index):  # PTMQ §1.5
             rounding = sum((w.regularizer({b.w for b in drawn}, self.beta(index)) for w in self.weights), rounding)
-        if index % self.settings.log_every == 0 or index == self.settings.steps - 1:
+        if index % self.settings.log_every == 0 or index == self.settings.iters - 1:
             self.report(index, drawn, own, rounding)
         return reconstruction + self.settings.lambda_rounding * rounding
 
@@ -125,13 +125,13 @@ class BlockReconstruction(L.LightningModule):
     def groups_of_parameters(self) -> list[tuple[list[nn.Parameter], float, Callable[[int], float]]]:
         """What is learned: parameters, rate and its factor over the steps, for rounding, activation and weight
         steps."""
-        s, cosine = self.settings, _cosine(self.settings.steps)
+        s, cosine = self.settings, _cosine(self.settings.iters)
         learned = [q for q in self.activations if self.quantize_inputs]
         rate = s.lr_rounding * next((w.how.rate for w in self.weights), 1.0)
         return [
             ([p for weight in self.weights for p in weight.learned()], rate, _constant),
             ([p for q in learned for p in q.log_step.values() if p.requires_grad], s.lr_activation, cosine),
-            ([p for weight in self.weights for p in weight.log_gain.values()], s.lr_weight_step, cosine),
+            ([p for weight in self.weights for p in weight.log_gain.values()], s.lr_weight_step_size, cosine),
         ]
 
     @torch.no_grad()

@@ -25,7 +25,7 @@ def make_trainable(
     block: nn.Module,
     rounding: Rounding,
     *,
-    learn_steps: bool,
+    learn_step_sizes: bool,
     masks: MaskBank | None,
     learn_activations: bool = True,
 ) -> None:
@@ -36,7 +36,7 @@ def make_trainable(
     for name, weight in list(weights_of(block)) if rounding.kind != "nearest" else []:
         kind = LatentWeight if rounding.kind in LATENT else TrainableWeight
         layer: Any = block.get_submodule(name)
-        layer.weight, layer.biases = kind(weight, rounding, learn_steps=learn_steps), None
+        layer.weight, layer.biases = kind(weight, rounding, learn_step_sizes=learn_step_sizes), None
     for path, quantizer in list(quantizers_of(block)):
         block.set_submodule(path, TrainableActivation(quantizer, masks).requires_grad_(learn_activations))
 

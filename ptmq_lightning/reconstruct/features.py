@@ -28,7 +28,7 @@ class Features:
 
 
 class FeatureBatch:
-    """Rows of the cache for one step: fp (B, ...), target (B, ...), weight of the target's errors (B or 1, ...) or
+    """Rows of the cache for one iteration: fp (B, ...), target (B, ...), weight of the target's errors (B or 1, ...) or
     None, and by key the streams, gathered when asked for."""
 
     def __init__(self, features: Features, target: Tensor, rows: Tensor, weight: Tensor | None = None) -> None:
@@ -54,13 +54,13 @@ class FeatureDataset(Dataset[FeatureBatch]):
 
 
 class StepSampler(Sampler[Tensor]):
-    """`steps` batches of rows drawn without replacement within a batch, from a generator of its own."""
+    """`iters` batches of rows drawn without replacement within a batch, from a generator of its own."""
 
-    def __init__(self, count: int, batch: int, steps: int, seed: int, device: torch.device) -> None:
-        self.count, self.batch, self.steps, self.seed, self.device = count, min(batch, count), steps, seed, device
+    def __init__(self, count: int, batch: int, iters: int, seed: int, device: torch.device) -> None:
+        self.count, self.batch, self.iters, self.seed, self.device = count, min(batch, count), iters, seed, device
 
     def __len__(self) -> int:
-        return self.steps
+        return self.iters
 
     def __iter__(self) -> Iterator[Tensor]:
         """Each of several processes has its share of every batch: their mean gradient is the whole batch's."""
@@ -71,15 +71,15 @@ class StepSampler(Sampler[Tensor]):
                 f"recon.batch={self.batch} does not divide among {processes} processes; set recon.batch to a multiple "
                 "of trainer.devices"
             )
-        for _ in range(self.steps):
+        for _ in range(self.iters):
             yield torch.randperm(self.count, generator=generator)[rank : self.batch : processes].to(self.device)
 
 
 def loader(
-    features: Features, target: Tensor, *, batch: int, steps: int, seed: int, weight: Tensor | None = None
+    features: Features, target: Tensor, *, batch: int, iters: int, seed: int, weight: Tensor | None = None
 ) -> DataLoader[FeatureBatch]:
-    """The steps of one block's fit, in this process, on the features' device."""
-    sampler = StepSampler(len(target), batch, steps, seed, target.device)
+    """The iterations of one block's fit, in this process, on the features' device."""
+    sampler = StepSampler(len(target), batch, iters, seed, target.device)
     return DataLoader(FeatureDataset(features, target, weight), sampler=sampler, batch_size=None, num_workers=0)
 
 

@@ -42,7 +42,7 @@ class Recipe:
     objective: Objective
     rounding: Rounding
     settings: Settings
-    learn_steps: bool = False
+    learn_step_sizes: bool = False
     unit: str = "block"
     quantize_inputs: bool = True
     learn_inputs: bool = True
@@ -60,12 +60,12 @@ class Recipe:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What one block's fit came to. losses: the last logged values, by name. steps: of the run so far."""
+    """What one block's fit came to. losses: the last logged values, by name. iters: of the run so far."""
 
     name: str
     seconds: float
     losses: dict[str, float]
-    steps: int = 0
+    iters: int = 0
 
 
 def reconstruct_model(
@@ -93,7 +93,7 @@ def reconstruct_model(
         layers = {name: layer for name, layer in model.layers.items() if layer.block == index}
         target = run_float(block, features.fp, recipe.settings.batch)
         done = recipe.count(layer for layer in model.layers.values() if layer.block < index)
-        place = Place(before[0] + done, count, model.block_names[index], before[1] + done * recipe.settings.steps)
+        place = Place(before[0] + done, count, model.block_names[index], before[1] + done * recipe.settings.iters)
         if index >= from_block:
             rest = nn.Sequential(*list(model.blocks)[index + 1 :])
             results.append(_fit_block(block, layers, rest, features, target, recipe, place, index, new_trainer))
@@ -142,7 +142,7 @@ def _fit_block(
             weight = _importance(unit.module, own, behind, inputs, aim, None, recipe, place.index, features.fp)
             losses = _fit(unit.module, own, inputs, aim, None, weight, recipe, at, new_trainer)
             unit.settle(block)
-        place = replace(place, index=place.index + 1, offset=place.offset + recipe.settings.steps)
+        place = replace(place, index=place.index + 1, offset=place.offset + recipe.settings.iters)
     return BlockResult(place.name, time.perf_counter() - started, losses, place.offset)
 
 
@@ -199,7 +199,11 @@ def _fit(
     drop = MaskBank(seed, s.drop, target.device) if s.drop else None
     channel = channel_dim(block, target)
     make_trainable(
-        block, recipe.rounding, learn_steps=recipe.learn_steps, masks=drop, learn_activations=recipe.learn_inputs
+        block,
+        recipe.rounding,
+        learn_step_sizes=recipe.learn_step_sizes,
+        masks=drop,
+        learn_activations=recipe.learn_inputs,
     )
     module = BlockReconstruction(
         block,
@@ -216,7 +220,7 @@ def _fit(
     )
     if any(parameters for parameters, *_ in module.groups_of_parameters()):
         module.train()
-        new_trainer().fit(module, loader(features, target, batch=s.batch, steps=s.steps, seed=seed, weight=weight))
+        new_trainer().fit(module, loader(features, target, batch=s.batch, iters=s.iters, seed=seed, weight=weight))
         module.to(target.device)  # the Trainer leaves it on the CPU
     block.eval()
     commit(block)

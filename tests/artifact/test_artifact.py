@@ -52,7 +52,7 @@ def committed(
     for block in model.blocks:
         for name, weight in list(weights_of(block)):
             if how is not None:
-                trainable = (LatentWeight if kind in LATENT else TrainableWeight)(weight, how, learn_steps=True)
+                trainable = (LatentWeight if kind in LATENT else TrainableWeight)(weight, how, learn_step_sizes=True)
                 for parameter in trainable.parameters():
                     torch.nn.init.normal_(parameter)
                 block.get_submodule(name).weight = trainable.committed()
@@ -201,7 +201,7 @@ def test_another_process_with_other_threads_gives_the_same_logits(tmp_path: Path
 
 def test_a_model_that_is_still_learning_is_refused(tmp_path: Path) -> None:
     model = small_model()
-    make_trainable(model.blocks[1], Rounding("shared"), learn_steps=False, masks=None)
+    make_trainable(model.blocks[1], Rounding("shared"), learn_step_sizes=False, masks=None)
     with pytest.raises(ModelError) as error:
         artifact.save(model, tmp_path / "model")
     assert str(error.value) == (

@@ -17,7 +17,7 @@ from ptmq_lightning.report.record import read_results
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 TINY = [
-    "trainer=gpu", "recon=smoke", "recon.steps=3", "data.val_images=50", "data.step_images=32",
+    "trainer=gpu", "recon=smoke", "recon.iters=3", "data.val_images=50", "data.step_size_images=32",
     "bits.evaluate=[w3a3,w8a8]",
 ]  # fmt: skip
 
@@ -60,6 +60,6 @@ def test_the_library_works_where_the_images_are() -> None:
     network = build("digits_resnet", pretrained=False).module
     images = torch.randn(24, 3, 16, 16, device="cuda")
     model = quantize(network, images, bits=[["w3a3", "w4a4"], [(8, 8)]])
-    reconstruct(model, images, steps=3, overrides=["recon.batch=8"])
+    reconstruct(model, images, iters=3, overrides=["recon.batch=8"])
     model.switch(3)
     assert model(images).is_cuda

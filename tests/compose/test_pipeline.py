@@ -26,7 +26,7 @@ from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 
 TINY = [
-    "recon=smoke", "recon.steps=3", "recon.log_every=1", "data.val_images=50", "data.step_images=32",
+    "recon=smoke", "recon.iters=3", "recon.log_every=1", "data.val_images=50", "data.step_size_images=32",
     "bits.groups=[[[3,3],[4,4]],[[8,8]]]", "bits.extra=[[2,4]]", "bits.evaluate=[w2a4,w3a3,w4a4,w8a8]",
 ]  # fmt: skip
 
@@ -96,7 +96,7 @@ def test_results_have_a_row_for_every_pair_to_evaluate(whole: Path) -> None:
 
 def test_the_saved_configuration_is_resolved_and_complete(whole: Path) -> None:
     saved = yaml.safe_load((whole / "config.yaml").read_text())
-    assert saved["recon"]["steps"] == 3
+    assert saved["recon"]["iters"] == 3
     assert saved["mixer"]["name"] == configuration(TINY).mixer.name
 
 
@@ -170,9 +170,9 @@ def test_resume_refuses_another_configuration(complete: bool, tmp_path: Path, mo
     else:
         killed_after(0, tmp_path, TINY, monkeypatch)
     with pytest.raises(ConfigError) as caught:
-        run(configuration([*TINY, "seed=1", "recon.steps=4", "resume=true"]), tmp_path)
+        run(configuration([*TINY, "seed=1", "recon.iters=4", "resume=true"]), tmp_path)
     assert str(caught.value) == (
-        f"resume=true, but the run in {tmp_path} had another configuration: recon.steps was 3, now 4, seed was 0, "
+        f"resume=true, but the run in {tmp_path} had another configuration: recon.iters was 3, now 4, seed was 0, "
         "now 1; give the same command again, or start afresh without resume"
     )
 

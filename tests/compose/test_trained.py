@@ -14,7 +14,7 @@ from ptmq_lightning.runtime.errors import ConfigError
 
 RIVALS = ["any_precision", "multiquant", "robustquant"]
 TINY = [
-    "data.val_images=100", "data.step_images=32", "data.calibration_images=64", "finetune.batch=16",
+    "data.val_images=100", "data.step_size_images=32", "data.calibration_images=64", "finetune.batch=16",
     "finetune.epochs=1", "bits.groups=[[[2,4]],[[8,8]]]", "bits.evaluate=[w2a4,w8a8]",
 ]  # fmt: skip
 FAIR = [*TINY, "data.val_images=300", "data.calibration_images=512", "finetune.epochs=3"]

@@ -64,7 +64,7 @@ def test_a_shifted_image_is_a_window_of_the_padded_one() -> None:
 
 @pytest.mark.parametrize("method", [any_precision, multiquant])
 def test_weights_decay_and_norms_biases_and_steps_do_not(method: type) -> None:
-    module = method(inserted(), Settings(epochs=1, lr=0.1, lr_step=0.2, weight_decay=0.3), 10)
+    module = method(inserted(), Settings(epochs=1, lr=0.1, lr_step_size=0.2, weight_decay=0.3), 10)
     names = {id(p): n for n, p in module.network.named_parameters()}
     groups = module.configure_optimizers()["optimizer"].param_groups
     kinds = [{name.rpartition(".")[2] if "log_step" not in name else "step" for p in group["params"]

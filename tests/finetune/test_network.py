@@ -161,6 +161,8 @@ def test_biases_learn_and_are_plain_tensors_again_at_the_end() -> None:
 
 def test_activation_steps_learn_only_where_asked() -> None:
     for learn in (True, False):
-        model = make_trainable(inserted(), lambda info, frozen: LsqWeight(frozen), shared_norms=True, learn_steps=learn)
+        model = make_trainable(
+            inserted(), lambda info, frozen: LsqWeight(frozen), shared_norms=True, learn_step_sizes=learn
+        )
         steps = [p for name, p in model.named_parameters() if "quantizers" in name]
         assert steps and {p.requires_grad for p in steps} == {learn}

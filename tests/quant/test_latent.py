@@ -24,7 +24,7 @@ def frozen(shape: tuple[int, ...] = SHAPES["conv"]) -> MultiBitWeight:
 
 def moved(kind: str, shape: tuple[int, ...] = SHAPES["conv"], size: float = 0.3) -> LatentWeight:
     """A weight whose parameters and steps have moved."""
-    weight = LatentWeight(frozen(shape), Rounding(kind), learn_steps=True)
+    weight = LatentWeight(frozen(shape), Rounding(kind), learn_step_sizes=True)
     torch.manual_seed(5)
     for parameter in weight.parameters():
         nn.init.normal_(parameter, std=size)
@@ -45,7 +45,7 @@ def test_the_trained_weight_is_the_committed_one_at_every_width(kind: str, shape
 @pytest.mark.parametrize("kind", LATENT)
 def test_it_starts_at_nearest_rounding(kind: str, bits: int) -> None:
     source = frozen()
-    weight = LatentWeight(source, Rounding(kind), learn_steps=False)
+    weight = LatentWeight(source, Rounding(kind), learn_step_sizes=False)
     weight.select(bits)
     assert torch.equal(weight().detach(), source.at(bits))
     assert torch.equal(weight.committed().code(bits), source.code(bits))
@@ -95,7 +95,7 @@ def test_gradients_pass_straight_through_the_rounding(kind: str, bits: int) -> N
 
 def test_flexround_has_factors_per_output_and_for_convolutions_per_input_channel() -> None:
     def shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [tuple(d.shape) for d in LatentWeight(frozen(shape), Rounding("flexround"), learn_steps=False).d]
+        return [tuple(d.shape) for d in LatentWeight(frozen(shape), Rounding("flexround"), learn_step_sizes=False).d]
 
     assert shapes(SHAPES["conv"]) == [(6, 5, 3, 3), (6, 1, 1, 1), (1, 5, 1, 1)]
     assert shapes(SHAPES["linear"]) == [(6, 20), (6, 1)]

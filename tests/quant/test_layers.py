@@ -49,7 +49,7 @@ def test_dropped_elements_pass_as_they_are_with_their_gradient() -> None:
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("how", KINDS, ids=lambda how: how.kind)
 def test_the_soft_weight_has_autograds_gradients(how: Rounding, bits: int) -> None:
-    weight = TrainableWeight(frozen(), how, learn_steps=True)
+    weight = TrainableWeight(frozen(), how, learn_step_sizes=True)
     weight.select(bits)
     upstream = torch.randn(weight.frozen.latent.shape)
     weight().backward(upstream)
@@ -68,7 +68,7 @@ def test_the_soft_weight_has_autograds_gradients(how: Rounding, bits: int) -> No
 
 
 def test_only_the_selected_width_gets_gradients() -> None:
-    weight = TrainableWeight(frozen(), Rounding("per_width"), learn_steps=True)
+    weight = TrainableWeight(frozen(), Rounding("per_width"), learn_step_sizes=True)
     weight.select(4)
     weight().sum().backward()
     assert [v.grad is not None for v in weight.v] == [bits == 4 for bits in WIDTHS]
@@ -76,7 +76,7 @@ def test_only_the_selected_width_gets_gradients() -> None:
 
 
 def test_the_start_width_starts_at_the_float_weight_wherever_nothing_is_clipped() -> None:
-    weight = TrainableWeight(frozen(), Rounding("shared", init_width=4), learn_steps=False)
+    weight = TrainableWeight(frozen(), Rounding("shared", init_width=4), learn_step_sizes=False)
     weight.select(4)
     u = grid.position(weight.frozen.latent, weight.frozen.ratios[WIDTHS.index(4)])
     inside = (u > grid.limits(4)[0]) & (u < grid.limits(4)[1])
@@ -88,7 +88,7 @@ def test_the_start_width_starts_at_the_float_weight_wherever_nothing_is_clipped(
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("kind", ["offset", "per_width"])
 def test_offset_and_per_width_start_at_nearest_rounding(kind: str, bits: int) -> None:
-    weight, nearest = TrainableWeight(frozen(), Rounding(kind), learn_steps=False), frozen().code(bits)
+    weight, nearest = TrainableWeight(frozen(), Rounding(kind), learn_step_sizes=False), frozen().code(bits)
     started = (weight.floors[bits] + (weight.logits(bits) >= 0).float()).clamp(*grid.limits(bits))
     assert torch.equal(started, nearest.float())
     share = (weight.committed().code(bits) != nearest).float().mean()
@@ -98,7 +98,7 @@ def test_offset_and_per_width_start_at_nearest_rounding(kind: str, bits: int) ->
 
 @pytest.mark.parametrize("how", KINDS, ids=lambda how: how.kind)
 def test_committed_integers_round_by_the_sign_of_v(how: Rounding) -> None:
-    weight = TrainableWeight(frozen(), how, learn_steps=True)
+    weight = TrainableWeight(frozen(), how, learn_step_sizes=True)
     with torch.no_grad():
         for v in weight.v:
             v.copy_(torch.randn_like(v) * 3)
@@ -119,7 +119,7 @@ def test_committed_integers_round_by_the_sign_of_v(how: Rounding) -> None:
 
 def test_the_committed_weight_keeps_the_integers_it_was_made_of() -> None:
     source = frozen()
-    committed = TrainableWeight(source, Rounding("shared"), learn_steps=True).committed()
+    committed = TrainableWeight(source, Rounding("shared"), learn_step_sizes=True).committed()
     assert torch.equal(committed.latent, source.latent) and torch.equal(committed.ratios, source.ratios)
 
 

@@ -43,7 +43,7 @@ def test_the_regularizer_is_zero_at_the_ends_and_one_in_the_middle() -> None:
 
 def test_beta_is_the_golden_one() -> None:
     values = golden("beta")
-    schedule = BetaSchedule(steps=1000)
+    schedule = BetaSchedule(iters=1000)
     assert [schedule(round(1000 * t)) for t in values["t_over_T"]] == pytest.approx(values["beta"])
     assert not schedule.active(199) and schedule.active(200)
 

@@ -100,7 +100,7 @@ def test_biases_that_fit_no_width_are_refused(corrected: MultiBitModel) -> None:
 def test_a_layer_that_learns_again_starts_from_its_own_bias() -> None:
     block = small_model().blocks[1]
     correct_biases(block, torch.randn(4, 8, 8, 8), batch=2)
-    commit.make_trainable(block, Rounding("shared"), learn_steps=False, masks=MaskBank(0))
+    commit.make_trainable(block, Rounding("shared"), learn_step_sizes=False, masks=MaskBank(0))
     assert all(layer.biases is None for layer in layers_of(block).values())
 
 

@@ -163,7 +163,7 @@ def test_the_gradient_pass_leaves_the_model_as_it_was(kind: str, unit: str, monk
     ],
 )
 def test_every_weight_fits_every_block(kind: str, form: str, changes: dict[str, Any]) -> None:
-    settings = replace(RECIPE.settings, steps=2)
+    settings = replace(RECIPE.settings, iters=2)
     recipe = replace(RECIPE, objective=Objective(form, weight=kind), settings=settings, **changes)
     results = reconstruct_model(small_model(), images(8), recipe, trainer)
     assert [r.name for r in results] == ["stem", "layer1.0", "layer1.1", "blocks.0", "head"]

@@ -30,8 +30,8 @@ RECIPE = Recipe(
     Mixer("matched"),
     Objective("gd_direct"),
     Rounding("shared"),
-    Settings(steps=8, batch=8, log_every=4),
-    learn_steps=True,
+    Settings(iters=8, batch=8, log_every=4),
+    learn_step_sizes=True,
 )
 KINDS = {
     "shared": Rounding("shared"),
@@ -43,7 +43,7 @@ KINDS = {
 
 def module_of(model: MultiBitModel, index: int, recipe: Recipe = RECIPE) -> BlockReconstruction:
     block = model.blocks[index]
-    commit.make_trainable(block, recipe.rounding, learn_steps=recipe.learn_steps, masks=MaskBank(0))
+    commit.make_trainable(block, recipe.rounding, learn_step_sizes=recipe.learn_step_sizes, masks=MaskBank(0))
     return BlockReconstruction(
         block,
         {n: layer for n, layer in model.layers.items() if layer.block == index},
@@ -71,7 +71,7 @@ def frozen_tensors(model: MultiBitModel) -> dict[str, Tensor]:
 def test_integers_stay_and_steps_too_unless_learned(kind: str, learn: bool) -> None:
     model = small_model()
     before = frozen_tensors(model)
-    reconstruct_model(model, images(), replace(RECIPE, rounding=KINDS[kind], learn_steps=learn), trainer)
+    reconstruct_model(model, images(), replace(RECIPE, rounding=KINDS[kind], learn_step_sizes=learn), trainer)
     for name, tensor in frozen_tensors(model).items():
         if learn and name.endswith(".steps"):
             continue
@@ -81,7 +81,7 @@ def test_integers_stay_and_steps_too_unless_learned(kind: str, learn: bool) -> N
 
 @pytest.mark.parametrize("learn", [False, True], ids=["fixed steps", "learned steps"])
 def test_exactly_the_rounding_and_the_steps_are_parameters(learn: bool) -> None:
-    module = module_of(small_model(), 1, replace(RECIPE, learn_steps=learn))
+    module = module_of(small_model(), 1, replace(RECIPE, learn_step_sizes=learn))
     kinds = {name.split(".")[-2] for name, _ in module.named_parameters()}
     assert kinds == {"v", "log_step"} | ({"log_gain"} if learn else set())
     optimizer = module.configure_optimizers()["optimizer"]
@@ -95,7 +95,7 @@ def test_only_the_drawn_widths_get_gradients() -> None:
         x = model.blocks[0](x)
         target = model.blocks[1](x)
     module = module_of(model, 1)
-    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, steps=1, seed=0)))
+    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, iters=1, seed=0)))
     module.draw = lambda: [GROUPS.groups[0][0], GROUPS.groups[1][1], GROUPS.groups[2][0]]  # type: ignore[method-assign]
     module.training_step(batch, 0).backward()
     for name, parameter in module.named_parameters():
@@ -105,13 +105,13 @@ def test_only_the_drawn_widths_get_gradients() -> None:
 
 @pytest.mark.parametrize("how", [KINDS["shared"], Rounding("flexround", rate=0.3)], ids=["soft", "flexround"])
 def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: Rounding) -> None:
-    settings = Settings(steps=8, lr_rounding=0.02, lr_activation=0.003, lr_weight_step=0.0004)
+    settings = Settings(iters=8, lr_rounding=0.02, lr_activation=0.003, lr_weight_step_size=0.0004)
     module = module_of(small_model(), 1, replace(RECIPE, rounding=how, settings=settings))
     names = {id(parameter): name.split(".")[-2] for name, parameter in module.named_parameters()}
     found: Any = module.configure_optimizers()
     optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
     rates: dict[str, list[float]] = {}
-    for _ in range(settings.steps + 1):
+    for _ in range(settings.iters + 1):
         for group in optimizer.param_groups:
             (kind,) = {names[id(parameter)] for parameter in group["params"]}
             rates.setdefault(kind, []).append(group["lr"])
@@ -128,14 +128,14 @@ def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: R
 
 def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
     model, x = small_model(), images(8)
-    settings = Settings(steps=10, warmup=0.2, lambda_rounding=0.05, log_every=1)
+    settings = Settings(iters=10, warmup=0.2, lambda_rounding=0.05, log_every=1)
     module = module_of(model, 1, replace(RECIPE, settings=settings))
     with passthrough(model), torch.no_grad():
         x = model.blocks[0](x)
         target = model.blocks[1](x)
-    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, steps=1, seed=0)))
+    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, iters=1, seed=0)))
     regularizer = []
-    for index in range(settings.steps):
+    for index in range(settings.iters):
         loss = float(module.training_step(batch, index).detach())
         own = sum(value for name, value in module.latest.items() if name.startswith("loss/w"))  # of gd_direct, all
         regularizer.append(module.latest["loss/rounding"])
@@ -146,7 +146,7 @@ def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_learning_beats_nearest_rounding_at_the_narrowest_width(kind: str) -> None:
     nearest, learned, x = small_model(), small_model(), images(64)
-    recipe = replace(RECIPE, rounding=KINDS[kind], settings=Settings(steps=120, batch=16, lambda_rounding=1e-3))
+    recipe = replace(RECIPE, rounding=KINDS[kind], settings=Settings(iters=120, batch=16, lambda_rounding=1e-3))
     reconstruct_model(learned, x, recipe, trainer)
     with passthrough(nearest):
         target = nearest(x)
@@ -168,7 +168,7 @@ def test_a_seeded_fit_keeps_its_loss_curve() -> None:
     [("none", "mse"), ("case1", "gd_direct"), ("case2", "gd_chain"), ("case3", "gd_figure"), ("matched", "gd_figure")],
 )
 def test_every_mixer_and_loss_fits_every_block(case: str, form: str) -> None:
-    recipe = replace(RECIPE, mixer=Mixer(case), objective=Objective(form, "token"), settings=Settings(steps=2, batch=4))
+    recipe = replace(RECIPE, mixer=Mixer(case), objective=Objective(form, "token"), settings=Settings(iters=2, batch=4))
     results = reconstruct_model(small_model(), images(8), recipe, trainer)
     assert [r.name for r in results] == ["stem", "layer1.0", "layer1.1", "blocks.0", "head"]
 
@@ -230,7 +230,7 @@ def test_blocks_whose_layers_are_pinned_run_once_a_step() -> None:
     module.at = lambda width, y: calls.append(width) or model.blocks[0](y)  # type: ignore[method-assign, func-returns-value]
     with torch.no_grad():
         target = model.blocks[0](x)
-    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=4, steps=1, seed=0)))
+    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=4, iters=1, seed=0)))
     module.training_step(batch, 0)
     assert len(calls) == 1
 

@@ -26,7 +26,7 @@ RECIPE = Recipe(
     Mixer("matched"),
     Objective("mse"),
     Rounding("shared"),
-    Settings(steps=4, batch=4, log_every=2),
+    Settings(iters=4, batch=4, log_every=2),
     unit="layer",
 )
 RESIDUAL, ATTENTION = 1, 3  # blocks of the small network
@@ -90,7 +90,7 @@ def test_layers_learn_in_turn_and_the_block_gets_their_steps() -> None:
 @pytest.mark.slow
 def test_layer_by_layer_beats_nearest_rounding_at_the_narrowest_width() -> None:
     nearest, learned, x = small_model(), small_model(), images(64)
-    recipe = replace(RECIPE, settings=Settings(steps=120, batch=16, lambda_rounding=1e-3))
+    recipe = replace(RECIPE, settings=Settings(iters=120, batch=16, lambda_rounding=1e-3))
     reconstruct_model(learned, x, recipe, trainer)
     with passthrough(nearest):
         target = nearest(x)
@@ -104,7 +104,7 @@ def test_blocks_count_their_units_steps_and_a_resumed_run_makes_the_same_draws()
     reconstruct_model(whole, images(), RECIPE, trainer, after_block=lambda index, result: kept.append((index, result)))
     units_per_block = [1, 2, 2, 2, 1]
     expected = [4 * sum(units_per_block[: n + 1]) for n in range(5)]
-    assert [(index, result.steps) for index, result in kept] == list(enumerate(expected))
+    assert [(index, result.iters) for index, result in kept] == list(enumerate(expected))
     for index in range(3):
         resumed.blocks[index] = whole.blocks[index]
     reconstruct_model(resumed, images(), RECIPE, trainer, from_block=3)
