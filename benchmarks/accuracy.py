@@ -197,8 +197,8 @@ def length(note: dict[str, Any]) -> str:
         return f"{config.finetune.epochs} epochs"
     if config.rounding.name == "nearest":
         return "-"
-    second = f" + {activation_iters(recon)}" if recon.activation == "second_phase" else ""
-    return f"{recon.iters}{second} a {recon.unit}" + (f", {groups} widths each" if groups > 1 else "")
+    second = f" + {activation_iters(recon)}" if config.method.activation == "second_phase" else ""
+    return f"{recon.iters}{second} a {config.method.unit}" + (f", {groups} widths each" if groups > 1 else "")
 
 
 def order(config: str) -> tuple[int, ...]:

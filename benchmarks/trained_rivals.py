@@ -28,7 +28,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAIRS = ("w2a4", "w3a3", "w4a4", "w6a6", "w8a8")
 COMMON = [
     "experiment=cifar_resnet20",
-    "bits.groups=[[[2,4]],[[3,3]],[[4,4]],[[6,6]],[[8,8]]]",
+    "bits.groups=[[w2a4],[w3a3],[w4a4],[w6a6],[w8a8]]",
     f"bits.evaluate=[{','.join(PAIRS)}]",
 ]
 METHODS = {

@@ -167,7 +167,7 @@ def test_cells_of_other_settings_are_not_mixed_in(benchmark: Any, tmp_path: Path
 
 
 def test_a_run_of_another_configuration_is_left_out(benchmark: Any, tmp_path: Path) -> None:
-    refused = "ptmq+bits.extra=[[3,3]]"  # a pair that bits=uniform learns
+    refused = "ptmq+bits.extra=[w3a3]"  # a pair that bits=uniform learns
     asked = options(tmp_path, methods=["rtn", "ptmq", refused], seeds=[0])
     changed = "of a default that has changed since"
     for cell, then in zip(benchmark.cells(asked), ("", changed, changed), strict=True):

@@ -28,7 +28,7 @@ from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 from tests.networks import images, small_model, trainer
 
 TINY = ["bits=w4a4", "recon.iters=4", "recon.batch=4", "recon.log_every=1", "recon.warmup=0"]
-FINE = [[[3, 8]], [[4, 8]], [[8, 8]]]  # groups whose activations are fine: errors at 3 bits are the weights'
+FINE = "[[w3a8],[w4a8],[w8a8]]"  # groups whose activations are fine: errors at 3 bits are the weights'
 
 
 @cache
@@ -95,8 +95,8 @@ def test_p8_genie_without_learned_steps_is_qdrop_and_with_them_is_not() -> None:
 
 
 def test_qdrop_without_drop_is_brecq_with_joint_activations() -> None:
-    qdrop, _ = learned("method=qdrop", "recon.drop=0", "mixer.p=0")
-    brecq, _ = learned("method=brecq", "recon.quantize=all", "recon.activation=joint")
+    qdrop, _ = learned("method=qdrop", "method.drop=0", "mixer.p=0")
+    brecq, _ = learned("method=brecq", "method.quantize=all", "method.activation=joint")
     assert same(qdrop, brecq)
 
 
@@ -161,7 +161,7 @@ def test_rounding_on_weights_alone_sees_no_activation_quantizer(method: str) -> 
 
 
 def test_fixed_activations_keep_their_calibrated_steps() -> None:
-    model, _ = learned("method=qdrop", "recon.activation=fixed")
+    model, _ = learned("method=qdrop", "method.activation=fixed")
     for (path, found), (_, before) in zip(quantizers_of(model), quantizers_of(nearest()), strict=True):
         assert torch.equal(found.steps, before.steps), path
 
@@ -194,7 +194,7 @@ def test_a_learned_weight_alone_reconstructs_the_narrowest_width_better_than_nea
         ["method=ptmq", f"rounding={kind}", "step_size.learn=false", f"bits.groups={FINE}", "bits.evaluate=[w3a8]",
          *TINY[1:], "recon.iters=60", "recon.batch=16", "recon.lr_rounding=0.03"]
     )  # fmt: skip
-    before = small_model(placement=Placement(BitGroups.of(FINE).pairs))
+    before = small_model(placement=Placement(BitGroups.of([["w3a8"], ["w4a8"], ["w8a8"]]).pairs))
     model, target = deepcopy(before), features(before, None)
     for recipe in parts.recipes(config, model):
         reconstruct_model(model, images(64), recipe, trainer)
@@ -206,7 +206,7 @@ def test_a_learned_weight_alone_reconstructs_the_narrowest_width_better_than_nea
 @pytest.mark.parametrize("kind", ["ste", "flexround"])
 def test_a_learned_weight_serves_ptmq_at_all_widths_and_helps_the_narrowest(kind: str) -> None:
     config = configuration(
-        ["method=ptmq", f"rounding={kind}", "bits.groups=[[[3,3],[4,4]],[[5,5],[6,6]],[[8,8]]]",
+        ["method=ptmq", f"rounding={kind}", "bits.groups=[[w3a3,w4a4],[w5a5,w6a6],[w8a8]]",
          "bits.evaluate=[w3a3]", *TINY[1:], "recon.iters=120", "recon.batch=16"]
     )  # fmt: skip
     x, model, before = images(64), small_model(), small_model()

@@ -55,7 +55,7 @@ class RunFolder:
             self._clear()
         else:
             self._require_free()
-        write_atomically(self.path / CONFIG, yaml.safe_dump(asdict(self.config), sort_keys=False))
+        write_atomically(self.path / CONFIG, _text(self.config))
 
     def finished(self) -> dict[str, Any] | None:
         """The results of a complete run that is to be resumed. Raises ConfigError for another configuration's."""
@@ -117,7 +117,7 @@ class RunFolder:
 
     def _require_same(self) -> None:
         before = dict(_flat(yaml.safe_load((self.path / CONFIG).read_text(encoding="utf-8"))))
-        now = dict(_flat(asdict(self.config)))
+        now = dict(_flat(yaml.safe_load(_text(self.config))))
         keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
         keys = [key for key in keys if key not in NOT_COMPARED and key.split(".")[0] not in NOT_COMPARED]
         if keys:
@@ -126,6 +126,11 @@ class RunFolder:
                 f"resume=true, but the run in {self.path} had another configuration: {shown}; give the same command "
                 "again, or start afresh without resume"
             )
+
+
+def _text(config: Config) -> str:
+    """What config.yaml holds."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

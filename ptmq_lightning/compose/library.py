@@ -127,9 +127,8 @@ def _bits(bits: str | Groups | BitGroups) -> list[str]:
     if isinstance(bits, str):
         return [f"bits={bits}"]
     groups = bits if isinstance(bits, BitGroups) else BitGroups.of(bits)
-    listed = [[list(BitWidth.parse(pair)) for pair in group] for group in groups.groups]
-    names = ",".join(str(pair) for pair in groups.pairs)
-    return [f"bits.groups={listed}".replace(" ", ""), "bits.extra=[]", f"bits.evaluate=[{names}]"]
+    listed = ",".join(f"[{','.join(map(str, group))}]" for group in groups.groups)
+    return [f"bits.groups=[{listed}]", "bits.extra=[]"]
 
 
 def _require_images(images: Any) -> None:

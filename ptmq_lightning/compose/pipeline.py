@@ -27,7 +27,7 @@ from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
 from ptmq_lightning.config import parts
-from ptmq_lightning.config.schema import BitsConfig, Config, FoldConfig, ModelConfig
+from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
@@ -44,7 +44,6 @@ from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_mode
 from ptmq_lightning.report.trackers import log_summary, open_trackers
 from ptmq_lightning.runtime.errors import DataError
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
-from ptmq_lightning.runtime.spec import BitGroups
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +68,7 @@ def run(config: Config, path: Path) -> float:
     with open_trackers(
         path,
         parts.trackers(config.logger),
-        widths=[str(pair) for pair in BitGroups.of(config.bits.groups).pairs],
+        widths=[str(pair) for pair in parts.groups(config.bits).pairs],
         hyperparameters=asdict(config),
         resume_step=folder.finished_iters(),
     ) as loggers:
@@ -101,7 +100,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         else:
             fits = learn(model, images, config, loggers, folder)
     with stage("allocate", seconds):
-        sensitivity = allocate_bits(model, images, config.bits)
+        sensitivity = allocate_bits(model, images, config)
     with stage("evaluate", seconds):
         evaluation = measure(model, sources, config, network.module)
     seconds["reconstruct"] = seconds["fine-tune"] + sum(fit.seconds for fit in fits)
@@ -141,7 +140,7 @@ def build(config: ModelConfig) -> Network:
 def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
     """The sources, which calibration images were drawn, and these as one tensor (N, C, H, W) on the CPU."""
     keys = ("root", "train", "val", "class_map", "val_images")
-    data, count = config.data, parts.calibration_count(config)
+    data, count = config.data, config.data.calibration_images
     sources = open_data(
         data.name,
         preprocessing=network.preprocessing,
@@ -183,12 +182,12 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
 
 def quantize(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
     """Quantizers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
-    model = insert(blocks, parts.placement(config.bits, config.quant), parts.step_size(config.step_size))
+    model = insert(blocks, parts.placement(config), parts.step_size(config))
     model.info = {
         "name": network.name,
         "source": network.source,
         "preprocessing": network.preprocessing.to_json(),
-        "groups": config.bits.groups,
+        "groups": [[list(pair) for pair in group] for group in parts.groups(config.bits).groups],
     }
     return model
 
@@ -228,18 +227,18 @@ def learn(
     return results
 
 
-def allocate_bits(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:
+def allocate_bits(model: MultiBitModel, images: Tensor, config: Config) -> Sensitivity:
     """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
-    if not config.mixed_averages:
+    if config.allocate.name == "none":
         return {}
     tell = now_and_then()
     sensitivity = layer_sensitivity(
         model,
-        images[: config.sensitivity_images],
-        parts.pairs(config),
+        images[: config.allocate.sensitivity_images],
+        parts.pairs(config.bits),
         progress=lambda done, layers: tell(f"sensitivity: layer {done} of {layers}"),
     )
-    for average in config.mixed_averages:
+    for average in config.allocate.averages:
         model.assignments[f"mixed_{float(average)}"] = greedy(model, sensitivity, average)
     return sensitivity
 

@@ -11,18 +11,7 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ptmq_lightning.config.schema import (
-    BitsConfig,
-    Config,
-    LoggerConfig,
-    LossConfig,
-    MixerConfig,
-    QuantConfig,
-    ReconConfig,
-    RoundingConfig,
-    StepSizeConfig,
-    TrainerConfig,
-)
+from ptmq_lightning.config.schema import BitsConfig, Config, LoggerConfig, ReconConfig, TrainerConfig
 from ptmq_lightning.quant.insert import Override, Placement
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.quant.steps import StepSize
@@ -35,66 +24,77 @@ from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
+log = logging.getLogger(__name__)
+
 CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")  # loggers
 
 
 def check(config: Config) -> None:
     """Make every value once, so that what a room refuses is refused before anything is loaded. Raises ConfigError."""
-    placement(config.bits, config.quant)
-    step_size(config.step_size)
-    rounding(config.rounding)
-    mixer(config.mixer)
+    placement(config)
+    step_size(config)
+    rounding(config)
+    mixer(config)
     for attention in (False, True):
-        objective(config.loss, config.mixer, attention)
+        objective(config, attention)
     quieten()
     device_of(config.trainer)
 
 
-def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
+def placement(config: Config) -> Placement:
     """Which widths the layers may take."""
-    overrides = tuple(Override(item.pattern, item.w, item.a) for item in config.overrides)
-    return Placement(pairs(config), config.edge, config.softmax, overrides, quant.gelu)
+    placed = config.placement
+    overrides = tuple(Override(item.pattern, item.w, item.a) for item in placed.overrides)
+    return Placement(pairs(config.bits), placed.edge, placed.softmax, overrides, placed.gelu)
 
 
 def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
     """Every pair the model is prepared for: the groups', low to high, then the extra ones."""
-    return (*BitGroups.of(config.groups).pairs, *(BitWidth.parse(pair) for pair in config.extra))
+    return (*groups(config).pairs, *(BitWidth.parse(pair) for pair in config.extra))
 
 
-def step_size(config: StepSizeConfig) -> StepSize:
-    return StepSize(config.name, config.anchor, tuple(config.free_widths), config.learn, config.p)
+def groups(config: BitsConfig) -> BitGroups:
+    """Whose pairs are drawn."""
+    return BitGroups.of(config.groups)
+
+
+def step_size(config: Config) -> StepSize:
+    chosen = config.step_size
+    return StepSize(chosen.name, chosen.anchor, chosen.free_widths, chosen.learn, chosen.p)
 
 
 def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     """The passes over the network, none where nothing is learned; ``model`` tells whether there is attention.
 
-    The second phase learns activation steps alone, on the committed weights, from float features and with errors to
-    the power of 2.4, none weighted (as BRECQ's code).
+    The second phase learns activation step sizes alone, on the committed weights, from float features and with errors
+    to the power of 2.4, none weighted (as BRECQ's code).
     """
-    recon, nearest = config.recon, config.rounding.name == "nearest"
-    if nearest and not recon.bias_correction:
+    method, nearest = config.method, config.rounding.name == "nearest"
+    if nearest and not method.bias_correction:
         return ()
     attention = any(row.kind == "matmul" for row in model.layers.values())
     first = Recipe(
-        groups=BitGroups.of(config.bits.groups),
-        mixer=mixer(config.mixer),
-        objective=objective(config.loss, config.mixer, attention and recon.unit == "block"),
-        rounding=rounding(config.rounding),
-        settings=settings(recon, config.seed),
+        groups=groups(config.bits),
+        mixer=mixer(config),
+        objective=objective(config, attention and method.unit == "block"),
+        rounding=rounding(config),
+        settings=settings(config),
         learn_step_sizes=config.step_size.learn,
-        unit=recon.unit,
-        quantize_inputs=recon.quantize == "all",
-        learn_inputs=recon.activation == "joint" and not nearest,
-        bias_correction=recon.bias_correction,
+        unit=method.unit,
+        quantize_inputs=method.quantize == "all",
+        learn_inputs=method.activation == "joint" and not nearest,
+        bias_correction=method.bias_correction,
     )
-    if nearest or recon.activation != "second_phase":
+    log.info("loss: %s, norm %s", config.loss.name, first.objective.norm)
+    if nearest or method.activation != "second_phase":
         return (first,)
+    unweighted = replace(config, loss=replace(config.loss, weight="none"))
     second = replace(
         first,
         mixer=Mixer("float"),
-        objective=replace(objective(replace(config.loss, weight="none"), config.mixer, attention), p=2.4),
+        objective=replace(objective(unweighted, attention), p=2.4),
         rounding=Rounding("nearest"),
-        settings=replace(first.settings, iters=activation_iters(recon)),
+        settings=replace(first.settings, iters=activation_iters(config.recon)),
         quantize_inputs=True,
         learn_inputs=True,
     )
@@ -106,48 +106,44 @@ def activation_iters(recon: ReconConfig) -> int:
     return recon.activation_iters or max(recon.iters // 4, 1)
 
 
-def mixer(config: MixerConfig) -> Mixer:
-    return Mixer(config.name, p=config.p, weights=tuple(config.weights))
+def mixer(config: Config) -> Mixer:
+    chosen = config.mixer
+    weights = {"weights": chosen.weights} if chosen.weights else {}
+    return Mixer(chosen.name, p=chosen.p, **weights)
 
 
-def objective(config: LossConfig, mix: MixerConfig, blocks_with_attention: bool) -> Objective:
+def objective(config: Config, blocks_with_attention: bool) -> Objective:
     """gd_figure's mixture has the mixer's weights; norm auto is per token where the blocks of a network with attention
     are fitted (what reads them is a LayerNorm, which does not read a token's scale; what reads a layer inside does),
     unless a weight tells what matters."""
-    norm = {"auto": "token" if blocks_with_attention and config.weight == "none" else "none"}.get(
-        config.norm, config.norm
-    )
-    gammas, mixture = tuple(config.gammas), tuple(mix.weights)
-    return Objective(
-        config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight, config.tokens
-    )
+    loss, mixture = config.loss, config.mixer.weights
+    norm = loss.norm
+    if norm == "auto":
+        norm = "token" if blocks_with_attention and loss.weight == "none" else "none"
+    return Objective(loss.name, norm, loss.gammas, loss.chain_k, loss.stop_gradient, mixture, loss.weight, loss.tokens)
 
 
-def rounding(config: RoundingConfig) -> Rounding:
-    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width, config.rate)
+def rounding(config: Config) -> Rounding:
+    chosen = config.rounding
+    return Rounding(chosen.name, chosen.planes, chosen.init_width, chosen.rate)
 
 
-def settings(config: ReconConfig, seed: int) -> Settings:
+def settings(config: Config) -> Settings:
+    recon = config.recon
     return Settings(
-        iters=config.iters,
-        batch=config.batch,
-        lr_rounding=config.lr_rounding,
-        lr_activation=config.lr_activation,
-        lr_weight_step_size=config.lr_weight_step_size,
-        lambda_rounding=config.lambda_rounding,
-        warmup=config.warmup,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        drop=config.drop,
-        log_every=config.log_every,
-        seed=seed,
+        iters=recon.iters,
+        batch=recon.batch,
+        lr_rounding=recon.lr_rounding,
+        lr_activation=recon.lr_activation,
+        lr_weight_step_size=recon.lr_weight_step_size,
+        lambda_rounding=recon.lambda_rounding,
+        warmup=recon.warmup,
+        beta_start=recon.beta_start,
+        beta_end=recon.beta_end,
+        drop=config.method.drop,
+        log_every=recon.log_every,
+        seed=config.seed,
     )
-
-
-def calibration_count(config: Config) -> int:
-    """How many calibration images are drawn: data's number, at most recon's."""
-    most = config.recon.calibration_images
-    return config.data.calibration_images if most is None else min(config.data.calibration_images, most)
 
 
 def trackers(config: LoggerConfig) -> TrackerSettings:

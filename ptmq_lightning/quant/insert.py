@@ -33,7 +33,7 @@ ONE_LONG_SIDE_FUNCTIONS = (F.gelu, F.silu, F.hardswish, F.mish)
 
 @dataclass(frozen=True)
 class Override:
-    """Layers whose name matches a shell pattern are fixed at these bits; None leaves that side free."""
+    """Layers whose name matches a shell pattern are fixed at these bits; None leaves that side to the edge rule."""
 
     pattern: str
     w: int | None = None
@@ -58,19 +58,19 @@ class Placement:
 
     def __post_init__(self) -> None:
         if self.edge not in EDGES:
-            raise ConfigError(f"found bits.edge={self.edge!r}; expected one of {', '.join(EDGES)}.")
+            raise ConfigError(f"found placement.edge={self.edge!r}; expected one of {', '.join(EDGES)}.")
         if self.gelu not in LEVELS:
-            raise ConfigError(f"found quant.gelu={self.gelu!r}; expected one of {', '.join(LEVELS)}.")
+            raise ConfigError(f"found placement.gelu={self.gelu!r}; expected one of {', '.join(LEVELS)}.")
 
     def pins(self, name: str, *, first: bool, second: bool, last: bool) -> tuple[int | None, int | None]:
         """(pin_w, pin_a) of a layer. second: it reads the first quantized tensor."""
-        for override in self.overrides:
-            if fnmatchcase(name, override.pattern):
-                return override.w, override.a
         edges = self.edge != "none"
-        if first:
-            return (8 if edges else None), 8
-        return (8 if edges and last else None), (8 if (edges and last) or (self.edge == "brecq" and second) else None)
+        pin_w = 8 if edges and (first or last) else None
+        pin_a = 8 if first or (edges and last) or (self.edge == "brecq" and second) else None
+        for override in self.overrides:
+            if fnmatchcase(name, override.pattern):  # a side that it leaves out stays with the edge rule
+                return override.w or pin_w, override.a or pin_a
+        return pin_w, pin_a
 
 
 def insert(blocks: Iterable[Block], placement: Placement, step_size: StepSize) -> MultiBitModel:
@@ -85,8 +85,8 @@ def insert(blocks: Iterable[Block], placement: Placement, step_size: StepSize) -
     unmatched = [o.pattern for o in placement.overrides if not any(fnmatchcase(n, o.pattern) for n in inserter.table)]
     if unmatched:
         raise ConfigError(
-            f"found the layer pattern {unmatched[0]!r} in bits.overrides, which matches none of {len(inserter.table)} "
-            f"layers; expected a pattern like {next(iter(inserter.table))!r}."
+            f"found the layer pattern {unmatched[0]!r} in placement.overrides, which matches none of "
+            f"{len(inserter.table)} layers; expected a pattern like {next(iter(inserter.table))!r}."
         )
     return MultiBitModel([b.module for b in blocks], [b.name for b in blocks], inserter.table, placement.pairs)
 

@@ -33,7 +33,7 @@ def test_a_multi_bit_run_ends_with_an_artifact_that_the_cpu_reads(
     method: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(work)
-    run(configuration([*TINY, f"method={method}", "bits.groups=[[[3,3],[4,4]],[[8,8]]]"]), tmp_path)
+    run(configuration([*TINY, f"method={method}", "bits.groups=[[w3a3,w4a4],[w8a8]]"]), tmp_path)
     model = load(tmp_path / "model")
     assert all(not tensor.is_cuda for tensor in model.state_dict().values())
     rows = {row["config"]: row["top1"] for row in read_results(tmp_path / "results.json")["rows"]}
@@ -52,7 +52,7 @@ def test_a_method_of_one_pair_of_widths_runs(
 @pytest.mark.parametrize("method", ["any_precision", "multiquant", "robustquant"])
 def test_a_method_that_trains_runs(method: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
-    run(configuration([*TINY, f"method={method}", "bits.groups=[[[3,3],[4,4]],[[8,8]]]"]), tmp_path)
+    run(configuration([*TINY, f"method={method}", "bits.groups=[[w3a3,w4a4],[w8a8]]"]), tmp_path)
     assert (tmp_path / "finetune.json").exists()
 
 

@@ -15,7 +15,7 @@ from ptmq_lightning.runtime.errors import ConfigError
 RIVALS = ["any_precision", "multiquant", "robustquant"]
 TINY = [
     "data.val_images=100", "data.step_size_images=32", "data.calibration_images=64", "finetune.batch=16",
-    "finetune.epochs=1", "bits.groups=[[[2,4]],[[8,8]]]", "bits.evaluate=[w2a4,w8a8]",
+    "finetune.epochs=1", "bits.groups=[[w2a4],[w8a8]]", "bits.evaluate=[w2a4,w8a8]",
 ]  # fmt: skip
 FAIR = [*TINY, "data.val_images=300", "data.calibration_images=512", "finetune.epochs=3"]
 
@@ -61,7 +61,7 @@ def test_the_same_seed_trains_the_same_tensors(tmp_path: Path) -> None:
 
 
 def test_a_network_trained_as_a_whole_takes_widths_per_layer(tmp_path: Path) -> None:
-    mixed = ["bits.mixed_averages=[5]", "bits.sensitivity_images=16"]
+    mixed = ["allocate=greedy", "allocate.averages=[5]", "allocate.sensitivity_images=16"]
     run(configuration([*TINY, *mixed, "method=any_precision"]), tmp_path)
     assert 2 < rows(tmp_path)["mixed_5.0"]["w_bits"] <= 5
 

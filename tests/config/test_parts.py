@@ -11,7 +11,7 @@ from tests.networks import small_model
 def objective(*overrides: str) -> Objective:
     """That of a network with attention."""
     config = configuration(overrides)
-    return parts.objective(config.loss, config.mixer, blocks_with_attention=True)
+    return parts.objective(config, blocks_with_attention=True)
 
 
 def test_where_there_is_attention_errors_count_by_token_or_by_weight() -> None:
@@ -27,7 +27,7 @@ def test_attention_is_read_off_the_layers() -> None:
 
 
 def test_a_layer_is_fitted_to_its_output_as_it_is() -> None:
-    (recipe,) = parts.recipes(configuration(["recon.unit=layer"]), small_model(calibrated=False))
+    (recipe,) = parts.recipes(configuration(["method.unit=layer"]), small_model(calibrated=False))
     assert recipe.objective.norm == "none"
 
 
@@ -41,10 +41,10 @@ def test_no_error_is_weighted_in_the_second_phase() -> None:
 
 def test_a_learned_weight_moves_at_a_share_of_the_rate_of_the_rounding_variables() -> None:
     kinds = ("shared", "ste", "flexround")
-    assert [parts.rounding(configuration([f"rounding={kind}"]).rounding).rate for kind in kinds] == [1.0, 0.3, 0.3]
+    assert [parts.rounding(configuration([f"rounding={kind}"])).rate for kind in kinds] == [1.0, 0.3, 0.3]
 
 
 def test_options_of_the_quantizers_and_of_the_commit_reach_their_rooms() -> None:
-    config = configuration(["quant.gelu=table", "recon.bias_correction=true"])
-    assert parts.placement(config.bits, config.quant).gelu == "table"
+    config = configuration(["placement.gelu=table", "method.bias_correction=true"])
+    assert parts.placement(config).gelu == "table"
     assert [recipe.bias_correction for recipe in parts.recipes(config, small_model(calibrated=False))] == [True]

@@ -93,7 +93,7 @@ def test_no_layer_of_a_network_is_left_in_float_and_each_is_within_a_step(
 def test_levels_from_a_table_and_biases_of_each_width_are_exported(form: str, tmp_path: Path) -> None:
     network = zoo.build("cifar_vit", pretrained=False).module
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    model = quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["quant.gelu=table"])
+    model = quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["placement.gelu=table"])
     layer = model.blocks[1].get_submodule("blocks.0.mlp.fc2")
     layer.biases = torch.stack([layer.bias + 0.5 * row for row in range(len(layer.weight.widths))])
     reports = write_export(model, tmp_path / "out", x, ["w4a4", "w8a8"], form=form)

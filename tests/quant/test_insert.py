@@ -53,19 +53,28 @@ def test_overrides_pin_by_pattern_and_the_first_match_wins() -> None:
     assert assignment["blocks.0.qkv"] == (3, 3)
 
 
+def test_an_override_of_one_side_leaves_the_other_to_the_edge_rule() -> None:
+    last = list(small_model().layers)[-1]
+    layers = small_model(
+        placement=Placement(GROUPS.pairs, overrides=(Override(last, w=4), Override("conv1", a=6)))
+    ).layers
+    assert (layers[last].pin_w, layers[last].pin_a) == (4, 8)
+    assert (layers["conv1"].pin_w, layers["conv1"].pin_a) == (8, 6)
+
+
 def test_an_override_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         small_model(placement=Placement(GROUPS.pairs, overrides=(Override("layer9.*", w=8),)))
     assert str(error.value) == (
-        "found the layer pattern 'layer9.*' in bits.overrides, which matches none of 10 layers; expected a pattern "
-        "like 'conv1'."
+        "found the layer pattern 'layer9.*' in placement.overrides, which matches none of 10 layers; expected a "
+        "pattern like 'conv1'."
     )
 
 
 def test_an_unknown_edge_rule_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         Placement(GROUPS.pairs, edge="first")
-    assert str(error.value) == "found bits.edge='first'; expected one of qdrop, brecq, 8bit, none."
+    assert str(error.value) == "found placement.edge='first'; expected one of qdrop, brecq, 8bit, none."
 
 
 def test_nearest_rounding_at_eight_bits_stays_close_to_the_float_network() -> None:

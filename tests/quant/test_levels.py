@@ -169,7 +169,7 @@ def test_tables_are_saved_and_loaded_to_the_last_bit(tmp_path: Path) -> None:
 def test_unknown_levels_are_refused() -> None:
     with pytest.raises(ConfigError) as error:
         Placement(GROUPS.pairs, gelu="log2")
-    assert str(error.value) == "found quant.gelu='log2'; expected one of uniform, table."
+    assert str(error.value) == "found placement.gelu='log2'; expected one of uniform, table."
 
 
 def test_a_distribution_holds_every_value_to_a_thousandth_and_what_it_counts() -> None:
