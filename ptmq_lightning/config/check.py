@@ -17,24 +17,30 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
 from ptmq_lightning.config.schema import BitsConfig, Config, LayerOverride, MixerConfig, ModelConfig
+from ptmq_lightning.finetune.baselines import BASELINES
+from ptmq_lightning.reconstruct.importance import TOKENS, WEIGHTS
+from ptmq_lightning.reconstruct.losses import LOSSES
+from ptmq_lightning.reconstruct.units import UNITS
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS, BitGroups, BitWidth
 
 CHOICES = {
     "bits.edge": ("qdrop", "brecq", "8bit", "none"),
-    "loss.form": ("gd_figure", "gd_direct", "gd_chain", "mse"),
-    "loss.weight": ("none", "fim", "aph"),
     "loss.norm": ("none", "token", "auto"),
-    "loss.tokens": ("fisher", "even"),
     "quant.gelu": ("uniform", "table"),
-    "recon.unit": ("block", "layer"),
     "recon.quantize": ("all", "weights"),
     "recon.activation": ("joint", "fixed", "second_phase"),
-    "finetune.name": ("none", "any_precision", "multiquant", "robustquant"),
     "trainer.accelerator": ("cpu", "gpu", "cuda", "auto"),
     "logger.mode": ("online", "offline", "disabled"),
     "export.form": ("static", "switchable"),
     "export.weights": ("signed", "portable"),
+}
+VARIANTS: dict[str, Registry[Any]] = {  # their choices grow with what joins from outside
+    "loss.form": LOSSES,
+    "loss.weight": WEIGHTS,
+    "loss.tokens": TOKENS,
+    "recon.unit": UNITS,
 }
 COUNTS = (
     *("recon.iters", "recon.activation_iters", "recon.batch", "recon.log_every", "recon.calibration_images"),
@@ -120,7 +126,9 @@ def check(config: Config) -> None:
 
 def _check_values(config: Config) -> None:
     """Each value by itself."""
-    for key, allowed in CHOICES.items():
+    choices = CHOICES | {key: registry.names() for key, registry in VARIANTS.items()}
+    choices["finetune.name"] = ("none", *BASELINES.names())
+    for key, allowed in choices.items():
         if (value := _value(config, key)) not in allowed:
             raise ConfigError(f"{key}={value} is not known{nearest(value, allowed)}; expected {', '.join(allowed)}")
     for key, (least, most) in RANGES.items():

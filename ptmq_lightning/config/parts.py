@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import lightning as L
 import torch
@@ -24,15 +24,16 @@ from ptmq_lightning.config.schema import (
     TrainerConfig,
 )
 from ptmq_lightning.quant.insert import Override, Placement
-from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
 from ptmq_lightning.quant.steps import StepSize
-from ptmq_lightning.reconstruct.block import Settings
-from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.reconstruct.losses import LossKeys
+from ptmq_lightning.reconstruct.mixer import MIXERS, Mixer, MixerKeys
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import Recipe
+from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
 from ptmq_lightning.report.trackers import TrackerSettings
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.registry import made
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")  # loggers
@@ -52,8 +53,8 @@ def check(config: Config) -> None:
 
 def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
     """Which widths the layers may take."""
-    overrides = tuple(Override(item.pattern, item.w, item.a) for item in config.overrides)
-    return Placement(pairs(config), config.edge, config.softmax, overrides, quant.gelu)
+    overrides = [Override(item.pattern, item.w, item.a) for item in config.overrides]
+    return Placement(config.edge, config.softmax, overrides, quant.gelu)
 
 
 def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
@@ -62,7 +63,7 @@ def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
 
 
 def step_size(config: StepSizeConfig) -> StepSize:
-    return StepSize(config.name, config.anchor, tuple(config.free_widths), config.learn, config.p)
+    return StepSize(config.name, config.anchor, config.free_widths, config.learn, config.p)
 
 
 def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
@@ -71,7 +72,7 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     The second phase learns activation steps alone, on the committed weights, from float features and with errors to
     the power of 2.4, none weighted (as BRECQ's code).
     """
-    recon, nearest = config.recon, config.rounding.name == "nearest"
+    recon, nearest = config.recon, not ROUNDINGS[config.rounding.name].learns
     if nearest and not recon.bias_correction:
         return ()
     attention = any(row.kind == "matmul" for row in model.layers.values())
@@ -80,7 +81,9 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
         mixer=mixer(config.mixer),
         objective=objective(config.loss, config.mixer, attention and recon.unit == "block"),
         rounding=rounding(config.rounding),
-        settings=settings(recon, config.seed),
+        schedule=schedule(recon),
+        drop=recon.drop,
+        seed=config.seed,
         learn_step_sizes=config.step_size.learn,
         unit=recon.unit,
         quantize_inputs=recon.quantize == "all",
@@ -91,10 +94,10 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
         return (first,)
     second = replace(
         first,
-        mixer=Mixer("float"),
-        objective=replace(objective(replace(config.loss, weight="none"), config.mixer, attention), p=2.4),
-        rounding=Rounding("nearest"),
-        settings=replace(first.settings, iters=activation_iters(recon)),
+        mixer=mixer(replace(config.mixer, name="float")),
+        objective=objective(replace(config.loss, weight="none"), config.mixer, attention, p=2.4),
+        rounding=RoundingKeys("nearest"),
+        schedule=replace(first.schedule, iters=activation_iters(recon)),
         quantize_inputs=True,
         learn_inputs=True,
     )
@@ -107,41 +110,30 @@ def activation_iters(recon: ReconConfig) -> int:
 
 
 def mixer(config: MixerConfig) -> Mixer:
-    return Mixer(config.name, p=config.p, weights=tuple(config.weights))
+    made_of_it: Mixer = made(MIXERS, MixerKeys(config.name, config.p, config.weights))
+    return made_of_it
 
 
-def objective(config: LossConfig, mix: MixerConfig, blocks_with_attention: bool) -> Objective:
-    """gd_figure's mixture has the mixer's weights; norm auto is per token where the blocks of a network with attention
-    are fitted (what reads them is a LayerNorm, which does not read a token's scale; what reads a layer inside does),
-    unless a weight tells what matters."""
-    norm = {"auto": "token" if blocks_with_attention and config.weight == "none" else "none"}.get(
-        config.norm, config.norm
+def objective(config: LossConfig, mix: MixerConfig, blocks_with_attention: bool, *, p: float = 2.0) -> Objective:
+    """gd_figure's mixture has the mixer's weights; blocks_with_attention: of such a network whole blocks are fitted."""
+    keys = LossKeys(
+        name=config.form,
+        weight=config.weight,
+        norm=config.norm,
+        tokens=config.tokens,
+        gammas=config.gammas,
+        chain_k=config.chain_k,
+        stop_gradient=config.stop_gradient,
     )
-    gammas, mixture = tuple(config.gammas), tuple(mix.weights)
-    return Objective(
-        config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight, config.tokens
-    )
+    return Objective(keys, mixture=mix.weights, attention=blocks_with_attention, p=p)
 
 
-def rounding(config: RoundingConfig) -> Rounding:
-    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width, config.rate)
+def rounding(config: RoundingConfig) -> RoundingKeys:
+    return RoundingKeys(config.name, config.planes, config.init_width, config.rate)
 
 
-def settings(config: ReconConfig, seed: int) -> Settings:
-    return Settings(
-        iters=config.iters,
-        batch=config.batch,
-        lr_rounding=config.lr_rounding,
-        lr_activation=config.lr_activation,
-        lr_weight_step_size=config.lr_weight_step_size,
-        lambda_rounding=config.lambda_rounding,
-        warmup=config.warmup,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        drop=config.drop,
-        log_every=config.log_every,
-        seed=seed,
-    )
+def schedule(config: ReconConfig) -> Schedule:
+    return Schedule(**{field.name: getattr(config, field.name) for field in fields(Schedule)})
 
 
 def calibration_count(config: Config) -> int:
