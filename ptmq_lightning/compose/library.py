@@ -18,15 +18,21 @@ from torch import Tensor, nn
 
 from ptmq_lightning.compose import pipeline, process
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config.options import option
 from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
 from ptmq_lightning.models.zoo import Network, Preprocessing, timm_preprocessing
+from ptmq_lightning.quant.roundings import ROUNDINGS
 from ptmq_lightning.quant.steps import calibrate
+from ptmq_lightning.reconstruct.losses import LOSSES
+from ptmq_lightning.reconstruct.mixer import MIXERS
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
 from ptmq_lightning.runtime.errors import ConfigError, DataError
 from ptmq_lightning.runtime.model import MultiBitModel, Which, device_of
+from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 Groups = Sequence[Sequence[Any]]
+VARIANTS: dict[str, Registry[Any]] = {"mixer": MIXERS, "loss": LOSSES, "rounding": ROUNDINGS}
 
 
 def quantize(
@@ -80,7 +86,8 @@ def reconstruct(
     """Learn rounding and steps of every block of ``model`` in place; images (N, C, H, W) as for ``quantize``.
 
     Args:
-        method, mixer, loss, rounding: options of the groups of these names; None: the method's.
+        method, mixer, loss, rounding: options of the groups of these names, or variants that joined from outside; None:
+            the method's.
         iters: iterations per block; None: recon's.
         loggers: Lightning loggers that receive the losses.
         overrides: further keys as on the command line. Pairs, steps (but for step_size.learn), placement and folding
@@ -91,8 +98,9 @@ def reconstruct(
             such tensor.
     """
     _require_images(images)
-    chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.iters": iters, "seed": seed}
-    given = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    given = [f"method={method}", f"seed={seed}"] + ([] if iters is None else [f"recon.iters={iters}"])
+    for group, name in (("mixer", mixer), ("loss", loss), ("rounding", rounding)):
+        given += [] if name is None else _variant(group, name)
     if images.is_cuda and not any(override.startswith("trainer=") for override in overrides):
         given.append("trainer=gpu")
     config = configuration([*_bits(model.info["groups"]), *given, *overrides])
@@ -129,6 +137,13 @@ def _bits(bits: str | Groups | BitGroups) -> list[str]:
     groups = bits if isinstance(bits, BitGroups) else BitGroups.of(bits)
     listed = ",".join(f"[{','.join(map(str, group))}]" for group in groups.groups)
     return [f"bits.groups=[{listed}]", "bits.extra=[]"]
+
+
+def _variant(group: str, name: str) -> list[str]:
+    """The overrides that choose a variant: the option of that name, or the name alone for one that joined its registry
+    from outside and has no file in conf/."""
+    outside = name in VARIANTS[group] and option(group, name) is None
+    return [f"{group}.name={name}" if outside else f"{group}={name}"]
 
 
 def _require_images(images: Any) -> None:

@@ -182,7 +182,7 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
 
 def quantize(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
     """Quantizers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
-    model = insert(blocks, parts.placement(config), parts.step_size(config))
+    model = insert(blocks, parts.pairs(config.bits), config.placement, config.step_size)
     model.info = {
         "name": network.name,
         "source": network.source,
@@ -209,7 +209,7 @@ def learn(
     for number, recipe in enumerate(passes):
         first = min(max(done - number * blocks, 0), blocks)
         units = [recipe.count(layer for layer in model.layers.values() if layer.block < end) for end in (first, blocks)]
-        progress = Progress(recipe.settings.iters, first_block=before[0] + units[0])
+        progress = Progress(recipe.schedule.iters, first_block=before[0] + units[0])
 
         def keep(index: int, result: BlockResult, number: int = number) -> None:
             release_freed_memory()
@@ -223,7 +223,7 @@ def learn(
             results += reconstruct_model(
                 model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
             )
-        before = (before[0] + units[1], before[1] + units[1] * recipe.settings.iters)
+        before = (before[0] + units[1], before[1] + units[1] * recipe.schedule.iters)
     return results
 
 

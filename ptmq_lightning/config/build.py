@@ -5,6 +5,7 @@ OmegaConf knows lists alone and makes a frozen class read-only, hence a class of
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import itertools
@@ -43,17 +44,17 @@ def _field(field: dataclasses.Field[Any], kind: Any) -> Any:
     default = default_of(field)
     if default is dataclasses.MISSING:
         default = MISSING
-    if isinstance(default, tuple | dict):
+    if isinstance(default, tuple | list | dict):
         return dataclasses.field(default_factory=functools.partial(_plain, default))
     return dataclasses.field(default=default)
 
 
 def _plain(value: Any) -> Any:
-    return [_plain(item) for item in value] if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else copy.copy(value)
 
 
 def _listed(kind: Any) -> Any:
-    if typing.get_origin(kind) is tuple:
+    if typing.get_origin(kind) in (tuple, list):
         inner = _listed(typing.get_args(kind)[0])
         return list[inner]  # type: ignore[valid-type]
     return mutable(typing.cast(type, kind)) if dataclasses.is_dataclass(kind) else kind
@@ -72,6 +73,7 @@ def built(kind: Any, value: Any) -> Any:
         types = {name: of for name, (_, of) in keys_of(kind).items()}
         return typing.cast(type, kind)(**{name: built(types[name], item) for name, item in value.items()})
     if typing.get_origin(kind) is tuple:
-        inner = typing.get_args(kind)[0]
-        return tuple(built(inner, item) for item in value)
+        return tuple(built(typing.get_args(kind)[0], item) for item in value)
+    if typing.get_origin(kind) is list:
+        return [built(typing.get_args(kind)[0], item) for item in value]
     return value

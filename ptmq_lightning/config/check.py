@@ -39,6 +39,7 @@ def typed(config: DictConfig) -> Config:
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None) or "a key"
         raise ConfigError(f"{key} has no value; set it: {key}=...") from error
+    _check_values(plain)
     made: Config = built(Config, plain)
     made = replace(made, bits=_evaluated(made.bits))
     check(made)
@@ -56,7 +57,6 @@ def _unresolved(message: str) -> str:
 
 def check(config: Config) -> None:
     """What types cannot express, one message per fault. Raises ConfigError."""
-    _check_values(config)
     known = _check_bits(config.bits)
     if config.allocate.name != "none":
         _check_allocate(config.allocate, known)
@@ -69,9 +69,9 @@ def check(config: Config) -> None:
         raise ConfigError(f"export={config.export.name} wants an artifact; set artifact=DIR, a run's model/ folder")
 
 
-def _check_values(config: Config) -> None:
+def _check_values(plain: Any) -> None:
     """Each value by itself, against its declaration."""
-    for key, field, value in every_value(config):
+    for key, field, value in every_value(Config, plain):
         if (allowed := choices_of(field)) and value not in allowed:
             raise ConfigError(f"{key}={value} is not known{nearest(value, allowed)}; expected {', '.join(allowed)}")
         least, most = range_of(field)

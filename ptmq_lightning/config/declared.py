@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 Declaration = dataclasses.Field[Any]
@@ -14,7 +14,7 @@ def keys_of(group: Any) -> dict[str, tuple[Declaration, Any]]:
     """Name -> (declaration, type) of the keys of a dataclass; nothing for another type."""
     if not dataclasses.is_dataclass(group):
         return {}
-    types = typing.get_type_hints(group if isinstance(group, type) else type(group))
+    types = typing.get_type_hints(group)
     return {field.name: (field, types[field.name]) for field in dataclasses.fields(group) if "help" in field.metadata}
 
 
@@ -27,16 +27,17 @@ def every_key(group: Any, prefix: str = "") -> Iterator[tuple[str, Declaration, 
             yield f"{prefix}{name}", field, kind
 
 
-def every_value(group: Any, prefix: str = "") -> Iterator[tuple[str, Declaration, Any]]:
-    """(dotted name, declaration, value) of every key of an object, those of the items of its lists included."""
-    for name, (field, _) in keys_of(group).items():
-        value = getattr(group, name)
-        if dataclasses.is_dataclass(value):
-            yield from every_value(value, f"{prefix}{name}.")
+def every_value(group: Any, plain: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Declaration, Any]]:
+    """(dotted name, declaration, value) of every key in plain values, those of the items of lists included."""
+    for name, (field, kind) in keys_of(group).items():
+        value = plain[name]
+        if dataclasses.is_dataclass(kind):
+            yield from every_value(kind, value, f"{prefix}{name}.")
             continue
         yield f"{prefix}{name}", field, value
-        for number, item in enumerate(value if isinstance(value, tuple) else ()):
-            yield from every_value(item, f"{prefix}{name}[{number}].")
+        for inner in typing.get_args(kind) if isinstance(value, list) else ():
+            for number, item in enumerate(value if dataclasses.is_dataclass(inner) else ()):
+                yield from every_value(inner, item, f"{prefix}{name}[{number}].")
 
 
 def value_of(config: Any, key: str) -> Any:

@@ -14,7 +14,8 @@ from typing import Any
 
 from ptmq_lightning.config.declared import Declaration, default_of, keys_of
 from ptmq_lightning.config.options import ANY_PAIR, groups, option
-from ptmq_lightning.config.schema import Config, LayerOverride
+from ptmq_lightning.config.schema import Config
+from ptmq_lightning.quant.insert import Override
 from ptmq_lightning.runtime.keys import choices_of, range_of
 
 PAGE = Path("docs") / "configuration.md"
@@ -78,7 +79,7 @@ def page() -> str:
         if rows := list(_keys(name)):
             lines += [*_table(rows), ""]
     lines += ["## Without a group", "", *_table(list(_keys(""))), "", "## Items of `placement.overrides`", ""]
-    lines += _table([(key, field, kind) for key, (field, kind) in keys_of(LayerOverride).items()])
+    lines += _table([(key, field, kind) for key, (field, kind) in keys_of(Override).items()])
     return "\n".join(lines) + "\n"
 
 
@@ -128,13 +129,13 @@ def _help(field: Declaration) -> str:
 def _default(field: Declaration) -> str:
     """As one types it; empty where the option sets it."""
     default = default_of(field)
-    return "" if default is dataclasses.MISSING else _typed(default)
+    return "" if default is dataclasses.MISSING or field.name == "name" else _typed(default)
 
 
 def _typed(value: Any) -> str:
     if isinstance(value, bool) or value is None:
         return "null" if value is None else str(value).lower()
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"[{','.join(map(_typed, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -142,7 +143,7 @@ def _typed(value: Any) -> str:
 def _type(kind: Any) -> str:
     """Such as "int or null", "list of list of str"."""
     if args := getattr(kind, "__args__", ()):
-        if Ellipsis in args:
+        if getattr(kind, "__origin__", None) in (tuple, list):
             return f"list of {_type(args[0])}"
         if type(None) in args or kind.__class__.__name__ == "UnionType":
             return " or ".join("null" if of is type(None) else _type(of) for of in args)

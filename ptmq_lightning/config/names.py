@@ -8,7 +8,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from ptmq_lightning.config.declared import every_key, keys_of
-from ptmq_lightning.config.schema import Config, LayerOverride
+from ptmq_lightning.config.schema import Config
+from ptmq_lightning.quant.insert import Override
 
 
 def unknown(key: str, inside: str | None = None) -> str:
@@ -19,7 +20,7 @@ def unknown(key: str, inside: str | None = None) -> str:
     """
     every = [name for name, _, _ in every_key(Config)]
     if inside is not None and key == "placement.overrides":
-        return f"{inside} is no key of {key}; its items have the keys {', '.join(keys_of(LayerOverride))}"
+        return f"{inside} is no key of {key}; its items have the keys {', '.join(keys_of(Override))}"
     if inside is not None and key in every:
         return f"{key} has no key {inside} to be replaced; add it as +{key}.{inside}=..."
     parent, _, last = key.rpartition(".")

@@ -11,17 +11,15 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ptmq_lightning.config.schema import BitsConfig, Config, LoggerConfig, ReconConfig, TrainerConfig
-from ptmq_lightning.quant.insert import Override, Placement
-from ptmq_lightning.quant.rounding import Rounding
-from ptmq_lightning.quant.steps import StepSize
-from ptmq_lightning.reconstruct.block import Settings
-from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.config.schema import BitsConfig, Config, LoggerConfig, TrainerConfig
+from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
+from ptmq_lightning.reconstruct.mixer import MIXERS, Mixer, MixerKeys
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import Recipe
+from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
 from ptmq_lightning.report.trackers import TrackerSettings
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.registry import made
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 log = logging.getLogger(__name__)
@@ -31,21 +29,11 @@ CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.
 
 def check(config: Config) -> None:
     """Make every value once, so that what a room refuses is refused before anything is loaded. Raises ConfigError."""
-    placement(config)
-    step_size(config)
-    rounding(config)
-    mixer(config)
+    mixer(config.mixer)
     for attention in (False, True):
         objective(config, attention)
     quieten()
     device_of(config.trainer)
-
-
-def placement(config: Config) -> Placement:
-    """Which widths the layers may take."""
-    placed = config.placement
-    overrides = tuple(Override(item.pattern, item.w, item.a) for item in placed.overrides)
-    return Placement(pairs(config.bits), placed.edge, placed.softmax, overrides, placed.gelu)
 
 
 def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
@@ -58,92 +46,65 @@ def groups(config: BitsConfig) -> BitGroups:
     return BitGroups.of(config.groups)
 
 
-def step_size(config: Config) -> StepSize:
-    chosen = config.step_size
-    return StepSize(chosen.name, chosen.anchor, chosen.free_widths, chosen.learn, chosen.p)
-
-
 def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     """The passes over the network, none where nothing is learned; ``model`` tells whether there is attention.
 
     The second phase learns activation step sizes alone, on the committed weights, from float features and with errors
     to the power of 2.4, none weighted (as BRECQ's code).
     """
-    method, nearest = config.method, config.rounding.name == "nearest"
+    method, nearest = config.method, not ROUNDINGS[config.rounding.name].learns
     if nearest and not method.bias_correction:
         return ()
     attention = any(row.kind == "matmul" for row in model.layers.values())
     first = Recipe(
         groups=groups(config.bits),
-        mixer=mixer(config),
+        mixer=mixer(config.mixer),
         objective=objective(config, attention and method.unit == "block"),
-        rounding=rounding(config),
-        settings=settings(config),
+        rounding=config.rounding,
+        schedule=config.recon,
+        drop=method.drop,
+        seed=config.seed,
         learn_step_sizes=config.step_size.learn,
         unit=method.unit,
         quantize_inputs=method.quantize == "all",
         learn_inputs=method.activation == "joint" and not nearest,
         bias_correction=method.bias_correction,
     )
-    log.info("loss: %s, norm %s", config.loss.name, first.objective.norm)
+    if config.loss.norm == "auto":
+        log.info("loss.norm=auto: %s", "token" if first.objective.normed else "none")
     if nearest or method.activation != "second_phase":
         return (first,)
     unweighted = replace(config, loss=replace(config.loss, weight="none"))
     second = replace(
         first,
-        mixer=Mixer("float"),
-        objective=replace(objective(unweighted, attention), p=2.4),
-        rounding=Rounding("nearest"),
-        settings=replace(first.settings, iters=activation_iters(config.recon)),
+        mixer=mixer(replace(config.mixer, name="float")),
+        objective=objective(unweighted, attention, p=2.4),
+        rounding=RoundingKeys("nearest"),
+        schedule=replace(config.recon, iters=activation_iters(config.recon)),
         quantize_inputs=True,
         learn_inputs=True,
     )
     return replace(first, bias_correction=False), second
 
 
-def activation_iters(recon: ReconConfig) -> int:
+def activation_iters(recon: Schedule) -> int:
     """Of the second phase."""
     return recon.activation_iters or max(recon.iters // 4, 1)
 
 
-def mixer(config: Config) -> Mixer:
-    chosen = config.mixer
-    weights = {"weights": chosen.weights} if chosen.weights else {}
-    return Mixer(chosen.name, p=chosen.p, **weights)
+def mixer(keys: MixerKeys) -> Mixer:
+    chosen: Mixer = made(MIXERS, keys)
+    return chosen
 
 
-def objective(config: Config, blocks_with_attention: bool) -> Objective:
-    """gd_figure's mixture has the mixer's weights; norm auto is per token where the blocks of a network with attention
-    are fitted (what reads them is a LayerNorm, which does not read a token's scale; what reads a layer inside does),
-    unless a weight tells what matters."""
-    loss, mixture = config.loss, config.mixer.weights
-    norm = loss.norm
-    if norm == "auto":
-        norm = "token" if blocks_with_attention and loss.weight == "none" else "none"
-    return Objective(loss.name, norm, loss.gammas, loss.chain_k, loss.stop_gradient, mixture, loss.weight, loss.tokens)
+def objective(config: Config, attention: bool, *, p: float = 2.0) -> Objective:
+    """gd_figure's mixture has the mixer's weights.
 
-
-def rounding(config: Config) -> Rounding:
-    chosen = config.rounding
-    return Rounding(chosen.name, chosen.planes, chosen.init_width, chosen.rate)
-
-
-def settings(config: Config) -> Settings:
-    recon = config.recon
-    return Settings(
-        iters=recon.iters,
-        batch=recon.batch,
-        lr_rounding=recon.lr_rounding,
-        lr_activation=recon.lr_activation,
-        lr_weight_step_size=recon.lr_weight_step_size,
-        lambda_rounding=recon.lambda_rounding,
-        warmup=recon.warmup,
-        beta_start=recon.beta_start,
-        beta_end=recon.beta_end,
-        drop=config.method.drop,
-        log_every=recon.log_every,
-        seed=config.seed,
-    )
+    Args:
+        attention: whether whole blocks of a network with attention are fitted.
+        p: of the error |d|^p.
+    """
+    return Objective(config.loss, mixture=config.mixer.weights, attention=attention, p=p)
 
 
 def trackers(config: LoggerConfig) -> TrackerSettings:

@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ptmq_lightning.config.declared import value_of
+from ptmq_lightning.config.options import option
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.runtime.errors import ConfigError
 
@@ -95,10 +96,13 @@ def refuse_unread(config: Config, overrides: Sequence[str]) -> None:
 
 def idle_options(config: Config, given: Mapping[str, str]) -> Iterator[str]:
     """A line for each option GROUP=OPTION of the command that changes nothing in this run."""
-    for group, option in given.items():
+    for group, name in given.items():
+        brings = option(group, name)
+        if brings is not None and any(not key.startswith(f"{group}.") for key in brings.values):
+            continue  # it sets keys of other groups too
         for found in (rule for rule in RULES if f"{group}.*" in rule.keys and rule.idle(config)):
             if f"{group}.name" not in found.where:
-                yield f"{group}={option} changes nothing in this run: {_because(config, found)}"
+                yield f"{group}={name} changes nothing in this run: {_because(config, found)}"
                 break
 
 

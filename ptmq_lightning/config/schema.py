@@ -1,6 +1,7 @@
 """Every key of a run: its type, default, range, choices and help, declared once (`runtime.keys.key`).
 
-A group is a frozen dataclass; a field that was not made by ``key`` is no key. Hydra merges conf/ into what
+A group is a frozen dataclass, that of the room which takes it where there is one; a field that was not made by ``key``
+is no key. Hydra merges conf/ into what
 `config.build` makes of them, the checks of `config.check`, --help and docs/configuration.md read them too.
 """
 
@@ -9,8 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ptmq_lightning.finetune.baselines import FinetuneKeys
+from ptmq_lightning.quant.insert import Placement
+from ptmq_lightning.quant.roundings import RoundingKeys
+from ptmq_lightning.quant.steps import StepSize
+from ptmq_lightning.reconstruct.losses import LossKeys
+from ptmq_lightning.reconstruct.mixer import MixerKeys
+from ptmq_lightning.reconstruct.recipe import MethodKeys, Schedule
 from ptmq_lightning.runtime.keys import key
-from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS
 
 
 @dataclass(frozen=True)
@@ -49,129 +56,21 @@ class BitsConfig:
 
 
 @dataclass(frozen=True)
-class LayerOverride:
-    pattern: str = key(help="shell pattern of layer names: blocks.0.*")
-    w: int | None = key(None, "weight bits; null: as the edge rule has it", least=MIN_BITS, most=MAX_BITS)
-    a: int | None = key(None, "activation bits; null: as the edge rule has it", least=MIN_BITS, most=MAX_BITS)
-
-
-@dataclass(frozen=True)
-class PlacementConfig:
-    edge: str = key("qdrop", "which first and last layers stay at 8 bits", choices=("qdrop", "brecq", "8bit", "none"))
-    softmax: int | None = key(
-        8, "bits of the attention probabilities; null: the drawn pair's", least=MIN_BITS, most=MAX_BITS
-    )
-    gelu: str = key("uniform", "levels of what leaves a GELU, SiLU or the like", choices=("uniform", "table"))
-    overrides: tuple[LayerOverride, ...] = key((), "layers at bits of their own; the first pattern that fits wins")
-
-
-@dataclass(frozen=True)
 class AllocateConfig:
     name: str = key("none", "how bits are chosen per layer under a budget", choices=("none", "greedy"))
     averages: tuple[float, ...] = key((3.0, 4.0, 5.0, 6.0), "average weight bits, an assignment each: mixed_4.0")
     sensitivity_images: int = key(32, "of the calibration images: what tells layers apart", least=1)
 
 
-@dataclass(frozen=True)
-class MixerConfig:
-    name: str = key(help="how a block's input is mixed of features")
-    p: float = key(0.5, "share of float features in the mix", least=0, most=1)
-    weights: tuple[float, ...] = key((), "of the groups, low to high; empty: 0.4 and the rest in equal parts")
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    name: str = key(
-        help="what the outputs at the drawn pairs are held against",
-        choices=("gd_figure", "gd_direct", "gd_chain", "mse"),
-    )
-    weight: str = key("none", "of every squared error", choices=("none", "fim", "aph"))
-    norm: str = key(
-        "auto", "auto: token where blocks with attention are fitted without a weight", choices=("none", "token", "auto")
-    )
-    tokens: str = key(
-        "fisher", "under the norm token: a token counts by what the logits mind, or even", choices=("fisher", "even")
-    )
-    gammas: tuple[float, ...] = key((1.0, 1.0, 1.0), "weights of gd_figure's terms, the mixture's first")
-    chain_k: float = key(0.5, "gd_chain: share of the term against the next higher pair", least=0, most=1)
-    stop_gradient: bool = key(False, "gd_figure: on the highest pair's output")
-
-
-@dataclass(frozen=True)
-class RoundingConfig:
-    name: str = key(help="which weight widths share rounding variables")
-    planes: tuple[tuple[int, ...], ...] = key((), "per_group: sets of weight widths")
-    init_width: int = key(4, "whose fractions the rounding variables start from", least=MIN_BITS, most=MAX_BITS)
-    rate: float = key(1.0, "factor on recon.lr_rounding", least=0)
-
-
-@dataclass(frozen=True)
-class StepSizeConfig:
-    name: str = key(help="how the weight step sizes of the widths hang together")
-    anchor: int = key(4, "nested: the width that the others are tied to", least=MIN_BITS, most=MAX_BITS)
-    free_widths: tuple[int, ...] = key((), "nested: weight widths that are not tied")
-    learn: bool = key(False, "learn the weight step sizes of the drawn pairs")
-    p: float = key(2.4, "norm of the error in the search of the step sizes", least=0)
-
-
-@dataclass(frozen=True)
-class ReconConfig:
+@dataclass(frozen=True, kw_only=True)
+class ReconConfig(Schedule):
     name: str = key(help="of the schedule")
-    iters: int = key(500, "of the fit of each block, or layer", least=1)
-    activation_iters: int | None = key(
-        None, "of the second phase (method.activation); null: a quarter of iters", least=1
-    )
-    batch: int = key(32, "images of an iteration", least=1)
-    lr_rounding: float = key(1e-2, "Adam's rate for rounding variables", least=0)
-    lr_activation: float = key(1e-3, "of the logarithm of activation step sizes", least=0)
-    lr_weight_step_size: float = key(1e-3, "of the logarithm of weight step sizes", least=0)
-    lambda_rounding: float = key(0.01, "weight of the rounding regularizer", least=0)
-    warmup: float = key(0.2, "share of the iterations without the regularizer", least=0, most=1)
-    beta_start: float = key(20.0, "exponent of the regularizer after the warmup", least=0)
-    beta_end: float = key(2.0, "and in the end", least=0)
-    log_every: int = key(50, "iterations between two lines of metrics.csv", least=1)
 
 
-@dataclass(frozen=True)
-class FinetuneConfig:
-    name: str = key(
-        "none",
-        "training with labels, of the method of that name",
-        choices=("none", "any_precision", "multiquant", "robustquant"),
-    )
-    epochs: int = key(10, "over the calibration images", least=1)
-    batch: int = key(32, "images of a step", least=1)
-    lr: float = key(1e-3, "of weights, biases and norms", least=0)
-    lr_step_size: float = key(
-        1e-3, "of log step sizes: multiquant's, those of any_precision's first and last layer", least=0
-    )
-    weight_decay: float = key(1e-4, "AdamW's, of weights alone", least=0)
-    crop: int = key(0, "random shifts of up to so many pixels", least=0)
-    flip: bool = key(False, "random mirror images")
-    kurtosis_weight: float = key(1.0, "robustquant: of its regularizer", least=0)
-    statistics_images: int = key(512, "multiquant: calibration images for the norms after a switch", least=1)
-    log_every: int = key(20, "steps between two lines of metrics.csv", least=1)
-
-
-@dataclass(frozen=True)
-class MethodConfig:
+@dataclass(frozen=True, kw_only=True)
+class MethodConfig(MethodKeys):
     name: str = key(help="under which the run is recorded")
     single_pair: bool = key(False, "learns one pair at a time")
-    unit: str = key("block", "what one fit is about; layer: with its activation function", choices=("block", "layer"))
-    quantize: str = key(
-        "all",
-        "what is quantized while rounding is learned, in the unit and before it; weights: activations stay in float",
-        choices=("all", "weights"),
-    )
-    activation: str = key(
-        "joint",
-        "activation step sizes: learned with rounding, as calibrated, or learned alone after it",
-        choices=("joint", "fixed", "second_phase"),
-    )
-    drop: float = key(0.5, "share of activations that pass unquantized inside the unit", least=0, most=1)
-    bias_correction: bool = key(
-        False, "take the mean error of a layer's rounding off its bias, a bias per weight width"
-    )
 
 
 @dataclass(frozen=True)
@@ -224,12 +123,12 @@ class Config:
     data: DataConfig = key(help="calibration and evaluation images")
     bits: BitsConfig = key(help="the pairs of weight and activation bits, to learn and to evaluate")
     allocate: AllocateConfig = key(help="bits per layer under a budget")
-    placement: PlacementConfig = key(help="which bits a layer may take, and which levels an activation")
-    mixer: MixerConfig = key(help="how a block's input is mixed of features")
-    loss: LossConfig = key(help="what the outputs at the drawn pairs are held against")
-    rounding: RoundingConfig = key(help="which weight widths share rounding variables")
-    step_size: StepSizeConfig = key(help="how the weight step sizes of the widths hang together")
-    finetune: FinetuneConfig = key(help="training with labels, in place of a reconstruction")
+    placement: Placement = key(help="which bits a layer may take, and which levels an activation")
+    mixer: MixerKeys = key(help="how a block's input is mixed of features")
+    loss: LossKeys = key(help="what the outputs at the drawn pairs are held against")
+    rounding: RoundingKeys = key(help="which weight widths share rounding variables")
+    step_size: StepSize = key(help="how the weight step sizes of the widths hang together")
+    finetune: FinetuneKeys = key(help="training with labels, in place of a reconstruction")
     method: MethodConfig = key(help="what makes a method, and its options of the groups above")
     trainer: TrainerConfig = key(help="hardware")
     logger: LoggerConfig = key(help="where metrics go besides metrics.csv")
