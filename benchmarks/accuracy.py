@@ -41,6 +41,7 @@ sys.path.insert(0, str(ROOT))
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
 from ptmq_lightning.config.parts import activation_iters  # noqa: E402
+from ptmq_lightning.config.reads import unread  # noqa: E402
 from ptmq_lightning.report.record import read_results, write_atomically  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarize  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
@@ -76,9 +77,8 @@ class Cell:
     def overrides(self) -> list[str]:
         method, *changes = self.label.split("+")
         bits = [f"bits={self.bits}"] if self.bits else []
-        return [
-            f"experiment={self.experiment}", f"method={method}", *bits, *self.settings, *changes, f"seed={self.seed}",
-        ]  # fmt: skip
+        start = [f"experiment={self.experiment}", f"method={method}", *bits]
+        return [*start, *read_by(tuple(start), self.settings), *changes, f"seed={self.seed}"]
 
     def run(self, work: Path) -> str | None:
         """Run train.py unless it is done; the last lines of what went wrong, if it did: a run of another
@@ -182,6 +182,16 @@ def meaning_of(overrides: tuple[str, ...]) -> str:
 def overrides_of(note: dict[str, Any]) -> tuple[str, ...]:
     experiment, method, bits, seed, *settings = identity(note)
     return tuple(Cell(experiment, method, bits, seed, tuple(settings)).overrides())
+
+
+@functools.cache
+def read_by(command: tuple[str, ...], settings: tuple[str, ...]) -> list[str]:
+    """Those of the common settings that a method reads: nearest rounding has no iterations."""
+    try:
+        config = resolved(command)
+    except ConfigError:  # which says why when the cell is run
+        return list(settings)
+    return [setting for setting in settings if not list(unread(config, [setting]))]
 
 
 @functools.cache

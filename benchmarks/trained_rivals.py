@@ -32,7 +32,7 @@ COMMON = [
     f"bits.evaluate=[{','.join(PAIRS)}]",
 ]
 METHODS = {
-    "nearest": ["rounding=nearest", "step_size=free", "step_size.learn=false"],
+    "nearest": ["rounding=nearest", "step_size=free"],
     "robustquant": ["method=robustquant"],
     "multiquant": ["method=multiquant"],
     "any_precision": ["method=any_precision"],

@@ -10,9 +10,11 @@ import pytest
 
 from benchmarks import readme
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config.build import PAIRS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAIRED = {("bits", pair) for pair in PAIRS}  # options without a file
 
 
 def test_its_tables_are_those_that_were_measured() -> None:
@@ -41,14 +43,14 @@ def test_every_group_and_option_named_in_the_commands_exists() -> None:
         group, _, options = word.partition("=")
         if (ROOT / "conf" / group).is_dir():
             for option in options.split(","):
-                assert (ROOT / "conf" / group / f"{option}.yaml").exists(), word
+                assert (ROOT / "conf" / group / f"{option}.yaml").exists() or (group, option) in PAIRED, word
 
 
 def test_the_two_readings_of_the_method_differ_in_the_rows_of_their_table() -> None:
     ours, paper = (dataclasses.asdict(configuration([f"method={name}"])) for name in ("ptmq", "ptmq_paper"))
     rows = {
         "mixer": "block input", "loss": "loss", "rounding": "rounding", "step_size": "weight steps",
-        "quant": "levels behind a GELU", "bits": "groups",
+        "placement": "levels behind a GELU", "bits": "groups",
     }  # fmt: skip
     assert {group for group in ours if ours[group] != paper[group]} == {*rows, "method"}
     (table,) = re.findall(r"^\| \| `method=ptmq_paper` \|.*?\n((?:\|.*\n)+)", README, flags=re.MULTILINE)
