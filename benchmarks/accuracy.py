@@ -46,7 +46,7 @@ from ptmq_lightning.report.record import read_results, write_atomically  # noqa:
 from ptmq_lightning.report.tables import DIGITS, Line, summarize  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
 
-RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
+BASELINES = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
 FITTED = ("calibrate", "reconstruct")  # the stages of results.json that are the method's own cost
 SHARED = ("model", "data", "evaluation_images", "fp", "versions")  # of results.json: the same in every cell
@@ -296,7 +296,7 @@ def write(options: argparse.Namespace) -> None:
     done += kept(file["json"], done, options.set)
     if not done:
         return
-    known = {label: number for number, label in enumerate(dict.fromkeys([*options.methods, *RIVALS]))}
+    known = {label: number for number, label in enumerate(dict.fromkeys([*options.methods, *BASELINES]))}
     done.sort(key=lambda cell: (known.get(cell["method"], len(known)), cell["method"]))
     widths = sorted({*options.bits, *(cell["bits"] for cell in done if cell["bits"])}, key=order)
     flat = [{**cell, **row, "settings": {}} for cell in done for row in cell["rows"]]
@@ -416,7 +416,7 @@ def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="of conf/experiment; it reads the folder PTMQ_DATA")
-    parser.add_argument("--methods", nargs="+", default=list(RIVALS))
+    parser.add_argument("--methods", nargs="+", default=list(BASELINES))
     parser.add_argument("--bits", nargs="+", default=["w2a4", "w3a3", "w4a4", "w6a6", "w8a8"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every method")

@@ -24,7 +24,7 @@ GROUPS = {
 }
 NEEDED = {
     "model=timm": ["model.name=resnet34"], "export=onnx": ["artifact=DIR"], "export=openvino": ["artifact=DIR"],
-    **{f"finetune={rival}": [f"method={rival}"] for rival in ("any_precision", "multiquant", "robustquant")},
+    **{f"finetune={baseline}": [f"method={baseline}"] for baseline in ("any_precision", "multiquant", "robustquant")},
 }  # fmt: skip
 UNNAMED = ("experiment", "placement")  # whose options are no key
 

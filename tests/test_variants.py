@@ -110,7 +110,7 @@ def test_a_baseline_from_outside_trains() -> None:
         def losses(self, images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
             yield "float", cross_entropy(self.network(images), labels)
 
-    assert configuration(["rounding=nearest", "finetune.name=plain"]).finetune.name == "plain"
+    assert configuration(["rounding=nearest", "method.name=plain", "finetune.name=plain"]).finetune.name == "plain"
     module, keys = network(), FinetuneKeys("plain", epochs=1, batch=8)
     before = [parameter.clone() for parameter in module.parameters()]
     batches = Batches(digits(), labels(), keys)
