@@ -1,8 +1,8 @@
 """Who wins: methods x widths on one network, with mean and spread over seeds, and what each method costs.
 
     python benchmarks/accuracy.py cifar_resnet20 --bits w2a4 w3a3 w4a4 --seeds 0 1 2
-    python benchmarks/accuracy.py cifar_resnet20 --methods qdrop ptmq ptmq+rounding=ste --set recon.steps=300
-    python benchmarks/accuracy.py cifar_resnet20 --set recon.steps=300 --only-table
+    python benchmarks/accuracy.py cifar_resnet20 --methods qdrop ptmq ptmq+rounding=ste --set recon.iters=300
+    python benchmarks/accuracy.py cifar_resnet20 --set recon.iters=300 --only-table
 
 A cell is one run of train.py in a process and a folder of its own: for a method that learns one pair of widths at a
 time (method.single_pair) one per width and seed, for every other method one per seed, which gives all widths. What is
@@ -40,13 +40,14 @@ sys.path.insert(0, str(ROOT))
 
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
-from ptmq_lightning.config.parts import activation_steps  # noqa: E402
+from ptmq_lightning.config.parts import activation_iters  # noqa: E402
+from ptmq_lightning.config.reads import unread  # noqa: E402
 from ptmq_lightning.report.record import read_results  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarize  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
 from ptmq_lightning.runtime.files import write_atomically  # noqa: E402
 
-RIVALS = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
+BASELINES = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
 FITTED = ("calibrate", "reconstruct")  # the stages of results.json that are the method's own cost
 SHARED = ("model", "data", "evaluation_images", "fp", "versions")  # of results.json: the same in every cell
@@ -77,9 +78,8 @@ class Cell:
     def overrides(self) -> list[str]:
         method, *changes = self.label.split("+")
         bits = [f"bits={self.bits}"] if self.bits else []
-        return [
-            f"experiment={self.experiment}", f"method={method}", *bits, *self.settings, *changes, f"seed={self.seed}",
-        ]  # fmt: skip
+        start = [f"experiment={self.experiment}", f"method={method}", *bits]
+        return [*start, *read_by(tuple(start), self.settings), *changes, f"seed={self.seed}"]
 
     def run(self, work: Path) -> str | None:
         """Run train.py unless it is done; the last lines of what went wrong, if it did: a run of another
@@ -187,20 +187,30 @@ def overrides_of(note: dict[str, Any]) -> tuple[str, ...]:
 
 
 @functools.cache
+def read_by(command: tuple[str, ...], settings: tuple[str, ...]) -> list[str]:
+    """Those of the common settings that a method reads: nearest rounding has no iterations."""
+    try:
+        config = resolved(command)
+    except ConfigError:  # which says why when the cell is run
+        return list(settings)
+    return [setting for setting in settings if not list(unread(config, [setting]))]
+
+
+@functools.cache
 def resolved(overrides: tuple[str, ...]) -> Any:
     return configuration(overrides)
 
 
 def length(note: dict[str, Any]) -> str:
-    """How long a cell's command fits: steps of each block or layer, and at how many widths each step runs."""
+    """How long a cell's command fits: iterations of each block or layer, and at how many widths each one runs."""
     config = resolved(overrides_of(note))
     recon, groups = config.recon, len(config.bits.groups)
     if config.finetune.name != "none":
         return f"{config.finetune.epochs} epochs"
     if config.rounding.name == "nearest":
         return "-"
-    second = f" + {activation_steps(recon)}" if recon.activation == "second_phase" else ""
-    return f"{recon.steps}{second} a {recon.unit}" + (f", {groups} widths each" if groups > 1 else "")
+    second = f" + {activation_iters(recon)}" if config.method.activation == "second_phase" else ""
+    return f"{recon.iters}{second} a {config.method.unit}" + (f", {groups} widths each" if groups > 1 else "")
 
 
 def order(config: str) -> tuple[int, ...]:
@@ -288,7 +298,7 @@ def write(options: argparse.Namespace) -> None:
     done += kept(file["json"], done, options.set)
     if not done:
         return
-    known = {label: number for number, label in enumerate(dict.fromkeys([*options.methods, *RIVALS]))}
+    known = {label: number for number, label in enumerate(dict.fromkeys([*options.methods, *BASELINES]))}
     done.sort(key=lambda cell: (known.get(cell["method"], len(known)), cell["method"]))
     widths = sorted({*options.bits, *(cell["bits"] for cell in done if cell["bits"])}, key=order)
     flat = [{**cell, **row, "settings": {}} for cell in done for row in cell["rows"]]
@@ -360,7 +370,7 @@ def _markdown(record: dict[str, Any], lines: Sequence[Line], widths: Sequence[st
         found = behind(record["cells"], widths, method)
         texts = ["{:+.2f} ({:.2f})".format(*found[width]) if width in found else "-" for width in widths]
         parts.append(f"| {method} | {' | '.join(texts)} |\n")
-    names = ("method", "steps", "runs", "widths", "s in all", "s per width", "CPU s in all", "CPU s for all widths",
+    names = ("method", "iters", "runs", "widths", "s in all", "s per width", "CPU s in all", "CPU s for all widths",
              "peak MiB", "images", "labels")  # fmt: skip
     parts.append("\nCost: seconds of calibration and fits; CPU seconds of whole processes, evaluation included.\n\n")
     parts.append(f"| {' | '.join(names)} |\n| --- | --- |{' ---: |' * (len(names) - 2)}\n")
@@ -408,7 +418,7 @@ def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("experiment", help="of conf/experiment; it reads the folder PTMQ_DATA")
-    parser.add_argument("--methods", nargs="+", default=list(RIVALS))
+    parser.add_argument("--methods", nargs="+", default=list(BASELINES))
     parser.add_argument("--bits", nargs="+", default=["w2a4", "w3a3", "w4a4", "w6a6", "w8a8"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="for every method")

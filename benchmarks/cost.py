@@ -2,7 +2,7 @@
 
     python benchmarks/cost.py          # ResNet-18, DeiT-S at 224 px, and a ViT at three depths, on the CPU
     python benchmarks/cost.py --gpu    # the same on a GPU; ResNet-20 / CIFAR-10 at recon=paper (needs PTMQ_DATA)
-    python benchmarks/cost.py --cases deit_s --steps 5
+    python benchmarks/cost.py --cases deit_s --iters 5
 
 Weights are random and images are noise: neither changes the cost. Results go to benchmarks/results/cost_{cpu,gpu}.json
 and .md, case by case; a case that is there already with the same settings is not run again. Cache: the features of all
@@ -39,9 +39,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--gpu", action="store_true")
     parser.add_argument("--cases", nargs="+", choices=[*CASES, *GPU_CASES])
-    parser.add_argument("--steps", type=int, default=100, help="per block, in the cases with noise images")
+    parser.add_argument("--iters", type=int, default=100, help="per block, in the cases with noise images")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--paper-steps", type=int, default=20000, help="per block, in the case at recon=paper")
+    parser.add_argument("--paper-iters", type=int, default=20000, help="per block, in the case at recon=paper")
     options = parser.parse_args()
     cases = CASES | (GPU_CASES if options.gpu else {})
     file = ROOT / "benchmarks" / "results" / f"cost_{'gpu' if options.gpu else 'cpu'}.json"
@@ -51,9 +51,9 @@ def main() -> None:
         for name in options.cases or cases:
             command = cases[name] + (["trainer=gpu"] if options.gpu else [])
             if name in GPU_CASES:
-                command += [f"recon.steps={options.paper_steps}"]
+                command += [f"recon.iters={options.paper_iters}"]
             else:
-                command += [f"recon.steps={options.steps}", f"data.calibration_images={options.images}"]
+                command += [f"recon.iters={options.iters}", f"data.calibration_images={options.images}"]
             if found.get(name, {}).get("command") != command:
                 found[name] = {"command": command, **measure(command, noise, Path(folder) / name)}
                 write_atomically(file, json.dumps(found, indent=2) + "\n")
@@ -67,7 +67,7 @@ def measure(command: list[str], noise: Path, run: Path) -> dict[str, Any]:
     subprocess.run([sys.executable, "train.py", *command, *data, f"hydra.run.dir={run}"], cwd=ROOT, check=True)
     results = json.loads((run / "results.json").read_text())
     log = (run / "train.log").read_text()
-    blocks = sum("block " in line and "step" in line for line in _last_steps(log))
+    blocks = sum("block " in line and "iter" in line for line in _last_iters(log))
     cache = re.search(r"feature cache: (\d+) MiB", log)
     seconds = results["seconds"]
     return {
@@ -94,10 +94,10 @@ def table(found: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _last_steps(log: str) -> list[str]:
-    """The log's line of each block's last step."""
-    lines = [line for line in log.splitlines() if " block " in line and " step " in line]
-    return [line for line in lines if (pair := line.split(" step ")[1].split()[0].split("/"))[0] == pair[1]]
+def _last_iters(log: str) -> list[str]:
+    """The log's line of each block's last iteration."""
+    lines = [line for line in log.splitlines() if " block " in line and " iter " in line]
+    return [line for line in lines if (pair := line.split(" iter ")[1].split()[0].split("/"))[0] == pair[1]]
 
 
 def make_noise(folder: Path, images: int) -> Path:

@@ -166,7 +166,7 @@ def multi_bit(network: nn.Module, name: str) -> MultiBitModel:
     fold.fold(gm)
     images = torch.randn(2, 3, SIZE, SIZE)
     model = insert(
-        blocks.cut(gm, images, name=name), Placement(tuple(map(BitWidth.parse, WIDTHS)), gelu="table"), StepSize()
+        blocks.cut(gm, images, name=name), tuple(map(BitWidth.parse, WIDTHS)), Placement(gelu="table"), StepSize()
     )
     calibrate(model, images)
     return model.eval()

@@ -1,11 +1,11 @@
-"""What the options are worth: recon.bias_correction and the losses fim and aph, each on and off.
+"""What the options are worth: method.bias_correction and the losses fim and aph, each on and off.
 
     PTMQ_DATA=DIR python benchmarks/options.py                     # every case, on the CPU
     PTMQ_DATA=DIR python benchmarks/options.py --cases resnet20_learned
 
 One run of train.py a row; results go to benchmarks/results/options.json row by row and, as a table, to options.md. A
-row that is there already, of a command that means the same, is not run again. quant.gelu on and off on a transformer:
-rows of accuracy.py.
+row that is there already, of a command that means the same, is not run again. placement.gelu on and off on a
+transformer: rows of accuracy.py.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from ptmq_lightning.runtime.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "benchmarks" / "results" / "options.json"
 RESNET20 = ["experiment=cifar_resnet20", "data.calibration_images=512", "bits.evaluate=[w2a4,w3a3,w4a4,w6a6,w8a8]"]
-CORRECTION = {"recon.bias_correction=false": [], "recon.bias_correction=true": ["recon.bias_correction=true"]}
+CORRECTION = {"method.bias_correction=false": [], "method.bias_correction=true": ["method.bias_correction=true"]}
 CASES: dict[str, tuple[list[str], dict[str, list[str]]]] = {  # what all rows share, and what each adds
     "resnet20": ([*RESNET20, "rounding=nearest"], CORRECTION),
     "resnet20_learned": (
-        [*RESNET20, "recon.steps=50"],
+        [*RESNET20, "recon.iters=50"],
         {
             "loss=gd_direct": [],
             "loss=fim": ["loss=fim"],
             "loss=aph": ["loss=aph"],
-            "recon.bias_correction=true": ["recon.bias_correction=true"],
+            "method.bias_correction=true": ["method.bias_correction=true"],
         },
     ),
 }

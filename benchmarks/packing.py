@@ -167,7 +167,7 @@ def offsets() -> list[dict[str, Any]]:
     shipped, grid.OFFSET_BITS = grid.OFFSET_BITS, 8  # what is learned is committed in 255ths, and rounded further below
     try:
         model = ptmq.quantize(network, images, overrides=["rounding=offset"])
-        ptmq.reconstruct(model, images, rounding="offset", steps=OFFSET_STEPS)
+        ptmq.reconstruct(model, images, rounding="offset", iters=OFFSET_STEPS)
         fine = {name: weight.rounding for block in model.blocks for name, weight in weights_of(block)}
         rows = []
         for bits in range(1, 9):

@@ -29,7 +29,6 @@ from torch import Tensor
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
-from ptmq_lightning.config import parts
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.export.draft import Draft
@@ -111,7 +110,7 @@ def case(name: str, count: int, folder: str | None) -> dict[str, Any]:
 
 def nearest(config: Any, network: Any, images: Tensor) -> MultiBitModel:
     model = pipeline.quantize(pipeline.prepare(network, images, config.fold), config, network)
-    calibrate(model, images, p=parts.step_size(config.step_size).p, seed=config.seed)
+    calibrate(model, images, p=config.step_size.p, seed=config.seed)
     return model.eval()
 
 

@@ -43,7 +43,7 @@ def with_float(
     chain = blocks.cut(gm, torch.randn(2, 3, 224, 224), name=name)
     network = nn.Sequential(*[copy.deepcopy(block.module) for block in chain]).requires_grad_(False)
     with mock.patch.object(insert, "weight_steps", steps):
-        model = insert.insert(chain, insert.Placement(PAIRS, gelu=gelu), StepSize("nested"))
+        model = insert.insert(chain, PAIRS, insert.Placement(gelu=gelu), StepSize("nested"))
     for block in model.blocks:
         for _, weight in weights_of(block):
             rows = sorted({plane_of[b] for b in weight.widths})

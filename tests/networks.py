@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,9 +12,16 @@ from torch import Tensor, nn
 
 from ptmq_lightning.models import blocks, fold, graph
 from ptmq_lightning.quant.insert import Placement, insert
+from ptmq_lightning.quant.learned import LearnedWeight
+from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
 from ptmq_lightning.quant.steps import StepSize, calibrate
+from ptmq_lightning.reconstruct.losses import LossKeys
+from ptmq_lightning.reconstruct.mixer import MIXERS, Mixer, MixerKeys
+from ptmq_lightning.reconstruct.objective import Objective
+from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
 from ptmq_lightning.runtime.model import MultiBitModel
-from ptmq_lightning.runtime.spec import BitGroups
+from ptmq_lightning.runtime.spec import BitGroups, BitWidth
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 GROUPS = BitGroups.of([[3, 4], [[5, 5], [6, 6]], [8]])
 
@@ -77,11 +86,15 @@ def images(count: int = 16, seed: int = 1) -> Tensor:
 
 
 def small_model(
-    *, placement: Placement | None = None, step_size: StepSize | None = None, calibrated: bool = True
+    *,
+    pairs: Iterable[BitWidth] = GROUPS.pairs,
+    placement: Placement | None = None,
+    step_size: StepSize | None = None,
+    calibrated: bool = True,
 ) -> MultiBitModel:
     gm = graph.trace(small_network(), (3, 8, 8))
     fold.fold(gm)
-    model = insert(blocks.cut(gm, images(2)), placement or Placement(GROUPS.pairs), step_size or StepSize())
+    model = insert(blocks.cut(gm, images(2)), pairs, placement or Placement(), step_size or StepSize())
     if calibrated:
         calibrate(model, images())
     return model
@@ -98,3 +111,26 @@ def trainer() -> L.Trainer:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+
+
+def mixer(name: str = "case3", **keys: Any) -> Mixer:
+    return MIXERS[name](MixerKeys(name, **keys))
+
+
+def objective(name: str = "gd_figure", norm: str = "none", p: float = 2.0, **keys: Any) -> Objective:
+    return Objective(LossKeys(name, norm=norm, **keys), p=p)
+
+
+def trainable(frozen: MultiBitWeight, keys: RoundingKeys, *, learn_step_sizes: bool) -> LearnedWeight:
+    """The trainable twin of a weight."""
+    return ROUNDINGS[keys.name](frozen, keys, learn_step_sizes=learn_step_sizes)
+
+
+RECIPE = Recipe(
+    GROUPS,
+    mixer("matched"),
+    objective("gd_direct"),
+    RoundingKeys("shared"),
+    Schedule(iters=8, batch=8, log_every=4),
+    learn_step_sizes=True,
+)

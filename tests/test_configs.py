@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from ptmq_lightning.compose.cli import configuration, run_name
-from ptmq_lightning.config.check import RANGES
+from ptmq_lightning.config.declared import every_key
+from ptmq_lightning.config.schema import Config
 from ptmq_lightning.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,11 @@ GROUPS = {
     for folder in sorted((ROOT / "conf").iterdir())
     if folder.is_dir() and not folder.name.startswith("_")
 }
-NEEDED = {"timm": ["model.name=resnet34"], "onnx": ["artifact=DIR"], "openvino": ["artifact=DIR"]}
+NEEDED = {
+    "model=timm": ["model.name=resnet34"], "export=onnx": ["artifact=DIR"], "export=openvino": ["artifact=DIR"],
+    **{f"finetune={baseline}": [f"method={baseline}"] for baseline in ("any_precision", "multiquant", "robustquant")},
+}  # fmt: skip
+UNNAMED = ("experiment", "placement")  # whose options are no key
 
 
 @pytest.fixture(autouse=True)
@@ -44,18 +49,28 @@ def message(*overrides: str) -> str:
     return str(caught.value)
 
 
-def test_there_are_thirteen_groups() -> None:
+def test_the_groups_are_those_of_the_design() -> None:
     assert set(GROUPS) == {
-        "model", "data", "bits", "mixer", "loss", "rounding", "step_size", "recon", "method", "trainer", "logger",
-        "export", "experiment",
+        "model", "data", "bits", "allocate", "placement", "mixer", "loss", "rounding", "step_size", "recon", "method",
+        "finetune", "trainer", "logger", "export", "experiment",
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(("group", "option"), [(group, option) for group in GROUPS for option in GROUPS[group]])
 def test_every_option_composes_and_knows_its_name(group: str, option: str) -> None:
-    config = configuration([f"{group}={option}", *NEEDED.get(option, [])])
-    if group != "experiment" and option != "timm":
+    config = configuration([f"{group}={option}", *NEEDED.get(f"{group}={option}", [])])
+    if group == "placement":
+        assert config.placement.edge == option
+    elif option in ("fim", "aph"):
+        assert (config.loss.name, config.loss.weight) == ("gd_direct", option)
+    elif group != "experiment" and option != "timm":
         assert getattr(config, group).name == option
+
+
+def chosen(config: Config, group: str) -> str:
+    """The option that a configuration has."""
+    name = getattr(config, group).name
+    return config.loss.weight if group == "loss" and config.loss.weight != "none" else str(name)
 
 
 def test_combinations_of_all_method_groups_compose_as_asked() -> None:
@@ -63,7 +78,7 @@ def test_combinations_of_all_method_groups_compose_as_asked() -> None:
     asked = list(itertools.product(*(GROUPS[group] for group in groups)))  # thousands: 30, as each takes 0.1 s
     for options in asked[:: len(asked) // 30]:
         config = configuration([f"{group}={option}" for group, option in zip(groups, options, strict=True)])
-        assert tuple(getattr(config, group).name for group in groups) == options
+        assert tuple(chosen(config, group) for group in groups) == options
 
 
 @pytest.mark.parametrize(
@@ -73,7 +88,7 @@ def test_every_pair_of_method_groups_composes_as_asked(first: str, second: str) 
     pairs = list(itertools.product(GROUPS[first], GROUPS[second]))
     for one, other in pairs[:: -(-len(pairs) // 20)]:  # at most 20 of a pair of groups, as each takes 0.1 s
         config = configuration([f"{first}={one}", f"{second}={other}"])
-        assert (getattr(config, first).name, getattr(config, second).name) == (one, other)
+        assert (chosen(config, first), chosen(config, second)) == (one, other)
 
 
 SINGLE = ("adaround", "brecq", "qdrop", "flexround", "genie")
@@ -81,39 +96,37 @@ SINGLE = ("adaround", "brecq", "qdrop", "flexround", "genie")
 
 @pytest.mark.parametrize("method", SINGLE)
 def test_a_single_pair_method_takes_one_pair_anywhere_in_the_command(method: str) -> None:
-    assert configuration([f"method={method}"]).bits.groups == [[[4, 4]]]
+    assert configuration([f"method={method}"]).bits.groups == (("w4a4",),)
     for overrides in (["bits=w3a3", f"method={method}"], [f"method={method}", "bits=w3a3"]):
         config = configuration(overrides)
-        assert (config.bits.groups, config.bits.evaluate) == ([[[3, 3]]], ["w3a3"])
+        assert (config.bits.groups, config.bits.evaluate) == ((("w3a3",),), ("w3a3",))
 
 
 @pytest.mark.parametrize("experiment", ["cifar_resnet20", "cifar_vit", "imagenet_vit_t", "imagenet_mobileone"])
 def test_an_experiment_takes_one_pair_too(experiment: str) -> None:
     config = configuration([f"experiment={experiment}", "method=qdrop", "bits=w4a6"])
-    assert (config.bits.groups, config.bits.evaluate, config.bits.extra) == ([[[4, 6]]], ["w4a6"], [])
+    assert (config.bits.groups, config.bits.evaluate, config.bits.extra) == ((("w4a6",),), ("w4a6",), ())
 
 
-def test_any_pair_is_made_of_its_two_numbers() -> None:
-    config = configuration(["method=qdrop", "bits=pair", "bits.w=3", "bits.a=7"])
-    assert (config.bits.groups, config.bits.evaluate) == ([[[3, 7]]], ["w3a7"])
+def test_any_pair_is_an_option() -> None:
+    config = configuration(["method=qdrop", "bits=w3a7"])
+    assert (config.bits.name, config.bits.groups, config.bits.evaluate) == ("w3a7", (("w3a7",),), ("w3a7",))
 
 
 def test_a_single_pair_method_refuses_several_pairs() -> None:
-    assert message("method=qdrop", "bits=uniform") == (
-        "method=qdrop learns one pair of widths at a time, but bits.groups holds 7; set bits=w2a4, or any pair by "
-        "bits=pair bits.w=2 bits.a=4"
-    )
+    text = message("method=qdrop", "bits=uniform")
+    assert text.startswith("method=qdrop learns one pair of widths at a time, but bits.groups holds 7; set bits=w2a4")
 
 
 def test_activation_steps_cannot_be_learned_where_activations_stay_in_float() -> None:
-    assert message("recon.quantize=weights") == (
-        "recon.quantize=weights leaves activations in float, so that recon.activation=joint has nothing to learn; set "
-        "recon.activation=fixed or second_phase, or recon.quantize=all"
+    assert message("method.quantize=weights") == (
+        "method.quantize=weights leaves activations in float, so that method.activation=joint has nothing to "
+        "learn; set method.activation=fixed or second_phase, or method.quantize=all"
     )
 
 
 def test_methods_that_learn_have_the_same_number_of_steps_per_unit() -> None:
-    steps = {configuration([f"method={method}", "recon=fast"]).recon.steps for method in (*SINGLE, "ptmq")}
+    steps = {configuration([f"method={method}", "recon=fast"]).recon.iters for method in (*SINGLE, "ptmq")}
     assert steps == {500}
 
 
@@ -136,14 +149,14 @@ def test_an_explicit_method_wins_in_an_experiment() -> None:
 
 @pytest.mark.parametrize("experiment", GROUPS["experiment"])
 def test_an_explicit_recon_wins_in_an_experiment(experiment: str) -> None:
-    smoke = configuration(["recon=smoke"]).recon
-    assert configuration([f"experiment={experiment}", "recon=smoke"]).recon == smoke
+    smoke, found = configuration(["recon=smoke"]), configuration([f"experiment={experiment}", "recon=smoke"])
+    assert (found.recon, found.data.calibration_images) == (smoke.recon, smoke.data.calibration_images)
 
 
 def test_a_loss_is_a_form_with_or_without_a_weight() -> None:
-    asked = (["loss=mse"], ["loss=fim"], ["loss=gd_figure", "loss.weight=aph"], ["loss=aph", "loss.form=gd_chain"])
+    asked = (["loss=mse"], ["loss=fim"], ["loss=gd_figure", "loss.weight=aph"], ["loss=gd_chain", "loss.weight=aph"])
     losses = [configuration(overrides).loss for overrides in asked]
-    assert [(loss.form, loss.weight) for loss in losses] == [
+    assert [(loss.name, loss.weight) for loss in losses] == [
         ("mse", "none"), ("gd_direct", "fim"), ("gd_figure", "aph"), ("gd_chain", "aph"),
     ]  # fmt: skip
 
@@ -158,7 +171,8 @@ def test_an_unknown_option_is_answered_with_the_nearest_ones(group: str) -> None
     wrong = wanted + "x"
     text = message(f"{group}={wrong}")
     assert text.startswith(f"{group}={wrong} is no option (nearest: {wanted}")
-    assert text.endswith(f"; expected {group}={'|'.join(GROUPS[group])}")
+    pairs = " or any pair w2a2 to w8a8" if group == "bits" else ""
+    assert text.endswith(f"; expected {group}={'|'.join(GROUPS[group])}{pairs}")
 
 
 def test_an_unknown_key_is_answered_with_the_nearest_ones_and_its_siblings() -> None:
@@ -170,17 +184,18 @@ def test_an_unknown_key_is_answered_with_the_nearest_ones_and_its_siblings() -> 
 
 def test_an_unknown_group_is_answered_with_the_nearest_one() -> None:
     assert message("mixr=case3") == (
-        "mixr is no key (nearest: mixer); the groups and keys are model, data, bits, mixer, loss, rounding, step_size, "
-        "recon, method, trainer, logger, fold, quant, finetune, export, artifact, seed, resume, experiment"
+        "mixr is no key (nearest: mixer); the groups and keys are model, data, bits, allocate, placement, mixer, loss, "
+        "rounding, step_size, finetune, method, trainer, logger, export, recon, fold, artifact, seed, resume, "
+        "experiment"
     )
 
 
 def test_a_key_without_its_group_is_answered_with_the_whole_key() -> None:
-    assert message("steps=100").startswith("steps is no key (nearest: recon.steps); ")
+    assert message("iters=100").startswith("iters is no key (nearest: recon.iters); ")
 
 
 def test_a_key_that_nothing_reads_cannot_be_added() -> None:
-    assert message("+recon.stepz=1").startswith("recon.stepz is no key (nearest: recon.steps); ")
+    assert message("+recon.iterz=1").startswith("recon.iterz is no key (nearest: recon.iters); ")
 
 
 def test_an_option_of_the_network_can_be_added() -> None:
@@ -194,44 +209,37 @@ def test_what_has_a_key_of_its_own_is_no_option_of_the_network() -> None:
 
 
 def test_a_value_of_the_wrong_type_names_key_and_value() -> None:
-    assert message("recon.steps=many") == (
-        "Error merging override recon.steps=many; Value 'many' of type 'str' could not be converted to Integer"
+    assert message("recon.iters=many") == (
+        "Error merging override recon.iters=many; Value 'many' of type 'str' could not be converted to Integer"
     )
 
 
 def test_a_value_outside_its_choices_is_answered_with_them() -> None:
-    assert message("bits.edge=qdrob") == (
-        "bits.edge=qdrob is not known (nearest: qdrop); expected qdrop, brecq, 8bit, none"
+    assert message("placement.edge=qdrob") == (
+        "placement.edge=qdrob is not known (nearest: qdrop); expected qdrop, brecq, 8bit, none"
     )
 
 
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("recon.steps=0", "recon.steps=0 is out of range; expected 1 or more"),
+        ("recon.iters=0", "recon.iters=0 is out of range; expected 1 or more"),
         ("mixer.p=1.5", "mixer.p=1.5 is out of range; expected 0 to 1"),
-        ("bits.softmax=9", "bits.softmax=9 is out of range; expected 2 to 8"),
-        ("bits.overrides=[{pattern:fc,w:16}]", "bits.overrides[0].w=16 is out of range; expected 2 to 8"),
+        ("placement.softmax=9", "placement.softmax=9 is out of range; expected 2 to 8"),
+        ("placement.overrides=[{pattern:fc,w:16}]", "placement.overrides[0].w=16 is out of range; expected 2 to 8"),
     ],
 )
 def test_a_number_out_of_range_is_answered_with_the_range(override: str, expected: str) -> None:
     assert message(override) == expected
 
 
-def test_every_range_is_that_of_a_key() -> None:
-    config = configuration()
-    for key in RANGES:
-        group, _, name = key.partition(".")
-        assert hasattr(getattr(config, group), name), key
-
-
 def test_attention_probabilities_may_follow_the_drawn_width() -> None:
-    assert configuration(["bits.softmax=null"]).bits.softmax is None
+    assert configuration(["placement.softmax=null"]).placement.softmax is None
 
 
 def test_a_wrong_key_of_an_item_is_answered_with_the_right_ones() -> None:
-    assert message("bits.overrides=[{patern:fc,w:4}]") == (
-        "patern is no key of bits.overrides; its items have the keys pattern, w, a"
+    assert message("placement.overrides=[{patern:fc,w:4}]") == (
+        "patern is no key of placement.overrides; its items have the keys pattern, w, a"
     )
 
 
@@ -241,16 +249,16 @@ def test_a_key_that_must_be_added_says_so() -> None:
     )
 
 
-def test_something_must_be_evaluated() -> None:
-    assert message("bits=vit", "bits.evaluate=[]") == (
-        "bits.evaluate is empty; expected some of w4a6, w5a6, w6a6, w7a7, w8a8"
-    )
+def test_every_pair_is_evaluated_narrow_to_wide_where_none_is_named() -> None:
+    assert configuration(["bits=vit_low"]).bits.evaluate == (
+        "w2a4", "w3a3", "w4a4", "w4a6", "w4a8", "w5a5", "w6a6", "w8a8",
+    )  # fmt: skip
+    assert configuration(["bits.groups=[[w3a3,w4a4],[w8a8]]"]).bits.evaluate == ("w3a3", "w4a4", "w8a8")
 
 
 def test_an_average_below_the_narrowest_pair_is_refused_before_anything_is_learned() -> None:
-    assert message("bits=vit", "bits.mixed_averages=[3]") == (
-        "bits.mixed_averages asks for 3 weight bits on average, but the narrowest pair has 4; ask for more, or add a "
-        "narrower pair to bits.groups or bits.extra"
+    assert message("bits=vit", "allocate=greedy", "allocate.averages=[3]").startswith(
+        "allocate.averages asks for 3 weight bits on average, but the narrowest pair has 4; ask for more"
     )
 
 
@@ -262,7 +270,7 @@ def test_a_width_to_evaluate_must_be_prepared() -> None:
 
 
 def test_an_extra_pair_may_not_stand_in_a_group_too() -> None:
-    assert message("bits.extra=[[4,4]]") == "w4a4 of bits.extra stands more than once in bits; expected it once"
+    assert message("bits.extra=[w4a4]") == "w4a4 of bits.extra stands more than once in bits; expected it once"
 
 
 def test_model_timm_wants_a_name() -> None:
@@ -286,22 +294,23 @@ def test_a_run_name_follows_from_the_overrides_and_not_from_resume() -> None:
 
 def test_run_names_of_different_commands_differ() -> None:
     choices = {"model": "vit_t"}
-    overrides = ["data.root=/a/b", "data.root=/a-b", "data.root=-a-b", "bits.groups=[[[3,3]]]", "bits.groups=[[[3,4]]]"]
+    overrides = ["data.root=/a/b", "data.root=/a-b", "data.root=-a-b", "bits.groups=[[w3a3]]", "bits.groups=[[w3a4]]"]
     names = {run_name(choices, [override]) for override in [*overrides, "x=" + "y" * 300, "x=" + "y" * 301]}
     assert len(names) == 7
     assert all("/" not in name.removeprefix("vit_t/") and len(name) < 200 for name in names)
 
 
-def test_help_gives_every_group_and_option(tmp_path: Path) -> None:
+def test_help_gives_every_group_option_and_key(tmp_path: Path) -> None:
     done = command("--help", folder=tmp_path)
     words = re.findall(r"\w+", done.stdout)
     assert done.returncode == 0
     for group, options in GROUPS.items():
         assert [line for line in done.stdout.splitlines() if line.startswith(f"  {group} ")], group
         assert [option for option in options if option not in words] == [], group
+    assert [key for key, _, _ in every_key(Config) if f" {key}=" not in done.stdout] == []
 
 
-@pytest.mark.parametrize("wrong", ["mixer=case9", "recon.stepz=1", "recon.steps=many", "model=timm"])
+@pytest.mark.parametrize("wrong", ["mixer=case9", "recon.iterz=1", "recon.iters=many", "model=timm"])
 def test_a_wrong_command_ends_with_one_line_and_code_2(wrong: str, tmp_path: Path) -> None:
     done = command(wrong, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
@@ -316,16 +325,10 @@ def test_a_wrong_option_in_a_sweep_is_answered_too(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: mixer=cas1 is no option (nearest: case1, ")
 
 
-def test_keys_that_would_not_count_are_refused() -> None:
-    assert message("bits.w=3", "bits.a=5").startswith("bits.w=3 and bits.a=5 are of bits=pair, but bits=uniform learns")
-    assert message("mixer.weights=[0.5,0.2,0.3]", "bits=uniform") == (
-        "mixer.weights=[0.5, 0.2, 0.3] holds 3 numbers, but bits.groups has 4 groups; expected a number per group, low "
-        "to high"
-    )
-
-
 def test_averages_that_no_assignment_can_have_are_refused() -> None:
-    assert message("bits.mixed_averages=[9]").startswith(
-        "bits.mixed_averages asks for 9 weight bits on average, but the"
+    greedy = "allocate=greedy"
+    assert message(greedy, "allocate.averages=[9]").startswith("allocate.averages asks for 9 weight bits on average")
+    assert message(greedy, "allocate.averages=[4,4.0]").startswith(
+        "allocate.averages=[4.0, 4.0] holds an average twice"
     )
-    assert message("bits.mixed_averages=[4,4.0]").startswith("bits.mixed_averages=[4.0, 4.0] holds an average twice")
+    assert message(greedy, "allocate.averages=[]").startswith("allocate=greedy has no allocate.averages")

@@ -11,16 +11,14 @@ from torch import Tensor, nn
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
-from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.quant.steps import StepSize, calibrate
-from ptmq_lightning.reconstruct.block import Settings
-from ptmq_lightning.reconstruct.mixer import Mixer
-from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct_model
+from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
+from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitGroups
-from tests.networks import trainer
+from tests.networks import mixer, objective, trainer
 
 SLOW = pytest.mark.slow
 GROUPS = BitGroups.of([[3, 4], [[5, 5], [6, 6]], [8]])
@@ -46,14 +44,14 @@ NETWORKS = [
         ("swin_s", 64, SWIN, SLOW),
     )
 ]
-STEPS = StepSize("nested", anchor=4, free_widths=(3,), learn=True, p=2.0)
+STEPS = StepSize("nested", anchor=4, free_widths=[3], learn=True, p=2.0)
 RECIPE = Recipe(
     GROUPS,
-    Mixer("matched"),
-    Objective("gd_direct"),
-    Rounding("per_group", ((3,), (4, 5, 6, 8))),
-    Settings(steps=1, batch=2, warmup=0.0),
-    learn_steps=True,
+    mixer("matched"),
+    objective("gd_direct"),
+    RoundingKeys("per_group", [[3], [4, 5, 6, 8]]),
+    Schedule(iters=1, batch=2, warmup=0.0),
+    learn_step_sizes=True,
 )
 
 
@@ -84,7 +82,7 @@ def test_a_network_is_fitted_saved_and_switched_without_losing_a_bit(
     on_latent_grid(chain)
     with torch.no_grad():
         expected = nn.Sequential(*[block.module for block in chain])(x)
-    model = insert(chain, Placement(GROUPS.pairs), STEPS)
+    model = insert(chain, GROUPS.pairs, Placement(), STEPS)
     with passthrough(model), torch.no_grad():
         assert torch.equal(model(x), expected), "quantizers off is not bitwise the float network"
     calibrate(model, x)

@@ -13,9 +13,11 @@ from PIL import Image
 
 from benchmarks import picture, readme
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config.build import PAIRS
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
+PAIRED = {("bits", pair) for pair in PAIRS}  # options without a file
 
 
 @pytest.mark.parametrize("page", readme.PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -101,7 +103,7 @@ def test_the_two_readings_of_the_method_differ_in_the_rows_of_their_table() -> N
     ours, paper = (dataclasses.asdict(configuration([f"method={name}"])) for name in ("ptmq", "ptmq_paper"))
     rows = {
         "mixer": "block input", "loss": "loss", "rounding": "rounding", "step_size": "weight steps",
-        "quant": "levels behind a GELU", "bits": "groups",
+        "placement": "levels behind a GELU", "bits": "groups",
     }  # fmt: skip
     assert {group for group in ours if ours[group] != paper[group]} == {*rows, "method"}
     text = (ROOT / "docs" / "method.md").read_text()

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the run failed, 2 the command or its configuration is wron
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import logging
 import os
 import re
@@ -20,14 +19,18 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from ptmq_lightning.config.check import nearest, typed, unknown
-from ptmq_lightning.config.schema import Config, register
+from ptmq_lightning.config.build import PAIRS, register
+from ptmq_lightning.config.check import PAIR_FORM, typed
+from ptmq_lightning.config.document import help_text
+from ptmq_lightning.config.names import nearest, unknown
+from ptmq_lightning.config.options import ANY_PAIR, CONF, conf_place, overruled
+from ptmq_lightning.config.reads import idle_options, refuse_unread, unread
+from ptmq_lightning.config.schema import Config
 from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 
-CONF = "ptmq_lightning.conf"  # conf/ at the root of the repository, inside the wheel
 NAME_LENGTH = 120
 _TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -36,6 +39,9 @@ log = logging.getLogger(__name__)
 
 def main() -> None:
     """Run the command line of this process; does not return normally where something is wrong."""
+    if {"--help", "-h"} & set(sys.argv[1:]):
+        print(help_text())
+        return
     _prepare()
     sys.argv[1:] = exported_bits(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
@@ -68,16 +74,25 @@ def _composed(overrides: Sequence[str]) -> Config:
         start = hydra.initialize_config_dir(place, version_base="1.3")
     with start:
         try:
-            return typed(hydra.compose("config", list(overrides)))
+            composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+            choices = composed.hydra.runtime.choices
+            with open_dict(composed):
+                del composed["hydra"]
+            config = typed(composed)
+            refuse_unread(config, overrides)
+            tell(config, choices, overrides)
+            return config
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(explain(error)) from error
 
 
-def conf_place() -> str:
-    """Where Hydra finds conf/: the package of an installation, the folder beside it in a bare source tree."""
-    if importlib.util.find_spec(CONF) is not None:
-        return f"pkg://{CONF}"
-    return str(Path(__file__).resolve().parents[2] / "conf")
+def tell(config: Config, choices: Mapping[str, Any], overrides: Sequence[str]) -> None:
+    """Log what of the command does not count, or gives way to a later choice."""
+    given = {name.lstrip("+~"): value for name, _, value in (part.partition("=") for part in overrides)}
+    for line in overruled(config, choices, given):
+        log.warning("%s", line)
+    for line in idle_options(config, {group: value for group, value in given.items() if group in choices}):
+        log.warning("%s", line)
 
 
 def run_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
@@ -106,12 +121,16 @@ def explain(error: Exception) -> str:
     """One message for an error of Hydra or OmegaConf, with the nearest valid names."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
-        options = sorted(error.options)
-        return f"{group}={option} is no option{nearest(option, options)}; expected {group}={'|'.join(options)}"
+        options = sorted(set(error.options) - set(PAIRS))
+        pairs = f" or {ANY_PAIR}" if group == "bits" else ""
+        near = nearest(option, error.options)
+        return f"{group}={option} is no option{near}; expected {group}={'|'.join(options)}{pairs}"
     message, cause = str(error).strip(), error.__cause__
     if found := re.match(r"Could not override '([^'@]+)'", message):
         inside = re.match(r"Key '([^']+)' (?:is )?not in", str(cause))
         return unknown(found.group(1), inside.group(1) if inside else None)
+    if re.match(r"Error merging override bits\.(groups|extra)=", message):
+        return f"{message.splitlines()[0].removeprefix('Error merging override ')} holds no pairs; {PAIR_FORM}"
     lines = [message, str(cause).strip()] if cause is not None else [message]
     return "; ".join(dict.fromkeys(line.splitlines()[0] for line in lines if line))
 
@@ -125,6 +144,12 @@ def _task(config: DictConfig) -> float:
     """One run, in the folder that Hydra made for it; its errors end a single run here, a sweep where Hydra wants."""
     try:
         plain = typed(config)
+        command, sweep = HydraConfig.get(), HydraConfig.get().mode == RunMode.MULTIRUN
+        if not sweep:
+            refuse_unread(plain, command.overrides.task)
+        for line in unread(plain, command.overrides.task):  # a sweep may pass choices that do not read the key
+            log.warning("%s", line)
+        tell(plain, command.runtime.choices, command.overrides.task)
         if plain.export.name != "none":
             from ptmq_lightning.compose.export import run_export
 

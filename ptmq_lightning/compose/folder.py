@@ -96,7 +96,7 @@ class RunFolder:
         elif self.work.exists():
             shutil.rmtree(self.work)
         self.work.mkdir(exist_ok=True)
-        write_atomically(self.work / CONFIG, yaml.safe_dump(asdict(self.config), sort_keys=False))
+        write_atomically(self.work / CONFIG, _text(self.config))
         self._log = logging.FileHandler(self.work / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logging.getLogger().addHandler(self._log)
@@ -148,10 +148,10 @@ class RunFolder:
         blocks = itertools.takewhile(lambda index: self._block(index, "json").exists(), itertools.count())
         return sum(1 for _ in blocks) if self.config.resume else 0
 
-    def finished_steps(self) -> int:
-        """How many steps went into them."""
+    def finished_iters(self) -> int:
+        """How many iterations went into them."""
         last = self.finished_blocks() - 1
-        return int(json.loads(self._block(last, "json").read_text(encoding="utf-8"))["steps"]) if last >= 0 else 0
+        return int(json.loads(self._block(last, "json").read_text(encoding="utf-8"))["iters"]) if last >= 0 else 0
 
     def restore(self, model: MultiBitModel) -> list[BlockResult]:
         """Put the finished blocks of a killed run into the calibrated ``model``; how each of them went, in order."""
@@ -210,7 +210,7 @@ class RunFolder:
                 f"resume=true, but {place / CONFIG} cannot be read ({type(error).__name__}); expected the "
                 "configuration of the run that was stopped. Start afresh without resume"
             ) from error
-        now = dict(_flat(asdict(self.config)))
+        now = dict(_flat(yaml.safe_load(_text(self.config))))
         keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
         keys = [key for key in keys if key not in NOT_COMPARED and key.split(".")[0] not in NOT_COMPARED]
         if keys:
@@ -226,6 +226,11 @@ def _remove(target: Path) -> None:
         shutil.rmtree(target)
     else:
         target.unlink(missing_ok=True)
+
+
+def _text(config: Config) -> str:
+    """What config.yaml holds."""
+    return yaml.safe_dump(asdict(config), sort_keys=False)
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,7 +1,7 @@
 """The library: the pipeline's stages as functions on a network and images in memory.
 
     model = quantize(network, images)
-    reconstruct(model, images, mixer="case3", loss="gd_figure", steps=2000)
+    reconstruct(model, images, mixer="case3", loss="gd_figure", iters=2000)
     evaluate(model, loader, ["w8a8", "w4a4"])
 
 Every other key of the command is set by ``overrides``, as on the command line: ["recon.batch=16", "fold.reparam=true"].
@@ -18,15 +18,21 @@ from torch import Tensor, nn
 
 from ptmq_lightning.compose import pipeline, process
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config.options import option
 from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
 from ptmq_lightning.models.zoo import Network, Preprocessing, timm_preprocessing
+from ptmq_lightning.quant.roundings import ROUNDINGS
 from ptmq_lightning.quant.steps import calibrate
+from ptmq_lightning.reconstruct.losses import LOSSES
+from ptmq_lightning.reconstruct.mixer import MIXERS
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
 from ptmq_lightning.runtime.errors import ConfigError, DataError
 from ptmq_lightning.runtime.model import MultiBitModel, Which, device_of
+from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
 Groups = Sequence[Sequence[Any]]
+VARIANTS: dict[str, Registry[Any]] = {"mixer": MIXERS, "loss": LOSSES, "rounding": ROUNDINGS}
 
 
 def quantize(
@@ -60,7 +66,7 @@ def quantize(
     blocks = pipeline.prepare(named, images.to(device_of(named.module)), config.fold)
     model = pipeline.quantize(blocks, config, named).to(images.device)
     model.info["preprocessing"] = told
-    calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=seed)
+    calibrate(model, images[: config.data.step_size_images], p=config.step_size.p, seed=seed)
     return model
 
 
@@ -72,7 +78,7 @@ def reconstruct(
     mixer: str | None = None,
     loss: str | None = None,
     rounding: str | None = None,
-    steps: int | None = None,
+    iters: int | None = None,
     seed: int = 0,
     loggers: Sequence[Logger] = (),
     overrides: Sequence[str] = (),
@@ -80,8 +86,9 @@ def reconstruct(
     """Learn rounding and steps of every block of ``model`` in place; images (N, C, H, W) as for ``quantize``.
 
     Args:
-        method, mixer, loss, rounding: options of the groups of these names; None: the method's.
-        steps: per block; None: recon's.
+        method, mixer, loss, rounding: options of the groups of these names, or variants that joined from outside; None:
+            the method's.
+        iters: iterations per block; None: recon's.
         loggers: Lightning loggers that receive the losses.
         overrides: further keys as on the command line. Pairs, steps (but for step_size.learn), placement and folding
             are the model's own, chosen when it was quantized: give `quantize` the same method in its overrides.
@@ -91,8 +98,9 @@ def reconstruct(
             such tensor.
     """
     _require_images(images)
-    chosen = {"method": method, "mixer": mixer, "loss": loss, "rounding": rounding, "recon.steps": steps, "seed": seed}
-    given = [f"{key}={value}" for key, value in chosen.items() if value is not None]
+    given = [f"method={method}", f"seed={seed}"] + ([] if iters is None else [f"recon.iters={iters}"])
+    for group, name in (("mixer", mixer), ("loss", loss), ("rounding", rounding)):
+        given += [] if name is None else _variant(group, name)
     if images.is_cuda and not any(override.startswith("trainer=") for override in overrides):
         given.append("trainer=gpu")
     config = configuration([*_bits(model.info["groups"]), *given, *overrides])
@@ -127,9 +135,15 @@ def _bits(bits: str | Groups | BitGroups) -> list[str]:
     if isinstance(bits, str):
         return [f"bits={bits}"]
     groups = bits if isinstance(bits, BitGroups) else BitGroups.of(bits)
-    listed = [[list(BitWidth.parse(pair)) for pair in group] for group in groups.groups]
-    names = ",".join(str(pair) for pair in groups.pairs)
-    return [f"bits.groups={listed}".replace(" ", ""), "bits.extra=[]", f"bits.evaluate=[{names}]"]
+    listed = ",".join(f"[{','.join(map(str, group))}]" for group in groups.groups)
+    return [f"bits.groups=[{listed}]", "bits.extra=[]"]
+
+
+def _variant(group: str, name: str) -> list[str]:
+    """The overrides that choose a variant: the option of that name, or the name alone for one that joined its registry
+    from outside and has no file in conf/."""
+    outside = name in VARIANTS[group] and option(group, name) is None
+    return [f"{group}.name={name}" if outside else f"{group}={name}"]
 
 
 def _require_images(images: Any) -> None:

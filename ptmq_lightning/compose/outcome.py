@@ -42,8 +42,8 @@ def record(
     sensitivity: Sensitivity,
     seconds: Mapping[str, float],
 ) -> None:
-    """The model, the layer table, the calibration draw, a rival's costs, the page; last results.json: with it the run
-    is complete."""
+    """The model, the layer table, the calibration draw, a baseline's costs, the page; last results.json: with it the
+    run is complete."""
     model.info |= {"data": sources.name, "accuracy": evaluation.to_json()}
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}

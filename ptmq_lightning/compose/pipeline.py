@@ -29,7 +29,7 @@ from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
 from ptmq_lightning.compose.sanity import tell_preprocessing, try_float_network
 from ptmq_lightning.config import parts
-from ptmq_lightning.config.schema import BitsConfig, Config, FoldConfig, ModelConfig
+from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
@@ -46,7 +46,6 @@ from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_mode
 from ptmq_lightning.report.trackers import log_summary, open_trackers
 from ptmq_lightning.runtime.errors import DataError
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
-from ptmq_lightning.runtime.spec import BitGroups
 
 log = logging.getLogger(__name__)
 
@@ -72,9 +71,9 @@ def run(config: Config, path: Path) -> float:
             folder.work,
             parts.trackers(config.logger),
             run=path,
-            widths=[str(pair) for pair in BitGroups.of(config.bits.groups).pairs],
+            widths=[str(pair) for pair in parts.groups(config.bits).pairs],
             hyperparameters=asdict(config),
-            resume_step=folder.finished_steps(),
+            resume_step=folder.finished_iters(),
         ) as loggers:
             rows = walk(config, folder, loggers)
         folder.close()
@@ -100,14 +99,14 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         model = quantize(blocks, config, network).to(device)
     images = images.to(device)
     with stage("calibrate", seconds):
-        calibrate(model, images[: config.data.step_images], p=config.step_size.p, seed=config.seed)
+        calibrate(model, images[: config.data.step_size_images], p=config.step_size.p, seed=config.seed)
     with stage("reconstruct", seconds):
         if trained.as_a_whole(config):
             model, fits = trained.train(model, images, sources, indices, config, loggers)
         else:
             fits = learn(model, images, config, loggers, folder)
     with stage("allocate", seconds):
-        sensitivity = allocate_bits(model, images, config.bits)
+        sensitivity = allocate_bits(model, images, config)
     with stage("evaluate", seconds):
         evaluation = measure(model, sources, config, network.module)
     seconds["reconstruct"] = seconds["fine-tune"] + sum(fit.seconds for fit in fits)
@@ -148,7 +147,7 @@ def build(config: ModelConfig) -> Network:
 def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
     """The sources, which calibration images were drawn, and these as one tensor (N, C, H, W) on the CPU."""
     keys = ("root", "train", "val", "class_map", "val_images")
-    data, count = config.data, parts.calibration_count(config)
+    data, count = config.data, config.data.calibration_images
     sources = open_data(
         data.name,
         preprocessing=network.preprocessing,
@@ -190,12 +189,12 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
 
 def quantize(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
     """Quantizers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
-    model = insert(blocks, parts.placement(config.bits, config.quant), parts.step_size(config.step_size))
+    model = insert(blocks, parts.pairs(config.bits), config.placement, config.step_size)
     model.info = {
         "name": network.name,
         "source": network.source,
         "preprocessing": network.preprocessing.to_json(),
-        "groups": config.bits.groups,
+        "groups": [[list(pair) for pair in group] for group in parts.groups(config.bits).groups],
     }
     return model
 
@@ -217,7 +216,7 @@ def learn(
     for number, recipe in enumerate(passes):
         first = min(max(done - number * blocks, 0), blocks)
         units = [recipe.count(layer for layer in model.layers.values() if layer.block < end) for end in (first, blocks)]
-        progress = Progress(recipe.settings.steps, first_block=before[0] + units[0])
+        progress = Progress(recipe.schedule.iters, first_block=before[0] + units[0])
 
         def keep(index: int, result: BlockResult, number: int = number) -> None:
             release_freed_memory()
@@ -231,22 +230,22 @@ def learn(
             results += reconstruct_model(
                 model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
             )
-        before = (before[0] + units[1], before[1] + units[1] * recipe.settings.steps)
+        before = (before[0] + units[1], before[1] + units[1] * recipe.schedule.iters)
     return results
 
 
-def allocate_bits(model: MultiBitModel, images: Tensor, config: BitsConfig) -> Sensitivity:
+def allocate_bits(model: MultiBitModel, images: Tensor, config: Config) -> Sensitivity:
     """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
-    if not config.mixed_averages:
+    if config.allocate.name == "none":
         return {}
     tell = now_and_then()
     sensitivity = layer_sensitivity(
         model,
-        images[: config.sensitivity_images],
-        parts.pairs(config),
+        images[: config.allocate.sensitivity_images],
+        parts.pairs(config.bits),
         progress=lambda done, layers: tell(f"sensitivity: layer {done} of {layers}"),
     )
-    for average in config.mixed_averages:
+    for average in config.allocate.averages:
         model.assignments[f"mixed_{float(average)}"] = greedy(model, sensitivity, average)
     return sensitivity
 

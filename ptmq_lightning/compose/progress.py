@@ -13,22 +13,22 @@ log = logging.getLogger(__name__)
 
 
 class Progress(Callback):
-    """Block k of n, step, losses per drawn width, time left; at most one line per ``every`` seconds, and one per block.
+    """Block k of n, iteration, losses per drawn width, time left; a line per ``every`` seconds at most, one per block.
 
     One instance serves all blocks of a run. It reads ``place`` and ``latest`` of the module.
     """
 
     def __init__(
-        self, steps: int, *, first_block: int = 0, every: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self, iters: int, *, first_block: int = 0, every: float = 10.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         super().__init__()
-        self.steps, self.first_block, self.every, self.clock = steps, first_block, every, clock
+        self.iters, self.first_block, self.every, self.clock = iters, first_block, every, clock
         self.started = self.shown = clock()
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
         """A line, where the last one is old enough."""
         now = self.clock()
-        if now - self.shown >= self.every and trainer.global_step < self.steps and trainer.is_global_zero:
+        if now - self.shown >= self.every and trainer.global_step < self.iters and trainer.is_global_zero:
             self.shown = now
             log.info("%s", self.line(module, trainer.global_step))
 
@@ -36,22 +36,22 @@ class Progress(Callback):
         """A line for the finished block."""
         if trainer.is_global_zero:
             self.shown = self.clock()
-            log.info("%s", self.line(module, self.steps))
+            log.info("%s", self.line(module, self.iters))
 
-    def line(self, module: Any, step: int) -> str:
-        """Such as "block 3/11 layer1.2  step 120/500  w3a3 0.0213  w5a5 0.0041  settled 0.41  left 2:30"."""
+    def line(self, module: Any, index: int) -> str:
+        """Such as "block 3/11 layer1.2  iter 120/500  w3a3 0.0213  w5a5 0.0041  settled 0.41  left 2:30"."""
         figures = "  ".join(
             f"{name.removeprefix('loss/')} {value:.3g}"
             for name, value in module.latest.items()
             if name.startswith("loss/") or name == "settled"
         )
         at = module.place
-        place = f"block {at.index + 1}/{at.count} {at.name}  step {step}/{self.steps}"
-        return "  ".join(part for part in (place, figures, f"left {clock_time(self._left(module, step))}") if part)
+        place = f"block {at.index + 1}/{at.count} {at.name}  iter {index}/{self.iters}"
+        return "  ".join(part for part in (place, figures, f"left {clock_time(self._left(module, index))}") if part)
 
-    def _left(self, module: Any, step: int) -> float:
+    def _left(self, module: Any, index: int) -> float:
         """Seconds, blocks taken as equally long; what a resumed run found done does not count."""
-        done = module.place.index - self.first_block + step / self.steps
+        done = module.place.index - self.first_block + index / self.iters
         total = module.place.count - self.first_block
         return (self.clock() - self.started) / max(done, 1e-9) * (total - done)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,45 +23,41 @@ from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_labels, eval_loader
 from ptmq_lightning.data.sources import Sources
 from ptmq_lightning.evaluate.accuracy import measure_accuracy
-from ptmq_lightning.finetune.any_precision import any_precision
-from ptmq_lightning.finetune.fit import Batches, FineTuning, Settings, fit
-from ptmq_lightning.finetune.multiquant import multiquant
-from ptmq_lightning.finetune.network import SharedModel, commit, reestimate
-from ptmq_lightning.finetune.robustquant import RobustQuant
-from ptmq_lightning.finetune.switching import clock_of, switch_milliseconds
+from ptmq_lightning.finetune.baselines import BASELINES, FineTuning
+from ptmq_lightning.finetune.fit import Batches, fit
+from ptmq_lightning.finetune.network import SharedModel, commit
+from ptmq_lightning.finetune.switching import switch_milliseconds
 from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel
 
-WHOLE: dict[str, Callable[[MultiBitModel, Settings, int], FineTuning]] = {
-    "any_precision": any_precision,
-    "multiquant": multiquant,
-}
 TRAIN_IMAGES = 500  # training images on which the accuracy is told beside the evaluation's
+
+
+def baseline(config: Config) -> type[FineTuning] | None:
+    """The baseline that trains with labels; None for every other method."""
+    return None if config.finetune.name == "none" else BASELINES[config.finetune.name]
 
 
 def as_a_whole(config: Config) -> bool:
     """Whether the quantized network itself is trained: its norms stay, and no block is reconstructed."""
-    return config.finetune.name in WHOLE
-
-
-def settings(config: Config) -> Settings:
-    f = config.finetune
-    return Settings(f.epochs, f.batch, f.lr, f.lr_step, f.weight_decay, f.crop, f.flip, f.log_every, config.seed)
+    kind = baseline(config)
+    return kind is not None and not kind.before_folding
 
 
 def tune(
     network: Network, images: Tensor, sources: Sources, indices: list[int], config: Config, loggers: Sequence[Logger]
 ) -> Network:
-    """The float network, with robustquant a trained copy of it; images (N, C, H, W) where the fit is to run."""
-    if config.finetune.name != "robustquant":
+    """The float network, or where a baseline trains it a trained copy of it; images (N, C, H, W) where the fit is to
+    run."""
+    kind = baseline(config)
+    if kind is None or not kind.before_folding:
         return network
     batches = labeled(images, sources, indices, config)
     module = copy.deepcopy(network.module).to(images.device)
-    fitted = RobustQuant(module, settings(config), len(batches), weight=config.finetune.kurtosis_weight)
-    run(fitted, batches, config, loggers)
-    return replace(network, module=module.cpu(), source=f"{network.source}, fine-tuned by robustquant")
+    run(kind(module, config.finetune, len(batches), config.seed), batches, config, loggers)
+    return replace(network, module=module.cpu(), source=f"{network.source}, fine-tuned by {config.finetune.name}")
 
 
 def train(
@@ -73,18 +69,13 @@ def train(
     loggers: Sequence[Logger],
 ) -> tuple[SharedModel, list[BlockResult]]:
     """The calibrated model with norms, trained as a whole and committed, and how the fit went; images (N, C, H, W)."""
-    batches = labeled(images, sources, indices, config)
-    fitted = WHOLE[config.finetune.name](model, settings(config), len(batches))
+    batches, kind = labeled(images, sources, indices, config), baseline(config)
+    assert kind is not None
+    fitted = kind(kind.trainable(model), config.finetune, len(batches), config.seed)
     seconds = run(fitted, batches, config, loggers)
+    fitted.finish(images)
     network = fitted.network
     assert isinstance(network, SharedModel)
-    if config.finetune.name == "multiquant":
-        chosen, clock = images[: config.finetune.statistics_images], clock_of(images.is_cuda)
-        started = clock()
-        for pair in network.pairs:
-            reestimate(network, chosen, pair)
-        taken = 1000 * (clock() - started) / len(network.pairs)
-        network.info["statistics"] = {"images": len(chosen), "milliseconds": taken}
     commit(network)
     return network, [BlockResult("network", seconds, fitted.latest)]
 
@@ -92,7 +83,7 @@ def train(
 def labeled(images: Tensor, sources: Sources, indices: list[int], config: Config) -> Batches:
     """The calibration images with their labels, in batches for all epochs."""
     labels = calibration_labels(sources.train, indices).to(images.device)
-    return Batches(images, labels, settings(config))
+    return Batches(images, labels, config.finetune, config.seed)
 
 
 def run(module: FineTuning, batches: Batches, config: Config, loggers: Sequence[Logger]) -> float:

@@ -1,74 +1,49 @@
-"""What is wrong with a configuration, in one message: values out of range, values that do not fit each other, and keys
-that do not exist, with the nearest ones that do.
+"""What is wrong with a configuration, in one message: values out of range, values that do not fit each other, keys
+that do not exist, and keys that nothing reads.
 
-``typed`` gives plain dataclasses back: outside this room, compose/cli.py alone sees an OmegaConf object.
+``typed`` gives frozen objects back: outside this room, compose/cli.py alone sees an OmegaConf object.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import typing
-from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
-from ptmq_lightning.config.schema import BitsConfig, Config, LayerOverride, MixerConfig, ModelConfig
+from ptmq_lightning.config.build import built
+from ptmq_lightning.config.declared import every_value, keys_of
+from ptmq_lightning.config.names import nearest, unknown
+from ptmq_lightning.config.schema import AllocateConfig, BitsConfig, Config, ModelConfig
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS, BitGroups, BitWidth
+from ptmq_lightning.runtime.keys import choices_of, range_of
+from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
-CHOICES = {
-    "bits.edge": ("qdrop", "brecq", "8bit", "none"),
-    "loss.form": ("gd_figure", "gd_direct", "gd_chain", "mse"),
-    "loss.weight": ("none", "fim", "aph"),
-    "loss.norm": ("none", "token", "auto"),
-    "loss.tokens": ("fisher", "even"),
-    "quant.gelu": ("uniform", "table"),
-    "recon.unit": ("block", "layer"),
-    "recon.quantize": ("all", "weights"),
-    "recon.activation": ("joint", "fixed", "second_phase"),
-    "finetune.name": ("none", "any_precision", "multiquant", "robustquant"),
-    "trainer.accelerator": ("cpu", "gpu", "cuda", "auto"),
-    "logger.mode": ("online", "offline", "disabled"),
-    "export.form": ("static", "switchable"),
-    "export.weights": ("signed", "portable"),
-}
-COUNTS = (
-    *("recon.steps", "recon.activation_steps", "recon.batch", "recon.log_every", "recon.calibration_images"),
-    *("data.calibration_images", "data.step_images", "data.eval_batch", "bits.sensitivity_images", "trainer.threads"),
-    *("finetune.epochs", "finetune.batch", "finetune.log_every", "finetune.statistics_images"),
-)
-RANGES: dict[str, tuple[float, float]] = {  # least and largest value
-    **dict.fromkeys(COUNTS, (1, math.inf)),
-    **dict.fromkeys(("bits.softmax", "step_size.anchor", "rounding.init_width"), (MIN_BITS, MAX_BITS)),
-    **dict.fromkeys(("mixer.p", "loss.chain_k", "recon.warmup", "recon.drop"), (0, 1)),
-    **dict.fromkeys(("recon.lr_rounding", "recon.lr_activation", "recon.lr_weight_step"), (0, math.inf)),
-    **dict.fromkeys(("recon.lambda_rounding", "finetune.lr", "finetune.lr_step"), (0, math.inf)),
-    "export.images": (2, math.inf),
-    "data.workers": (0, math.inf),
-}
+PAIR_FORM = "write pairs by name: bits.groups=[[w3a3,w4a4],[w8a8]] bits.extra=[w2a4]"
 
 
 def typed(config: DictConfig) -> Config:
-    """The composed configuration as plain dataclasses, checked.
+    """The composed configuration as frozen objects, checked; bits.evaluate names what is evaluated.
 
     Raises:
         ConfigError: a value is missing, not allowed, or does not fit another one.
     """
     _forbid_unknown(config, Config)
     try:
-        plain = OmegaConf.to_object(config)
+        plain = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except InterpolationResolutionError as error:
         raise ConfigError(_unresolved(str(error))) from error
     except MissingMandatoryValue as error:
         key = getattr(error, "full_key", None) or "a key"
         raise ConfigError(f"{key} has no value; set it: {key}=...") from error
-    assert isinstance(plain, Config)
-    check(plain)
-    return plain
+    _check_values(plain)
+    made: Config = built(Config, plain)
+    made = replace(made, bits=_evaluated(made.bits))
+    check(made)
+    return made
 
 
 def _unresolved(message: str) -> str:
@@ -82,145 +57,124 @@ def _unresolved(message: str) -> str:
 
 def check(config: Config) -> None:
     """What types cannot express, one message per fault. Raises ConfigError."""
-    _check_values(config)
-    _check_bits(config.bits)
-    for key in _fields(ModelConfig).keys() & config.model.kwargs.keys():
+    known = _check_bits(config.bits)
+    if config.allocate.name != "none":
+        _check_allocate(config.allocate, known)
+    for key in keys_of(ModelConfig).keys() & config.model.kwargs.keys():
         value = config.model.kwargs[key]
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
-    if config.finetune.name != "none" and (config.trainer.name == "ddp" or str(config.trainer.devices) != "1"):
-        raise ConfigError(
-            f"method={config.finetune.name} trains in one process, but trainer={config.trainer.name} with "
-            f"trainer.devices={config.trainer.devices} may start several; set trainer=gpu or trainer=cpu, and 1 device"
-        )
-    if (given := config.mixer.weights) != MixerConfig().weights and len(given) != len(config.bits.groups):
-        raise ConfigError(
-            f"mixer.weights={given} holds {len(given)} numbers, but bits.groups has {len(config.bits.groups)} groups; "
-            "expected a number per group, low to high"
-        )
-    if config.recon.quantize == "weights" and config.recon.activation == "joint":
-        raise ConfigError(
-            "recon.quantize=weights leaves activations in float, so that recon.activation=joint has nothing to learn; "
-            "set recon.activation=fixed or second_phase, or recon.quantize=all"
-        )
-    pairs = BitGroups.of(config.bits.groups).pairs
-    if config.method.single_pair and len(pairs) > 1:
-        raise ConfigError(
-            f"method={config.method.name} learns one pair of widths at a time, but bits.groups holds {len(pairs)}; set "
-            f"bits={pairs[0]}, or any pair by bits=pair bits.w={pairs[0].w} bits.a={pairs[0].a}"
-        )
+    _check_finetune(config)
+    _check_method(config)
     if config.export.name != "none" and config.artifact is None:
         raise ConfigError(f"export={config.export.name} wants an artifact; set artifact=DIR, a run's model/ folder")
 
 
-def _check_values(config: Config) -> None:
-    """Each value by itself."""
-    for key, allowed in CHOICES.items():
-        if (value := _value(config, key)) not in allowed:
+def _check_values(plain: Any) -> None:
+    """Each value by itself, against its declaration."""
+    for key, field, value in every_value(Config, plain):
+        if (allowed := choices_of(field)) and value not in allowed:
             raise ConfigError(f"{key}={value} is not known{nearest(value, allowed)}; expected {', '.join(allowed)}")
-    for key, (least, most) in RANGES.items():
-        if (value := _value(config, key)) is not None and not least <= value <= most:
-            _refuse_range(f"{key}={value}", least, most)
-    for number, override in enumerate(config.bits.overrides):
-        for side in ("w", "a"):
-            if (value := getattr(override, side)) is not None and not MIN_BITS <= value <= MAX_BITS:
-                _refuse_range(f"bits.overrides[{number}].{side}={value}", MIN_BITS, MAX_BITS)
+        least, most = range_of(field)
+        if isinstance(value, int | float) and not least <= value <= most:
+            limit = f"{least} {'or more' if math.isinf(most) else f'to {most}'}"
+            raise ConfigError(f"{key}={value} is out of range; expected {limit}")
 
 
-def _value(config: Config, key: str) -> Any:
-    group, name = key.split(".")
-    return getattr(getattr(config, group), name)
+def _evaluated(bits: BitsConfig) -> BitsConfig:
+    """With every pair to evaluate, narrow to wide, where none is named."""
+    if bits.evaluate:
+        return bits
+    return replace(bits, evaluate=tuple(str(pair) for pair in sorted(dict.fromkeys(_pairs(bits)))))
 
 
-def _refuse_range(what: str, least: float, most: float) -> None:
-    raise ConfigError(f"{what} is out of range; expected {least} {'or more' if math.isinf(most) else f'to {most}'}")
+def _pairs(bits: BitsConfig) -> list[BitWidth]:
+    """Of all groups and of extra. Raises ConfigError for what is no pair's name."""
+    groups = [pair for group in bits.groups for pair in group]
+    for key, names in (("groups", groups), ("extra", bits.extra)):
+        if wrong := [name for name in names if not isinstance(name, str) or not name.startswith("w")]:
+            raise ConfigError(
+                f"bits.{key} holds {wrong[0]}, which is no pair of weight and activation bits; {PAIR_FORM}"
+            )
+    return [BitWidth.parse(name) for name in (*groups, *bits.extra)]
 
 
-def _check_bits(bits: BitsConfig) -> None:
-    """The pairs against each other."""
+def _check_bits(bits: BitsConfig) -> list[BitWidth]:
+    """The pairs against each other; all of them."""
+    known = _pairs(bits)
     pairs, extra = BitGroups.of(bits.groups).pairs, [BitWidth.parse(pair) for pair in bits.extra]
-    known = [*pairs, *extra]
     if doubled := sorted({str(pair) for pair in extra if known.count(pair) > 1}):
         raise ConfigError(f"{', '.join(doubled)} of bits.extra stands more than once in bits; expected it once")
-    names = [str(pair) for pair in known]
+    names = [str(pair) for pair in (*pairs, *extra)]
     if foreign := [name for name in bits.evaluate if name not in names]:
         raise ConfigError(
             f"bits.evaluate names {', '.join(foreign)}, which is in no group{nearest(foreign[0], names)}; "
             f"expected some of {', '.join(names)}: add the pair to bits.groups or bits.extra"
         )
-    if not bits.evaluate:
-        raise ConfigError(f"bits.evaluate is empty; expected some of {', '.join(names)}")
-    narrowest = min(pair.w for pair in known)
-    if low := [average for average in bits.mixed_averages if average < narrowest]:
+    return known
+
+
+def _check_allocate(allocate: AllocateConfig, known: list[BitWidth]) -> None:
+    """The averages against the pairs."""
+    averages, widths = allocate.averages, [pair.w for pair in known]
+    if low := [average for average in averages if average < min(widths)]:
         raise ConfigError(
-            f"bits.mixed_averages asks for {low[0]:g} weight bits on average, but the narrowest pair has {narrowest}; "
+            f"allocate.averages asks for {low[0]:g} weight bits on average, but the narrowest pair has {min(widths)}; "
             "ask for more, or add a narrower pair to bits.groups or bits.extra"
         )
-    widest = max(pair.w for pair in known)
-    if high := [average for average in bits.mixed_averages if average > widest]:
+    if high := [average for average in averages if average > max(widths)]:
         raise ConfigError(
-            f"bits.mixed_averages asks for {high[0]:g} weight bits on average, but the widest pair has {widest}; ask "
-            "for less, or add a wider pair to bits.groups or bits.extra"
+            f"allocate.averages asks for {high[0]:g} weight bits on average, but the widest pair has {max(widths)}; "
+            "ask for less, or add a wider pair to bits.groups or bits.extra"
         )
-    if len({float(average) for average in bits.mixed_averages}) < len(bits.mixed_averages):
-        raise ConfigError(f"bits.mixed_averages={bits.mixed_averages} holds an average twice; expected it once")
-    if (bits.w, bits.a) != (None, None) and [list(pair) for pair in pairs] != [[bits.w, bits.a]]:
+    if not averages:
+        raise ConfigError(f"allocate={allocate.name} has no allocate.averages; expected some, such as [3,4], or "
+                          "allocate=none")  # fmt: skip
+    if len(set(averages)) < len(averages):
+        raise ConfigError(f"allocate.averages={list(averages)} holds an average twice; expected it once")
+
+
+def _check_finetune(config: Config) -> None:
+    """A method that trains with labels and its training come together, in one process."""
+    finetune, method = config.finetune.name, config.method.name
+    trains = choices_of(keys_of(type(config.finetune))["name"][0])
+    if finetune != method and (finetune != "none" or method in trains):
+        wanted = finetune if finetune != "none" else method
         raise ConfigError(
-            f"bits.w={bits.w} and bits.a={bits.a} are of bits=pair, but bits={bits.name} learns "
-            f"{', '.join(map(str, pairs))}; set bits=pair, or leave them"
+            f"finetune={finetune} is not what method={method} trains with; set method={wanted}, which brings its "
+            "rounding, its step sizes and finetune with it"
+        )
+    if finetune != "none" and (config.trainer.name == "ddp" or str(config.trainer.devices) != "1"):
+        raise ConfigError(
+            f"method={method} trains in one process, but trainer={config.trainer.name} with "
+            f"trainer.devices={config.trainer.devices} may start several; set trainer=gpu or trainer=cpu, and 1 device"
+        )
+
+
+def _check_method(config: Config) -> None:
+    """What a method learns against what there is to learn."""
+    method, groups = config.method, config.bits.groups
+    if (weights := config.mixer.weights) and len(weights) != len(groups):
+        raise ConfigError(
+            f"mixer.weights={list(weights)} holds {len(weights)} numbers, but bits.groups has {len(groups)} groups; "
+            "expected a number per group, low to high"
+        )
+    if method.quantize == "weights" and method.activation == "joint":
+        raise ConfigError(
+            "method.quantize=weights leaves activations in float, so that method.activation=joint has nothing to "
+            "learn; set method.activation=fixed or second_phase, or method.quantize=all"
+        )
+    pairs = BitGroups.of(groups).pairs
+    if method.single_pair and len(pairs) > 1:
+        raise ConfigError(
+            f"method={method.name} learns one pair of widths at a time, but bits.groups holds {len(pairs)}; set "
+            f"bits={pairs[0]}, or any other pair"
         )
 
 
 def _forbid_unknown(config: DictConfig, node: Any, prefix: str = "") -> None:
     """Keys that +KEY=VALUE added where nothing reads them."""
     for key in map(str, config):
-        if key not in (known := _fields(node)):
+        if key not in (known := keys_of(node)):
             raise ConfigError(unknown(f"{prefix}{key}"))
-        if dataclasses.is_dataclass(known[key]):
-            _forbid_unknown(config[key], known[key], f"{prefix}{key}.")
-
-
-def unknown(key: str, inside: str | None = None) -> str:
-    """The message for a key that does not exist: its neighbors, or where a key of that name stands.
-
-    inside: the key that is wrong in the value of `key`, where `key` itself exists.
-    """
-    if inside is not None and key == "bits.overrides":
-        return f"{inside} is no key of bits.overrides; its items have the keys {', '.join(_fields(LayerOverride))}"
-    if inside is not None and key in _keys(Config):
-        return f"{key} has no key {inside} to be replaced; add it as +{key}.{inside}=..."
-    parent, _, last = key.rpartition(".")
-    node: Any = Config
-    for part in parent.split(".") if parent else []:
-        node = _fields(node).get(part)
-    if node is not None and not dataclasses.is_dataclass(node):
-        return f"{key} is not set anywhere; add it as +{key}=..."
-    place = parent if node is not None else ""
-    names = [*_fields(node or Config), *([] if place else ["experiment"])]
-    near = [full for full in _keys(Config) if full.rpartition(".")[2] == last]
-    near = near or [f"{place}.{name}" if place else name for name in _near(last if place else key, names)]
-    hint = f" (nearest: {', '.join(near)})" if near else ""
-    return f"{key} is no key{hint}; {f'the keys of {place}' if place else 'the groups and keys'} are {', '.join(names)}"
-
-
-def _fields(node: Any) -> dict[str, Any]:
-    """Name -> type of the fields of a dataclass; nothing for another type."""
-    return typing.get_type_hints(node) if dataclasses.is_dataclass(node) else {}
-
-
-def _keys(node: Any, prefix: str = "") -> Iterator[str]:
-    """Every key with a value, dotted."""
-    for name, kind in _fields(node).items():
-        if dataclasses.is_dataclass(kind):
-            yield from _keys(kind, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _near(name: str, known: Iterable[str]) -> list[str]:
-    return difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """What to add to a message: " (nearest: a, b)", or nothing where nothing is near."""
-    near = _near(name, known)
-    return f" (nearest: {', '.join(near)})" if near else ""
+        if dataclasses.is_dataclass(kind := known[key][1]):
+            _forbid_unknown(config[key], kind, f"{prefix}{key}.")

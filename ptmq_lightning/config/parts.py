@@ -11,143 +11,100 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ptmq_lightning.config.schema import (
-    BitsConfig,
-    Config,
-    LoggerConfig,
-    LossConfig,
-    MixerConfig,
-    QuantConfig,
-    ReconConfig,
-    RoundingConfig,
-    StepSizeConfig,
-    TrainerConfig,
-)
-from ptmq_lightning.quant.insert import Override, Placement
-from ptmq_lightning.quant.rounding import Rounding
-from ptmq_lightning.quant.steps import StepSize
-from ptmq_lightning.reconstruct.block import Settings
-from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.config.schema import BitsConfig, Config, LoggerConfig, TrainerConfig
+from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
+from ptmq_lightning.reconstruct.mixer import MIXERS, Mixer, MixerKeys
 from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import Recipe
+from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
 from ptmq_lightning.report.trackers import TrackerSettings
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.registry import made
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
+
+log = logging.getLogger(__name__)
 
 CHATTY = ("lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero")  # loggers
 
 
 def check(config: Config) -> None:
     """Make every value once, so that what a room refuses is refused before anything is loaded. Raises ConfigError."""
-    placement(config.bits, config.quant)
-    step_size(config.step_size)
-    rounding(config.rounding)
     mixer(config.mixer)
     for attention in (False, True):
-        objective(config.loss, config.mixer, attention)
+        objective(config, attention)
     quieten()
     device_of(config.trainer)
 
 
-def placement(config: BitsConfig, quant: QuantConfig) -> Placement:
-    """Which widths the layers may take."""
-    overrides = tuple(Override(item.pattern, item.w, item.a) for item in config.overrides)
-    return Placement(pairs(config), config.edge, config.softmax, overrides, quant.gelu)
-
-
 def pairs(config: BitsConfig) -> tuple[BitWidth, ...]:
     """Every pair the model is prepared for: the groups', low to high, then the extra ones."""
-    return (*BitGroups.of(config.groups).pairs, *(BitWidth.parse(pair) for pair in config.extra))
+    return (*groups(config).pairs, *(BitWidth.parse(pair) for pair in config.extra))
 
 
-def step_size(config: StepSizeConfig) -> StepSize:
-    return StepSize(config.name, config.anchor, tuple(config.free_widths), config.learn, config.p)
+def groups(config: BitsConfig) -> BitGroups:
+    """Whose pairs are drawn."""
+    return BitGroups.of(config.groups)
 
 
 def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     """The passes over the network, none where nothing is learned; ``model`` tells whether there is attention.
 
-    The second phase learns activation steps alone, on the committed weights, from float features and with errors to
-    the power of 2.4, none weighted (as BRECQ's code).
+    The second phase learns activation step sizes alone, on the committed weights, from float features and with errors
+    to the power of 2.4, none weighted (as BRECQ's code).
     """
-    recon, nearest = config.recon, config.rounding.name == "nearest"
-    if nearest and not recon.bias_correction:
+    method, nearest = config.method, not ROUNDINGS[config.rounding.name].learns
+    if nearest and not method.bias_correction:
         return ()
     attention = any(row.kind == "matmul" for row in model.layers.values())
     first = Recipe(
-        groups=BitGroups.of(config.bits.groups),
+        groups=groups(config.bits),
         mixer=mixer(config.mixer),
-        objective=objective(config.loss, config.mixer, attention and recon.unit == "block"),
-        rounding=rounding(config.rounding),
-        settings=settings(recon, config.seed),
-        learn_steps=config.step_size.learn,
-        unit=recon.unit,
-        quantize_inputs=recon.quantize == "all",
-        learn_inputs=recon.activation == "joint" and not nearest,
-        bias_correction=recon.bias_correction,
+        objective=objective(config, attention and method.unit == "block"),
+        rounding=config.rounding,
+        schedule=config.recon,
+        drop=method.drop,
+        seed=config.seed,
+        learn_step_sizes=config.step_size.learn,
+        unit=method.unit,
+        quantize_inputs=method.quantize == "all",
+        learn_inputs=method.activation == "joint" and not nearest,
+        bias_correction=method.bias_correction,
     )
-    if nearest or recon.activation != "second_phase":
+    if config.loss.norm == "auto":
+        log.info("loss.norm=auto: %s", "token" if first.objective.normed else "none")
+    if nearest or method.activation != "second_phase":
         return (first,)
+    unweighted = replace(config, loss=replace(config.loss, weight="none"))
     second = replace(
         first,
-        mixer=Mixer("float"),
-        objective=replace(objective(replace(config.loss, weight="none"), config.mixer, attention), p=2.4),
-        rounding=Rounding("nearest"),
-        settings=replace(first.settings, steps=activation_steps(recon)),
+        mixer=mixer(replace(config.mixer, name="float")),
+        objective=objective(unweighted, attention, p=2.4),
+        rounding=RoundingKeys("nearest"),
+        schedule=replace(config.recon, iters=activation_iters(config.recon)),
         quantize_inputs=True,
         learn_inputs=True,
     )
     return replace(first, bias_correction=False), second
 
 
-def activation_steps(recon: ReconConfig) -> int:
+def activation_iters(recon: Schedule) -> int:
     """Of the second phase."""
-    return recon.activation_steps or max(recon.steps // 4, 1)
+    return recon.activation_iters or max(recon.iters // 4, 1)
 
 
-def mixer(config: MixerConfig) -> Mixer:
-    return Mixer(config.name, p=config.p, weights=tuple(config.weights))
+def mixer(keys: MixerKeys) -> Mixer:
+    chosen: Mixer = made(MIXERS, keys)
+    return chosen
 
 
-def objective(config: LossConfig, mix: MixerConfig, blocks_with_attention: bool) -> Objective:
-    """gd_figure's mixture has the mixer's weights; norm auto is per token where the blocks of a network with attention
-    are fitted (what reads them is a LayerNorm, which does not read a token's scale; what reads a layer inside does),
-    unless a weight tells what matters."""
-    norm = {"auto": "token" if blocks_with_attention and config.weight == "none" else "none"}.get(
-        config.norm, config.norm
-    )
-    gammas, mixture = tuple(config.gammas), tuple(mix.weights)
-    return Objective(
-        config.form, norm, gammas, config.chain_k, config.stop_gradient, mixture, config.weight, config.tokens
-    )
+def objective(config: Config, attention: bool, *, p: float = 2.0) -> Objective:
+    """gd_figure's mixture has the mixer's weights.
 
-
-def rounding(config: RoundingConfig) -> Rounding:
-    return Rounding(config.name, tuple(tuple(plane) for plane in config.planes), config.init_width, config.rate)
-
-
-def settings(config: ReconConfig, seed: int) -> Settings:
-    return Settings(
-        steps=config.steps,
-        batch=config.batch,
-        lr_rounding=config.lr_rounding,
-        lr_activation=config.lr_activation,
-        lr_weight_step=config.lr_weight_step,
-        lambda_rounding=config.lambda_rounding,
-        warmup=config.warmup,
-        beta_start=config.beta_start,
-        beta_end=config.beta_end,
-        drop=config.drop,
-        log_every=config.log_every,
-        seed=seed,
-    )
-
-
-def calibration_count(config: Config) -> int:
-    """How many calibration images are drawn: data's number, at most recon's."""
-    most = config.recon.calibration_images
-    return config.data.calibration_images if most is None else min(config.data.calibration_images, most)
+    Args:
+        attention: whether whole blocks of a network with attention are fitted.
+        p: of the error |d|^p.
+    """
+    return Objective(config.loss, mixture=config.mixer.weights, attention=attention, p=p)
 
 
 def trackers(config: LoggerConfig) -> TrackerSettings:

@@ -6,7 +6,7 @@ narrow width. Stored once at 8 bits. What we do otherwise [our choice]:
   survive: here the clip of every tensor and width is the calibrated one, fixed; 2^a - 1 levels as there.
 - A narrow code is rounded from the stored 8-bit code, round(c (2^b - 1) / 255), in training too: what is trained is
   what is stored. At 2 and 4 bits 255 is a multiple, and the levels are some of the 8-bit network's own.
-- First and last layer at 8 bits with learned steps (there: float), shortcuts read the quantized tensor.
+- First and last layer at 8 bits with learned step sizes (there: float), shortcuts read the quantized tensor.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ptmq_lightning.finetune.fit import FineTuning, Settings, soft_cross_entropy
+from ptmq_lightning.finetune.fit import BASELINES, FineTuning, soft_cross_entropy
 from ptmq_lightning.finetune.layers import LsqWeight, SharedWeight, round_through
 from ptmq_lightning.finetune.network import SharedModel, make_trainable, unnormed
 from ptmq_lightning.runtime.errors import ModelError
@@ -81,10 +81,22 @@ def _level(code: Tensor, bits: int) -> Tensor:
     return level
 
 
+@BASELINES.register("any_precision")
 class AnyPrecision(FineTuning):
     """Hard labels at the widest pair; then each narrower one learns the softmax of the next wider one."""
 
     network: SharedModel
+
+    @classmethod
+    def trainable(cls, model: MultiBitModel) -> SharedModel:
+        """Raises ModelError where a layer has no norm to undo DoReFa's scale."""
+        if missing := unnormed(model):
+            raise ModelError(
+                "method=any_precision needs a BatchNorm behind every layer, because DoReFa changes the weights' scale; "
+                f"{len(missing)} layers have none, first {missing[0]}. Choose a network with BatchNorms or another "
+                "method."
+            )
+        return make_trainable(model, _weight, shared_norms=False, learn_step_sizes=False)
 
     def losses(self, images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
         target: Tensor | None = None
@@ -93,17 +105,6 @@ class AnyPrecision(FineTuning):
             logits = self.network(images)
             yield str(pair), cross_entropy(logits, labels) if target is None else soft_cross_entropy(logits, target)
             target = logits.detach().softmax(dim=1)
-
-
-def any_precision(model: MultiBitModel, settings: Settings, steps: int) -> AnyPrecision:
-    """The fit of a calibrated model with norms. Raises ModelError where a layer has no norm to undo DoReFa's scale."""
-    if missing := unnormed(model):
-        raise ModelError(
-            "method=any_precision needs a BatchNorm behind every layer, because DoReFa changes the weights' scale; "
-            f"{len(missing)} layers have none, first {missing[0]}. Choose a network with BatchNorms or another method."
-        )
-    trained = make_trainable(model, _weight, shared_norms=False, learn_steps=False)
-    return AnyPrecision(trained, settings, steps)
 
 
 def _weight(info: LayerInfo, frozen: MultiBitWeight) -> SharedWeight:

@@ -1,7 +1,7 @@
-"""The one loop of the methods that train: labeled images, several backward passes, one step of one optimizer.
+"""The one loop of the baselines that train: labeled images, several backward passes, one step of one optimizer.
 
-A method is a `FineTuning` that yields its losses one by one: each graph is gone before the next is built, as in
-Any-Precision's own loop. AdamW and a cosine to 0 for every method [our choice: their SGD rates belong to training from
+A baseline is a `FineTuning` that yields its losses one by one: each graph is gone before the next is built, as in
+Any-Precision's own loop. AdamW and a cosine to 0 for every one [our choice: their SGD rates belong to training from
 scratch on whole data sets].
 """
 
@@ -12,6 +12,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import lightning as L
 import torch
@@ -20,24 +21,40 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.keys import key
+from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.registry import Registry
 
 Batch = tuple[Tensor, Tensor]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """lr: of weights, biases and norms; lr_step: of log steps. crop: random shifts of up to so many pixels, flip:
-    random mirror images. seed: of order, shifts, mirrors and drawn widths."""
+BASELINES: Registry[type[FineTuning]] = Registry("finetune")
 
-    epochs: int
-    batch: int = 32
-    lr: float = 1e-3
-    lr_step: float = 1e-3
-    weight_decay: float = 1e-4
-    crop: int = 0
-    flip: bool = False
-    log_every: int = 20
-    seed: int = 0
+
+def choices() -> tuple[str, ...]:
+    """What finetune.name may be."""
+    return ("none", *BASELINES.names())
+
+
+@dataclass(frozen=True)
+class FinetuneKeys:
+    """How the baselines train with labels."""
+
+    name: str = key("none", "training with labels", choices=choices)
+    epochs: int = key(10, "passes over the labeled images", least=1)
+    batch: int = key(32, "images per iteration", least=1)
+    lr: float = key(1e-3, "rate of weights, biases and norms", least=0)
+    lr_step_size: float = key(
+        1e-3, "rate of the logarithms of step sizes (multiquant; first and last layer of any_precision)", least=0
+    )
+    weight_decay: float = key(1e-4, "of the weights")
+    crop: int = key(0, "random shifts of up to so many pixels")
+    flip: bool = key(False, "random mirror images")
+    kurtosis_weight: float = key(1.0, "robustquant: weight of the pull to a uniform distribution")
+    statistics_images: int = key(
+        512, "multiquant: calibration images that the norms' statistics are estimated on", least=1
+    )
+    log_every: int = key(20, "iterations from one line of metrics to the next", least=1)
 
 
 @dataclass(frozen=True)
@@ -50,31 +67,31 @@ class Whole:
 
 
 class Batches(Dataset[Batch]):
-    """The batches of all epochs in a row: item t is step t's images (B, C, H, W) and labels (B,), the same whenever it
-    is asked for. An epoch drops what does not fill a batch."""
+    """The batches of all epochs in a row: item t is iteration t's images (B, C, H, W) and labels (B,), the same
+    whenever it is asked for. An epoch drops what does not fill a batch."""
 
-    def __init__(self, images: Tensor, labels: Tensor, settings: Settings) -> None:
-        if len(labels) < settings.batch:
+    def __init__(self, images: Tensor, labels: Tensor, keys: FinetuneKeys, seed: int = 0) -> None:
+        if len(labels) < keys.batch:
             raise DataError(
-                f"{len(labels)} labeled images do not fill a batch of {settings.batch}; set data.calibration_images "
+                f"{len(labels)} labeled images do not fill a batch of {keys.batch}; set data.calibration_images "
                 "higher or finetune.batch lower"
             )
-        self.images, self.labels, self.settings = images, labels, settings
-        self.per_epoch = len(labels) // settings.batch
+        self.images, self.labels, self.keys, self.seed = images, labels, keys, seed
+        self.per_epoch = len(labels) // keys.batch
 
     def __len__(self) -> int:
-        return self.settings.epochs * self.per_epoch
+        return self.keys.epochs * self.per_epoch
 
-    def __getitem__(self, step: int) -> Batch:
-        s = self.settings
-        epoch, place = divmod(step, self.per_epoch)
-        order = torch.randperm(len(self.labels), generator=_generator(s.seed, -1 - epoch))
-        chosen = order[place * s.batch : (place + 1) * s.batch].to(self.labels.device)
-        return augment(self.images[chosen], s.crop, s.flip, _generator(s.seed, step)), self.labels[chosen]
+    def __getitem__(self, index: int) -> Batch:
+        keys = self.keys
+        epoch, place = divmod(index, self.per_epoch)
+        order = torch.randperm(len(self.labels), generator=_generator(self.seed, -1 - epoch))
+        chosen = order[place * keys.batch : (place + 1) * keys.batch].to(self.labels.device)
+        return augment(self.images[chosen], keys.crop, keys.flip, _generator(self.seed, index)), self.labels[chosen]
 
 
-def _generator(seed: int, step: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+def _generator(seed: int, index: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + index)
 
 
 def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -> Tensor:
@@ -92,18 +109,40 @@ def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -
 
 
 class FineTuning(L.LightningModule, ABC):
-    """network: images (B, C, H, W) -> logits (B, classes). steps: of the whole fit."""
+    """A baseline's fit. Variants join by `@BASELINES.register(name)`.
 
-    def __init__(self, network: nn.Module, settings: Settings, steps: int) -> None:
+    Args:
+        network: images (B, C, H, W) -> logits (B, classes).
+        keys: how it is trained.
+        iters: of the whole fit.
+        seed: of the drawn widths.
+    """
+
+    before_folding: ClassVar[bool] = False  # True: it trains the float network, which is then quantized as any other
+
+    def __init__(self, network: nn.Module, keys: FinetuneKeys, iters: int, seed: int = 0) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.network, self.settings, self.steps = network, settings, steps
-        self.draws = torch.Generator().manual_seed(settings.seed)
+        self.network, self.keys, self.iters = network, keys, iters
+        self.draws = torch.Generator().manual_seed(seed)
         self.place, self.latest = Whole(), dict[str, float]()
+
+    @classmethod
+    def trainable(cls, model: MultiBitModel) -> nn.Module:
+        """The calibrated model with norms, with what the baseline trains in it as parameters; its modules are replaced
+        in place. Not called where `before_folding` is true.
+
+        Raises:
+            ModelError: the baseline cannot train this network.
+        """
+        raise NotImplementedError(f"{cls.__name__} must say what it trains in a quantized model")
+
+    def finish(self, images: Tensor) -> None:
+        """What is estimated once the training is over; images (N, C, H, W)."""
 
     @abstractmethod
     def losses(self, images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """(name, loss) of each pass of a step; the caller goes backward through one before it asks for the next."""
+        """(name, loss) of each pass of an iteration; the caller goes backward before it asks for the next."""
 
     def training_step(self, batch: Batch, index: int) -> None:
         optimizer, schedule = self.optimizers(), self.lr_schedulers()
@@ -114,28 +153,28 @@ class FineTuning(L.LightningModule, ABC):
             own[name] = loss.detach()
         optimizer.step()  # type: ignore[union-attr]
         schedule.step()  # type: ignore[union-attr]
-        if index % self.settings.log_every == 0 or index == self.steps - 1:
+        if index % self.keys.log_every == 0 or index == self.iters - 1:
             self.report(index, own)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW, everything on a cosine to 0; weights decay, norms, biases and steps do not."""
-        s, named = self.settings, [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
-        steps = [p for n, p in named if ".log_step." in n]
+        """AdamW, everything on a cosine to 0; weights decay, norms, biases and step sizes do not."""
+        s, named = self.keys, [(n, p) for n, p in self.network.named_parameters() if p.requires_grad]
+        step_sizes = [p for n, p in named if ".log_step." in n]
         weights = [p for n, p in named if ".log_step." not in n and not _is_vector(n, p)]
         vectors = [p for n, p in named if ".log_step." not in n and _is_vector(n, p)]
         groups = [
             {"params": weights, "lr": s.lr, "weight_decay": s.weight_decay},
             {"params": vectors, "lr": s.lr, "weight_decay": 0.0},
-            {"params": steps, "lr": s.lr_step, "weight_decay": 0.0},
+            {"params": step_sizes, "lr": s.lr_step_size, "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([group for group in groups if group["params"]], fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / self.steps))
+            optimizer, lambda t: 0.5 * (1 + math.cos(math.pi * t / self.iters))
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def report(self, index: int, own: dict[str, Tensor]) -> None:
-        """Losses of this step to the loggers, in a reconstruction's terms."""
+        """Losses of this iteration to the loggers, in a reconstruction's terms."""
         self.latest = {f"loss/{name}": float(loss) for name, loss in own.items()}
         where = {"recon/step": index, "block": self.place.index, "block_name": self.place.name}
         for logger in self.loggers:

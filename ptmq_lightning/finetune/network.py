@@ -61,9 +61,9 @@ def followers(model: nn.Module) -> Iterator[SwitchNorm | FoldedWeight]:
 
 
 def make_trainable(
-    model: MultiBitModel, new_weight: NewWeight, *, shared_norms: bool, learn_steps: bool
+    model: MultiBitModel, new_weight: NewWeight, *, shared_norms: bool, learn_step_sizes: bool
 ) -> SharedModel:
-    """The calibrated model with weights, biases, norms and (with learn_steps) activation steps as parameters.
+    """The calibrated model with weights, biases, norms and (with learn_step_sizes) activation steps as parameters.
 
     new_weight: the trainable weight of a layer. shared_norms: one scale and shift for all pairs; statistics are always
     a pair's own. The modules are replaced in place. Raises ModelError for a BatchNorm that follows no layer.
@@ -78,7 +78,7 @@ def make_trainable(
                 layer.bias = nn.Parameter(layer.bias)
         for path, quantizer in list(quantizers_of(block)):
             activation = TrainableActivation(quantizer, None)
-            activation.log_step.requires_grad_(learn_steps)
+            activation.log_step.requires_grad_(learn_step_sizes)
             block.set_submodule(path, activation)
         for name, path, norm in list(_norms(block, nn.BatchNorm2d)):
             assert isinstance(norm, nn.BatchNorm2d)

@@ -3,7 +3,7 @@
 The float network is fine-tuned with labels and a pull of every layer's kurtosis to the uniform distribution's, 1.8:
 loss = cross entropy + lambda * mean over layers of (kurtosis(W_i) - 1.8)^2. Then it is quantized plainly, at any width;
 a switch costs nothing but the new codes. lambda = 1 and the mean over layers as in moranshkolnik/RobustQuantization,
-which quantizes by LAPQ afterwards where we search the steps as for every method (PTMQ §1.3).
+which quantizes by LAPQ afterwards where we search the step sizes as for every method (PTMQ §1.3).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from ptmq_lightning.finetune.fit import FineTuning, Settings
+from ptmq_lightning.finetune.fit import BASELINES, FinetuneKeys, FineTuning
 
 TARGET = 1.8
 
@@ -25,12 +25,14 @@ def kurtosis(weight: Tensor) -> Tensor:
     return (centered / weight.std()).pow(4).mean()
 
 
+@BASELINES.register("robustquant")
 class RobustQuant(FineTuning):
-    """weight: lambda. The first and the last layer, which stay at 8 bits, are not pulled."""
+    """The first and the last layer, which stay at 8 bits, are not pulled."""
 
-    def __init__(self, network: nn.Module, settings: Settings, steps: int, *, weight: float = 1.0) -> None:
-        super().__init__(network, settings, steps)
-        self.weight = weight
+    before_folding = True
+
+    def __init__(self, network: nn.Module, keys: FinetuneKeys, iters: int, seed: int = 0) -> None:
+        super().__init__(network, keys, iters, seed)
         layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
         self.pulled = [layer.weight for layer in layers[1:-1] if layer.weight.numel() > 1]
 
@@ -40,4 +42,4 @@ class RobustQuant(FineTuning):
 
     def losses(self, images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "float", cross_entropy(self.network(images), labels)
-        yield "kurtosis", self.weight * self.regularizer()
+        yield "kurtosis", self.keys.kurtosis_weight * self.regularizer()

@@ -1,9 +1,10 @@
 """The network cut into blocks: one tensor in, one tensor out, every layer in exactly one block.
 
-A cut is a place where one tensor is all that is alive of the image. The stretches between cuts are grouped into blocks
-by the module path of their nodes: a table of name patterns says what a block is called in each family, and where no
-pattern fits, every stretch that holds a layer is a block. What does not come from the image (position embeddings,
-relative position bias, masks) is fetched inside the block that uses it; the batch size is read from the block's input.
+A cut is a place where one tensor is the only live one that depends on the image. The stretches between cuts are grouped
+into blocks by the module path of their nodes: a table of name patterns says what a block is called in each family, and
+where no pattern fits, every stretch that holds a layer is a block. What does not come from the image (position
+embeddings, relative position bias, masks) is fetched inside the block that uses it; the batch size is read from the
+block's input.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, fx, nn
 
-from ptmq_lightning.models.nodes import module_of
+from ptmq_lightning.models.nodes import is_size, module_of, part
 from ptmq_lightning.runtime.errors import ModelError
 
 # family: pattern of a block's module path, matched from the start; the first that matches a path names its block
@@ -62,7 +63,7 @@ def cut(gm: fx.GraphModule, example: Tensor, *, name: str = "network") -> list[B
         )
     source, blocks = next(n for n in gm.graph.nodes if n.op == "placeholder"), []
     for group in groups:
-        module = _part(gm, source, group.nodes)
+        module = part(gm, [source], group.nodes)
         blocks.append(
             Block(str(group.label), module, tuple(str(n.target) for n in module.graph.nodes if _layer(gm, n)))
         )
@@ -103,22 +104,18 @@ def _moving(gm: fx.GraphModule) -> set[fx.Node]:
     moving: set[fx.Node] = set()
     for node in gm.graph.nodes:
         reads = any(source in moving for source in node.all_input_nodes)
-        if node.op == "placeholder" or (reads and node.op != "output" and not _is_size(node)):
+        if node.op == "placeholder" or (reads and node.op != "output" and not is_size(node)):
             moving.add(node)
     return moving
 
 
-def _is_size(node: fx.Node) -> bool:
-    return node.op == "call_method" and node.target == "size"
-
-
 def _stretches(gm: fx.GraphModule) -> list[_Stretch]:
-    """The moving nodes after the image, split behind every node that alone is alive and has a row per image."""
+    """The moving nodes after the image, split behind every node that is the only live one and has a row per image."""
     moving = _moving(gm)
     order = [node for node in gm.graph.nodes if node in moving]
     position = {node: index for index, node in enumerate(order)}
     last = {
-        node: max((position.get(user, len(order)) for user in node.users if not _is_size(user)), default=-1)
+        node: max((position.get(user, len(order)) for user in node.users if not is_size(user)), default=-1)
         for node in order
     }
     stretches: list[_Stretch] = []
@@ -173,27 +170,3 @@ def _with_layers(gm: fx.GraphModule, groups: list[_Stretch]) -> list[_Stretch]:
             kept.append(_Stretch(list(group.nodes), group.label))
         open_end = depthwise and (open_end or bool(layers))
     return kept
-
-
-def _part(gm: fx.GraphModule, source: fx.Node, nodes: list[fx.Node]) -> fx.GraphModule:
-    """The nodes as a GraphModule of the same modules; source: the node that becomes its input (B, ...)."""
-    graph = fx.Graph()
-    entry = graph.placeholder("x")
-    entry.meta = dict(source.meta)
-    copies = {source: entry}
-
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            if _is_size(node):
-                copies[node] = graph.call_method("size", (entry, 0))
-            else:  # what no pixel reaches is fetched here
-                for needed in node.all_input_nodes:
-                    copied(needed)
-                copies[node] = graph.node_copy(node, copies.__getitem__)
-        return copies[node]
-
-    for node in nodes:
-        copied(node)
-    graph.output(copies[nodes[-1]])
-    graph.lint()
-    return fx.GraphModule(gm, graph).eval()

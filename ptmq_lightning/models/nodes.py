@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -48,3 +49,40 @@ def execute(root: nn.Module, kind: str, target: Any, args: Any, kwargs: Any) -> 
     if kind == "call_method":
         return getattr(args[0], target)(*args[1:], **kwargs)
     return target(*args, **kwargs)
+
+
+def is_size(node: fx.Node) -> bool:
+    """Whether a node asks for a tensor's size: the one thing of the image that is no pixel."""
+    return node.op == "call_method" and node.target == "size"
+
+
+def part(gm: fx.GraphModule, inputs: Sequence[fx.Node], nodes: Sequence[fx.Node]) -> fx.GraphModule:
+    """A part of a graph as a GraphModule of the same modules.
+
+    Args:
+        inputs: the tensors that become its inputs, (B, ...); the batch size is read from the first.
+        nodes: to be computed; the last one is the output. What they need besides is copied too: position embeddings
+            and all else that no pixel reaches are fetched here.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for number, node in enumerate(inputs):
+        copies[node] = graph.placeholder("x" if len(inputs) == 1 else f"x{number}")
+        copies[node].meta = dict(node.meta)
+    first = copies[inputs[0]]
+
+    def copied(node: fx.Node) -> fx.Node:
+        if node not in copies:
+            if is_size(node):
+                copies[node] = graph.call_method("size", (first, 0))
+            else:
+                for needed in node.all_input_nodes:
+                    copied(needed)
+                copies[node] = graph.node_copy(node, copies.__getitem__)
+        return copies[node]
+
+    for node in nodes:
+        copied(node)
+    graph.output(copies[nodes[-1]])
+    graph.lint()
+    return fx.GraphModule(gm, graph).eval()

@@ -20,24 +20,25 @@ from ptmq_lightning.models.nodes import module_of
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.keys import key
 from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear, QuantMatmul
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
-from ptmq_lightning.runtime.spec import BitWidth
+from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS, BitWidth
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
 EDGES = ("qdrop", "brecq", "8bit", "none")
 LEVELS = ("uniform", "table")
-ONE_LONG_SIDE = (nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
-ONE_LONG_SIDE_FUNCTIONS = (F.gelu, F.silu, F.hardswish, F.mish)
+ASYMMETRIC = (nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
+ASYMMETRIC_FUNCTIONS = (F.gelu, F.silu, F.hardswish, F.mish)
 
 
 @dataclass(frozen=True)
 class Override:
-    """Layers whose name matches a shell pattern are fixed at these bits; None leaves that side free."""
+    """Layers whose name matches a shell pattern are fixed at these bits; None leaves that side to the edge rule."""
 
-    pattern: str
-    w: int | None = None
-    a: int | None = None
+    pattern: str = key(help="shell pattern of layer names: blocks.0.*")
+    w: int | None = key(None, "pinned weight width", least=MIN_BITS, most=MAX_BITS)
+    a: int | None = key(None, "pinned activation width", least=MIN_BITS, most=MAX_BITS)
 
 
 @dataclass(frozen=True)
@@ -45,50 +46,59 @@ class Placement:
     """Which widths a layer may take.
 
     edge: "qdrop" (first and last weights and the last input at 8 bits), "brecq" (the stem's output at 8 bits too),
-    "8bit" (qdrop and the image at 8 bits), "none". softmax_bits: of attention probabilities (None: the drawn width).
-    overrides: the first match wins. gelu: levels of what leaves a GELU or one of its kind (ONE_LONG_SIDE), "uniform" or
-    "table" (quant.levels).
+    "8bit" (qdrop and the image at 8 bits), "none". gelu: levels of what leaves a GELU or one of its kind (ASYMMETRIC),
+    "uniform" or "table" (quant.levels).
     """
 
-    pairs: tuple[BitWidth, ...]
-    edge: str = "qdrop"
-    softmax_bits: int | None = 8
-    overrides: tuple[Override, ...] = ()
-    gelu: str = "uniform"
+    edge: str = key("qdrop", "first and last layer", choices=EDGES)
+    softmax: int | None = key(
+        8, "width of the attention probabilities; null: the drawn width", least=MIN_BITS, most=MAX_BITS
+    )
+    overrides: list[Override] = key(factory=list, help="widths of layers by name; the first pattern that fits wins")
+    gelu: str = key("uniform", "levels of what leaves a GELU, SiLU or the like", choices=LEVELS)
 
     def __post_init__(self) -> None:
         if self.edge not in EDGES:
-            raise ConfigError(f"found bits.edge={self.edge!r}; expected one of {', '.join(EDGES)}.")
+            raise ConfigError(f"found placement.edge={self.edge!r}; expected one of {', '.join(EDGES)}.")
         if self.gelu not in LEVELS:
-            raise ConfigError(f"found quant.gelu={self.gelu!r}; expected one of {', '.join(LEVELS)}.")
+            raise ConfigError(f"found placement.gelu={self.gelu!r}; expected one of {', '.join(LEVELS)}.")
 
     def pins(self, name: str, *, first: bool, second: bool, last: bool) -> tuple[int | None, int | None]:
         """(pin_w, pin_a) of a layer. second: it reads the first quantized tensor."""
-        for override in self.overrides:
-            if fnmatchcase(name, override.pattern):
-                return override.w, override.a
         edges = self.edge != "none"
-        if first:
-            return (8 if edges else None), 8
-        return (8 if edges and last else None), (8 if (edges and last) or (self.edge == "brecq" and second) else None)
+        pin_w = 8 if edges and (first or last) else None
+        pin_a = 8 if first or (edges and last) or (self.edge == "brecq" and second) else None
+        for override in self.overrides:
+            if fnmatchcase(name, override.pattern):  # a side that it leaves out stays with the edge rule
+                return override.w or pin_w, override.a or pin_a
+        return pin_w, pin_a
 
 
-def insert(blocks: Iterable[Block], placement: Placement, step_size: StepSize) -> MultiBitModel:
+def insert(
+    blocks: Iterable[Block], pairs: Iterable[BitWidth], placement: Placement, step_size: StepSize
+) -> MultiBitModel:
     """Blocks of the float network -> a model with nearest rounding whose activation quantizers await calibration.
 
-    The blocks' modules are replaced in place. Raises ConfigError for an override that matches no layer.
+    Args:
+        blocks: their modules are replaced in place.
+        pairs: the widths that the model is prepared for.
+        placement: which of them a layer may take.
+        step_size: how the weights' step sizes are tied.
+
+    Raises:
+        ConfigError: an override matches no layer.
     """
-    blocks = list(blocks)
-    inserter = _Inserter(placement, step_size, _weight_layers(blocks))
+    blocks, pairs = list(blocks), tuple(pairs)
+    inserter = _Inserter(pairs, placement, step_size, _weight_layers(blocks))
     for index, block in enumerate(blocks):
         inserter.block(index, block.module)
     unmatched = [o.pattern for o in placement.overrides if not any(fnmatchcase(n, o.pattern) for n in inserter.table)]
     if unmatched:
         raise ConfigError(
-            f"found the layer pattern {unmatched[0]!r} in bits.overrides, which matches none of {len(inserter.table)} "
-            f"layers; expected a pattern like {next(iter(inserter.table))!r}."
+            f"found the layer pattern {unmatched[0]!r} in placement.overrides, which matches none of "
+            f"{len(inserter.table)} layers; expected a pattern like {next(iter(inserter.table))!r}."
         )
-    return MultiBitModel([b.module for b in blocks], [b.name for b in blocks], inserter.table, placement.pairs)
+    return MultiBitModel([b.module for b in blocks], [b.name for b in blocks], inserter.table, pairs)
 
 
 def _weight_layers(blocks: Sequence[Block]) -> list[str]:
@@ -97,22 +107,24 @@ def _weight_layers(blocks: Sequence[Block]) -> list[str]:
 
 class _Inserter:
     """What one walk over the blocks has to remember: the layer table, whether the first tensor was quantized, and
-    which tensors of the current block are skewed, with a long side and a short one as behind a GELU (`carried`: its
-    input is)."""
+    which tensors of the current block are asymmetric, as what leaves a GELU is: small below zero, large above
+    (`carried`: the block's input is)."""
 
-    def __init__(self, placement: Placement, step_size: StepSize, weight_layers: list[str]) -> None:
-        self.placement, self.step_size = placement, step_size
+    def __init__(
+        self, pairs: tuple[BitWidth, ...], placement: Placement, step_size: StepSize, weight_layers: list[str]
+    ) -> None:
+        self.pairs, self.placement, self.step_size = pairs, placement, step_size
         self.first, self.last = weight_layers[0], weight_layers[-1]
         self.table: dict[str, LayerInfo] = {}
         self.quantizers = 0
-        self.one_long_side: set[fx.Node] = set()
+        self.asymmetric: set[fx.Node] = set()
         self.carried = False
 
     def block(self, index: int, gm: fx.GraphModule) -> None:
         image = next(node for node in gm.graph.nodes if node.op == "placeholder") if index == 0 else None
         done: dict[fx.Node, str] = {}
-        self.one_long_side = {node for node in gm.graph.nodes if self._has_one_long_side(gm, node)}
-        self.carried = next(iter(gm.graph.find_nodes(op="output"))).args[0] in self.one_long_side
+        self.asymmetric = {node for node in gm.graph.nodes if self._is_asymmetric(gm, node)}
+        self.carried = next(iter(gm.graph.find_nodes(op="output"))).args[0] in self.asymmetric
         for node in list(gm.graph.nodes):
             module = module_of(gm, node)
             if isinstance(module, (nn.Conv2d, nn.Linear)):
@@ -124,10 +136,10 @@ class _Inserter:
         gm.graph.lint()
         gm.recompile()
 
-    def _has_one_long_side(self, gm: fx.GraphModule, node: fx.Node) -> bool:
+    def _is_asymmetric(self, gm: fx.GraphModule, node: fx.Node) -> bool:
         if node.op == "placeholder":
             return self.carried
-        return node.target in ONE_LONG_SIDE_FUNCTIONS or isinstance(module_of(gm, node), ONE_LONG_SIDE)
+        return node.target in ASYMMETRIC_FUNCTIONS or isinstance(module_of(gm, node), ASYMMETRIC)
 
     def _layer(self, index: int, name: str, module: nn.Conv2d | nn.Linear) -> LayerInfo:
         pins = self.placement.pins(
@@ -138,7 +150,7 @@ class _Inserter:
         return self.table[name]
 
     def _quantized(self, module: nn.Conv2d | nn.Linear, info: LayerInfo) -> nn.Module:
-        widths = (info.pin_w,) if info.pin_w else tuple(sorted({pair.w for pair in self.placement.pairs}))
+        widths = (info.pin_w,) if info.pin_w else tuple(sorted({pair.w for pair in self.pairs}))
         n, latent_step = grid.latent(module.weight)
         on_grid = n.float() * grid.per_channel(latent_step, n)
         weight = MultiBitWeight(n, latent_step, widths, weight_steps(on_grid, widths, self.step_size))
@@ -152,7 +164,7 @@ class _Inserter:
         name = f"{path}.matmul{number}"
         _, pin_a = self.placement.pins(name, first=False, second=False, last=False)
         probabilities = isinstance(node.args[0], fx.Node) and node.args[0].target is F.softmax
-        first = self.placement.softmax_bits if probabilities else None
+        first = self.placement.softmax if probabilities else None
         info = self.table[name] = LayerInfo(name, index, "matmul", None, first, pin_a)
         _add(gm, name, QuantMatmul())
         node.op, node.target = "call_module", name
@@ -174,9 +186,9 @@ class _Inserter:
         if source in done or (source is image and self.placement.edge != "8bit"):
             return
         pin = (info.pin_w if info.kind == "matmul" and position == 0 else None) or info.pin_a
-        widths = (pin,) if pin else tuple(sorted({pair.a for pair in self.placement.pairs}))
+        widths = (pin,) if pin else tuple(sorted({pair.a for pair in self.pairs}))
         path = f"quantizers.{info.name.replace('.', '_')}" + (f"_{'ab'[position]}" if info.kind == "matmul" else "")
-        table = self.placement.gelu == "table" and source in self.one_long_side
+        table = self.placement.gelu == "table" and source in self.asymmetric
         _add(gm, path, ActivationQuantizer(widths, info.name, pin, table))
         with gm.graph.inserting_after(source):
             quantized = gm.graph.call_module(path, (source,))

@@ -2,7 +2,8 @@
 
 Source: FlexRound (PTMQ §3): W^ = s1 * round(W / (s1 * S2 * s3 * s4)), S2 of W's shape, s3 per output and s4 per input
 channel (convolutions), all 1 at the start; dequantized by s1 alone. Here W' = W / (S2 s3 s4) is one tensor for all
-widths and s1 is each width's own step. "ste" adds to W instead of dividing it (LSQ-like fine-tuning of the weight).
+widths and s1 is each width's own step size. "ste" adds to W instead of dividing it (LSQ-like fine-tuning of
+the weight).
 What we do otherwise: training rounds W' to integers n' of the latent grid first (same s_L, PTMQ §2) and takes codes by
 runtime.grid's rule from n'; n' is what the artifact stores, so what is trained is what ships. The float network's own
 integers n stay beside it.
@@ -10,13 +11,13 @@ integers n stay beside it.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.quant.layers import LearnedWeight
-from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.learned import ROUNDINGS, LearnedWeight, RoundingKeys, nearest_width
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
@@ -45,46 +46,69 @@ class _NearestWeight(torch.autograd.Function):
 
 
 class LatentWeight(LearnedWeight):
-    """One learned W' (O, ...) for all widths, in units of s_L per channel.
+    """One learned W' (O, ...) for all widths, in units of s_L per channel; `d` are its parameters."""
 
-    ste: W' = W + p * s_init, p (O, ...) in steps of init_width, or of the nearest width there is.
-    flexround: W' = W / exp(d2 + d3 + d4), d2 (O, ...), d3 (O, 1, ...), d4 (1, C, 1, 1) for convolutions.
-    """
+    stored = "latent"  # how the artifact keeps what was learned
 
-    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
-        super().__init__(frozen, how, learn_steps=learn_steps)
+    def __init__(self, frozen: MultiBitWeight, keys: RoundingKeys, *, learn_step_sizes: bool) -> None:
+        super().__init__(frozen, keys, learn_step_sizes=learn_step_sizes)
         n = frozen.latent.float()
-        shapes = [n.shape]
-        if how.kind == "flexround":
-            rest = [1] * (n.dim() - 2)
-            shapes += [torch.Size([len(n), 1, *rest]), *([torch.Size([1, n.shape[1], *rest])] if rest else [])]
-        self.d = nn.ParameterList(nn.Parameter(n.new_zeros(shape)) for shape in shapes)
-        width = min(frozen.widths, key=lambda bits: (abs(bits - how.init_width), bits))
+        self.d = nn.ParameterList(nn.Parameter(n.new_zeros(shape)) for shape in self.shapes(n.shape))
+        width = nearest_width(keys.init_width, frozen.widths)
         self._unit = grid.per_channel(frozen.steps[frozen.widths.index(width)] / frozen.latent_step, n)
+
+    def shapes(self, weight: torch.Size) -> list[torch.Size]:
+        """Shapes of the parameters d for a weight (O, ...)."""
+        return [weight]
+
+    @abstractmethod
+    def moved(self, n: Tensor) -> Tensor:
+        """W' / s_L (O, ...) for the float network's n = W / s_L, not yet an integer."""
 
     def learned(self) -> list[nn.Parameter]:
         return list(self.d)
 
     def position(self) -> Tensor:
-        """W' / s_L (O, ...), not yet an integer."""
-        n = self.frozen.latent.float()
-        first, *others = self.d
-        moved: Tensor = n + first * self._unit if self.how.kind == "ste" else n * torch.exp(-sum(others, first))
-        return moved.clamp(-_WIDEST, _WIDEST)
+        """W' / s_L (O, ...), kept within what an int16 holds."""
+        return self.moved(self.frozen.latent.float()).clamp(-_WIDEST, _WIDEST)
 
     def forward(self) -> Tensor:
         if self.bits is None:
             return self.frozen.at(None)
-        step, limits = self.step(self.bits), grid.limits(self.bits)
+        step, limits = self.step_size(self.bits), grid.limits(self.bits)
         result: Tensor = _NearestWeight.apply(self.position(), step, self.frozen.latent_step, *limits)  # type: ignore[no-untyped-call]
         return result
 
     @torch.no_grad()
     def committed(self) -> MultiBitWeight:
-        """The runtime weight with the integers n' and the learned steps, which here move the codes too."""
+        """The runtime weight with the integers n' and the learned step sizes, which here move the codes too."""
         frozen = self.frozen
-        steps = torch.stack([self.step(bits) for bits in frozen.widths])
-        weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, steps)
-        weight.set_rounding("latent", torch.round(self.position()).to(torch.int16).unsqueeze(0), {})
+        weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, self.step_sizes())
+        weight.set_rounding(self.stored, torch.round(self.position()).to(torch.int16).unsqueeze(0), {})
         weight.select(self.bits)
         return weight
+
+
+@ROUNDINGS.register("ste")
+class Ste(LatentWeight):
+    """W' = W + d * s, s the step size of init_width, or of the nearest width there is."""
+
+    def moved(self, n: Tensor) -> Tensor:
+        moved: Tensor = n + self.d[0] * self._unit
+        return moved
+
+
+@ROUNDINGS.register("flexround")
+class FlexRound(LatentWeight):
+    """W' = W / exp(d2 + d3 + d4), d2 (O, ...), d3 (O, 1, ...), d4 (1, C, 1, 1) for convolutions."""
+
+    def shapes(self, weight: torch.Size) -> list[torch.Size]:
+        rest = [1] * (len(weight) - 2)
+        per_input = [torch.Size([1, weight[1], *rest])] if rest else []
+        return [weight, torch.Size([weight[0], 1, *rest]), *per_input]
+
+    def moved(self, n: Tensor) -> Tensor:
+        first, *others = self.d
+        exponent: Tensor = sum(others, first)
+        moved: Tensor = n * torch.exp(-exponent)
+        return moved

@@ -1,45 +1,20 @@
-"""What learns: a weight whose rounding is a variable, and an activation quantizer whose step is one.
+"""An activation quantizer whose step size is learned, and the masks that let a share of values pass unquantized.
 
-Both stand in the place of their runtime twins while a block is reconstructed, and turn back into them at its commit.
-Source: PTMQ §1.2 (soft rounding, LSQ), §1.9 (inner drop), §9.1 (offset), §9.4 (learned weight steps).
-The autograd functions keep only what the gradient needs; their arithmetic is runtime.grid's.
+It stands in the place of its runtime twin while a block is reconstructed, and turns back into it at the commit.
+Source: PTMQ §1.2 (LSQ), §1.9 (inner drop). The autograd function keeps only what the gradient needs; its arithmetic is
+runtime.grid's.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.quant import rounding as soft
-from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
-from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
-
-
-class _SoftWeight(torch.autograd.Function):
-    """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, floor: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        sigmoid = torch.sigmoid(v)
-        raw = floor + torch.clamp(sigmoid * (soft.ZETA - soft.GAMMA) + soft.GAMMA, 0, 1)
-        q = raw.clamp(low, high)
-        ctx.save_for_backward(sigmoid, q, step, raw == q)
-        return q * step
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sigmoid, q, step, inside = ctx.saved_tensors
-        stretch = soft.ZETA - soft.GAMMA
-        h = sigmoid * stretch + soft.GAMMA
-        free = inside & (h > 0) & (h < 1)
-        grad_v = grad * step * free * (sigmoid * (1 - sigmoid) * stretch)
-        grad_step = (grad * q).flatten(1).sum(1).reshape(step.shape) if ctx.needs_input_grad[2] else None
-        return grad_v, None, grad_step, None, None
+from ptmq_lightning.runtime.weights import index_of
 
 
 class _QuantDrop(torch.autograd.Function):
@@ -96,120 +71,6 @@ class MaskBank:
             self.bank = self._draw(4 * count)
         first = int(torch.randint(len(self.bank) - count + 1, (), generator=self.generator))
         return self.bank[first : first + count].view(shape)
-
-
-class LearnedWeight(nn.Module, ABC):
-    """What every trainable weight has: the frozen MultiBitWeight it stands for, a width, and, where asked for, log
-    steps. What is learned about rounding is its subclasses' own."""
-
-    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
-        super().__init__()
-        self._frozen = [frozen]  # not a submodule: its tensors are no parameters of the fit
-        self.how = how
-        self.bits: int | None = None
-        self.log_gain = nn.ParameterDict(
-            {str(bits): nn.Parameter(torch.zeros_like(frozen.latent_step)) for bits in frozen.widths if learn_steps}
-        )
-
-    @property
-    def frozen(self) -> MultiBitWeight:
-        return self._frozen[0]
-
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            index_of(bits, self.frozen.widths, "the weight")
-        self.bits = bits
-
-    def step(self, bits: int) -> Tensor:
-        """s_b (O,), learned or frozen."""
-        step = self.frozen.steps[self.frozen.widths.index(bits)]
-        return step * self.log_gain[str(bits)].exp() if str(bits) in self.log_gain else step
-
-    @abstractmethod
-    def learned(self) -> list[nn.Parameter]:
-        """The parameters of the rounding."""
-
-    def regularizer(self, drawn: set[int], beta: float) -> Tensor:
-        """What pulls the rounding of the drawn widths to its ends, a scalar; 0 where nothing is soft."""
-        return self.frozen.latent_step.new_zeros(())
-
-    def undecided(self, widths: set[int]) -> list[Tensor]:
-        """The soft roundings h that these widths read, which end at 0 or 1; none where nothing is soft."""
-        return []
-
-    @abstractmethod
-    def committed(self) -> MultiBitWeight:
-        """The runtime weight with what was learned."""
-
-
-class TrainableWeight(LearnedWeight):
-    """A MultiBitWeight whose rounding V (and, where asked for, log steps) are parameters; the integers stay frozen.
-
-    Widths that share a plane share one V (O, ...). Kind "offset": V_b = V0(phi_b) + dV with one dV for all widths.
-    """
-
-    def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
-        super().__init__(frozen, how, learn_steps=learn_steps)
-        self.plane_of = how.plane_of(frozen.widths)
-        positions = {b: grid.position(frozen.latent, rho) for b, rho in zip(frozen.widths, frozen.ratios, strict=True)}
-        self.floors = {bits: torch.floor(u) for bits, u in positions.items()}
-        fractions = {bits: u - self.floors[bits] for bits, u in positions.items()}
-        self.offsets: dict[int, Tensor] = {}
-        if how.kind == "offset":
-            self.offsets = {bits: soft.start(phi) for bits, phi in fractions.items()}
-            starts = [torch.zeros_like(next(iter(fractions.values())))]
-        else:
-            starts = [soft.start(fractions[self._start_width(plane)]) for plane in sorted(set(self.plane_of.values()))]
-        self.v = nn.ParameterList(nn.Parameter(s) for s in starts)
-
-    def _start_width(self, plane: int) -> int:
-        """The width whose fraction V starts from: init_width where the plane has it, else the plane's lowest."""
-        widths = [bits for bits, row in self.plane_of.items() if row == plane]
-        return min(widths, key=lambda bits: (bits != self.how.init_width, bits))
-
-    def logits(self, bits: int) -> Tensor:
-        """V (O, ...) of a width."""
-        v: Tensor = self.v[self.plane_of[bits]]
-        return v + self.offsets[bits] if self.how.kind == "offset" else v
-
-    def learned(self) -> list[nn.Parameter]:
-        return list(self.v)
-
-    def undecided(self, widths: set[int]) -> list[Tensor]:
-        rows = {row for bits, row in self.plane_of.items() if bits in widths} or set(self.plane_of.values())
-        return [soft.rectified_sigmoid(self.v[row]) for row in sorted(rows)]
-
-    def regularizer(self, drawn: set[int], beta: float) -> Tensor:
-        """sum of 1 - |2h(V) - 1|^beta, once per plane that a drawn width uses; "offset": mean over the drawn widths
-        (PTMQ §1.5)."""
-        widths = [b for b in self.frozen.widths if b in drawn] or list(self.frozen.widths[-1:])
-        if self.how.kind != "offset":
-            widths = list({self.plane_of[bits]: bits for bits in widths}.values())
-        terms = torch.stack([soft.regularizer(soft.rectified_sigmoid(self.logits(b)), beta) for b in widths])
-        return terms.mean() if self.how.kind == "offset" else terms.sum()
-
-    def forward(self) -> Tensor:
-        if self.bits is None:
-            return self.frozen.at(None)
-        floor = self.floors[self.bits]
-        step = grid.per_channel(self.step(self.bits), floor)
-        limits = grid.limits(self.bits)
-        result: Tensor = _SoftWeight.apply(self.logits(self.bits), floor, step, *limits)  # type: ignore[no-untyped-call]
-        return result
-
-    @torch.no_grad()
-    def committed(self) -> MultiBitWeight:
-        """The runtime weight with R = [V >= 0] (or tau in 31sts) and the learned steps; the integers are the same."""
-        frozen = self.frozen
-        steps = torch.stack([self.step(bits) for bits in frozen.widths])
-        weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, steps, frozen.ratios)
-        if self.how.kind == "offset":
-            tau = torch.round(soft.rectified_sigmoid(self.v[0]) * (2**grid.OFFSET_BITS - 1)).to(torch.uint8)
-            weight.set_rounding("offset", tau.unsqueeze(0), self.plane_of)
-        else:
-            weight.set_rounding("planes", torch.stack([(v >= 0).to(torch.uint8) for v in self.v]), self.plane_of)
-        weight.select(self.bits)
-        return weight
 
 
 class TrainableActivation(nn.Module):

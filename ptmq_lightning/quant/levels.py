@@ -1,4 +1,4 @@
-"""Levels that are not equally spaced: for a tensor with a long side and a short one, such as what leaves a GELU.
+"""Levels that are not equally spaced, for asymmetric activations such as what leaves a GELU.
 
 Source: 1-D k-means solved exactly (Wang & Song 2011, Ckmeans.1d.dp), here on the codes of a uniform 8-bit grid, so that
 a device reads a code's level in a table of bytes and multiplies integers as before; the error norm is that of the step

@@ -9,7 +9,7 @@ Tables: quant.levels, of all values.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,48 +17,61 @@ from torch import Tensor
 
 from ptmq_lightning.quant.levels import Distribution, activation_tables
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.hooks import watched_inputs
+from ptmq_lightning.runtime.keys import key
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, quantizers_of
+from ptmq_lightning.runtime.registry import Registry
+from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS
 
-STYLES = ("free", "nested", "power_of_two")
 SAMPLE = 1 << 15  # values of a tensor that the activation search looks at
+
+# rows (O, ...) of a weight, its widths and the keys -> a step size (O,) for each width
+Search = Callable[[Tensor, Sequence[int], "StepSize"], list[Tensor]]
+STEP_SIZES: Registry[Search] = Registry("step_size")
 
 
 @dataclass(frozen=True)
 class StepSize:
-    """How weight steps of the widths hang together (PTMQ §2).
+    """How the step sizes of a weight's widths hang together (PTMQ §2)."""
 
-    free: one search per width. nested: s_b = s_anchor * 2^(anchor - b), except for free_widths. power_of_two:
-    s_b = s_8 * 2^t, 0 <= t <= 8 - b, t per channel and width. learn: steps also get gradients. p: of the error norm.
-    """
-
-    style: str = "free"
-    anchor: int = 4
-    free_widths: tuple[int, ...] = ()
-    learn: bool = False
-    p: float = 2.4
+    name: str = key("free", "how the weights' step sizes are tied", choices=STEP_SIZES.names)
+    anchor: int = key(4, "nested: the width that the others are tied to", least=MIN_BITS, most=MAX_BITS)
+    free_widths: list[int] = key(factory=list, help="nested: weight widths that are not tied")
+    learn: bool = key(False, "learn the weights' step sizes of the drawn widths")
+    p: float = key(2.4, "norm of the error in the search of step sizes")
 
     def __post_init__(self) -> None:
-        if self.style not in STYLES:
-            raise ConfigError(f"found step_size {self.style!r}; expected one of {', '.join(STYLES)}.")
+        _ = STEP_SIZES[self.name]  # refuses an unknown one
 
 
 def weight_steps(weight: Tensor, widths: Sequence[int], how: StepSize) -> Tensor:
-    """Steps (K, O) of a weight (O, ...) for K widths."""
-    rows = weight.detach().flatten(1).float()
-    if how.style == "free":
-        return torch.stack([_search_weight(rows, bits, how.p) for bits in widths])
-    if how.style == "nested":
-        anchor = _search_weight(rows, how.anchor, how.p)
-        return torch.stack(
-            [
-                _search_weight(rows, bits, how.p) if bits in how.free_widths else anchor * 2.0 ** (how.anchor - bits)
-                for bits in widths
-            ]
-        )
-    finest = _search_weight(rows, grid_top := max(*widths, 8), how.p)
-    return torch.stack([_power_of_two(rows, finest, bits, grid_top, how.p) for bits in widths])
+    """Step sizes (K, O) of a weight (O, ...) for K widths."""
+    return torch.stack(STEP_SIZES[how.name](weight.detach().flatten(1).float(), widths, how))
+
+
+@STEP_SIZES.register("free")
+def _free(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+    """One search for each width."""
+    return [_search_weight(rows, bits, how.p) for bits in widths]
+
+
+@STEP_SIZES.register("nested")
+def _nested(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+    """s_b = s_anchor * 2^(anchor - b), except for free_widths."""
+    anchor = _search_weight(rows, how.anchor, how.p)
+    return [
+        _search_weight(rows, bits, how.p) if bits in how.free_widths else anchor * 2.0 ** (how.anchor - bits)
+        for bits in widths
+    ]
+
+
+@STEP_SIZES.register("power_of_two")
+def _powers_of_two(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+    """s_b = s_8 * 2^t, 0 <= t <= 8 - b, t for each channel and width."""
+    widest = max(*widths, 8)
+    finest = _search_weight(rows, widest, how.p)
+    return [_power_of_two(rows, finest, bits, widest, how.p) for bits in widths]
 
 
 def _search_weight(rows: Tensor, bits: int, p: float) -> Tensor:
@@ -116,46 +129,38 @@ def activation_step(sample: Tensor, low: float, high: float, bits: int, p: float
 def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: int = 32, seed: int = 0) -> None:
     """Set every activation quantizer's steps, zero points and tables; images (N, C, H, W) run through the float
     network."""
+    quantizers: dict[str, ActivationQuantizer] = {
+        f"{index}.{path}": quantizer
+        for index, block in enumerate(model.blocks)
+        for path, quantizer in quantizers_of(block)
+    }
     seen: dict[str, list[Tensor]] = {}
     spread: dict[str, Distribution] = {}
     ranges: dict[str, tuple[float, float]] = {}
-    hooks = []
     generator = torch.Generator().manual_seed(seed)
     calls = -(-len(images) // batch)
 
-    def watch(key: str) -> object:
-        def hook(_module: object, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].float()
-            if quantizers[key].tables is None:
-                pick = torch.randint(x.numel(), (-(-SAMPLE // calls),), generator=generator)
-                seen.setdefault(key, []).append(x.flatten()[pick.to(x.device)].cpu())
-            else:
-                tokens = model.layers[quantizers[key].owner].kind == "linear"
-                spread.setdefault(key, Distribution()).count(x, p if tokens else None)
-            low, high = ranges.get(key, (0.0, 0.0))
-            ranges[key] = (min(low, float(x.min())), max(high, float(x.max())))
+    def watch(key: str, x: Tensor) -> None:
+        x = x.float()
+        if quantizers[key].tables is None:
+            pick = torch.randint(x.numel(), (-(-SAMPLE // calls),), generator=generator)
+            seen.setdefault(key, []).append(x.flatten()[pick.to(x.device)].cpu())
+        else:
+            tokens = model.layers[quantizers[key].owner].kind == "linear"
+            spread.setdefault(key, Distribution()).count(x, p if tokens else None)
+        low, high = ranges.get(key, (0.0, 0.0))
+        ranges[key] = (min(low, float(x.min())), max(high, float(x.max())))
 
-        return hook
-
-    quantizers: dict[str, ActivationQuantizer] = {}
-    for index, block in enumerate(model.blocks):
-        for path, quantizer in quantizers_of(block):
-            quantizers[f"{index}.{path}"] = quantizer
-            hooks.append(quantizer.register_forward_pre_hook(watch(f"{index}.{path}")))
-    try:
-        with passthrough(model):
-            for part in images.split(batch):
-                model(part)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    for key, quantizer in quantizers.items():
+    with watched_inputs(quantizers, watch), passthrough(model):
+        for part in images.split(batch):
+            model(part)
+    for name, quantizer in quantizers.items():
         device = quantizer.steps.device
         if quantizer.tables is None:
-            sample = torch.cat(seen[key])
-            found = [activation_step(sample, *ranges[key], bits, p) for bits in quantizer.widths]
+            sample = torch.cat(seen[name])
+            found = [activation_step(sample, *ranges[name], bits, p) for bits in quantizer.widths]
         else:
-            tables = activation_tables(*spread[key].seen(), *ranges[key], quantizer.widths, p)
+            tables = activation_tables(*spread[name].seen(), *ranges[name], quantizer.widths, p)
             found = [(step, zero) for step, zero, _ in tables]
             quantizer.tables = torch.stack([table for _, _, table in tables]).to(device)
         quantizer.steps = torch.tensor([s for s, _ in found], device=device)

@@ -11,9 +11,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from ptmq_lightning.quant.latent import LatentWeight
-from ptmq_lightning.quant.layers import LearnedWeight, MaskBank, TrainableActivation, TrainableWeight
-from ptmq_lightning.quant.rounding import LATENT, Rounding
+from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
+from ptmq_lightning.quant.roundings import ROUNDINGS, LearnedWeight
+from ptmq_lightning.reconstruct.recipe import Recipe
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.files import replacing_file
 from ptmq_lightning.runtime.model import device_of, quantizers_of, weights_of
@@ -22,28 +22,24 @@ from ptmq_lightning.runtime.weights import MultiBitWeight
 _LEARNED = ("steps", "ratios", "rounding")  # of a weight; its integers stay
 
 
-def make_trainable(
-    block: nn.Module,
-    rounding: Rounding,
-    *,
-    learn_steps: bool,
-    masks: MaskBank | None,
-    learn_activations: bool = True,
-) -> None:
+def make_trainable(block: nn.Module, recipe: Recipe, masks: MaskBank | None) -> None:
     """Put a trainable weight and activation quantizer in the place of every one of the block's.
 
-    Rounding "nearest" leaves the weights as they are. learn_activations=False: their steps stay, gradients pass.
+    Args:
+        recipe: which rounding and which step sizes are learned; what is not learned stays, and gradients pass it.
+        masks: of the inner drop (PTMQ §1.9); None: nothing is dropped.
     """
-    for name, weight in list(weights_of(block)) if rounding.kind != "nearest" else []:
-        kind = LatentWeight if rounding.kind in LATENT else TrainableWeight
+    kind = ROUNDINGS[recipe.rounding.name]
+    for name, weight in list(weights_of(block)) if kind.learns else []:
         layer: Any = block.get_submodule(name)
-        layer.weight, layer.biases = kind(weight, rounding, learn_steps=learn_steps), None
+        layer.weight = kind(weight, recipe.rounding, learn_step_sizes=recipe.learn_step_sizes)
+        layer.biases = None  # a correction was of another rounding
     for path, quantizer in list(quantizers_of(block)):
-        block.set_submodule(path, TrainableActivation(quantizer, masks).requires_grad_(learn_activations))
+        block.set_submodule(path, TrainableActivation(quantizer, masks).requires_grad_(recipe.learn_inputs))
 
 
 def commit(block: nn.Module) -> None:
-    """Freeze what was learned: R = [V >= 0], steps as they stand; the trainable layers go."""
+    """Freeze what was learned: R = [V >= 0], step sizes as they stand; the trainable layers go."""
     for name, weight in list(weights_of(block)):
         if isinstance(weight, LearnedWeight):
             block.get_submodule(name).weight = weight.committed()

@@ -1,18 +1,18 @@
 """Bias correction: what rounding adds to a layer's mean output, E[(W^ - W)x], is taken off its bias, width by width.
 
 Source: Nagel et al. 2019 (data-free quantization), §4.2, with the mean input measured on the calibration images. x is
-the float network's: a mean over quantized prefixes instead would hold each layer to account for those before it, at
+the float network's: a mean behind quantized layers instead would hold each layer to account for those before it, at
 one width's activations, and harms (PTMQ §9.4).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.runtime.hooks import watched_inputs
 from ptmq_lightning.runtime.model import select, weights_of
 
 
@@ -35,19 +35,12 @@ def mean_inputs(block: nn.Module, x: Tensor, batch: int) -> dict[str, Tensor]:
     """Mean over images of every layer's float input, (1, ...) by layer name: a layer's output is linear in it."""
     sums: dict[str, Tensor] = {}
 
-    def add(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            part = inputs[0].sum(0, keepdim=True)
-            sums[name] = sums[name] + part if name in sums else part
+    def add(name: str, x: Tensor) -> None:
+        total = x.sum(0, keepdim=True)
+        sums[name] = sums[name] + total if name in sums else total
 
-        return hook
-
-    hooks = [block.get_submodule(name).register_forward_pre_hook(add(name)) for name, _ in weights_of(block)]
     select(block, None)
-    try:
+    with watched_inputs({name: block.get_submodule(name) for name, _ in weights_of(block)}, add):
         for part in x.split(batch):
             block(part)
-    finally:
-        for handle in hooks:
-            handle.remove()
     return {name: total / len(x) for name, total in sums.items()}

@@ -1,4 +1,5 @@
-"""The calibration cache: float features and quantized-prefix features at the input of the block in turn (PTMQ §1.9).
+"""The calibration cache: at the input of the block in turn, float features and those of the quantized blocks before it
+(PTMQ §1.9).
 
 Only the input and the target of one block are held at a time, so memory does not grow with depth.
 """
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ptmq_lightning.reconstruct.mixer import Mixer
+from ptmq_lightning.reconstruct.recipe import Recipe
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, select
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
@@ -28,20 +30,20 @@ class Features:
 
 
 class FeatureBatch:
-    """Rows of the cache for one step: fp (B, ...), target (B, ...), weight of the target's errors (B or 1, ...) or
+    """The images of one iteration: fp (B, ...), target (B, ...), weight of the target's errors (B or 1, ...) or
     None, and by key the streams, gathered when asked for."""
 
-    def __init__(self, features: Features, target: Tensor, rows: Tensor, weight: Tensor | None = None) -> None:
-        self.fp, self.target = features.fp[rows], target[rows]
-        self.weight = weight if weight is None or len(weight) == 1 else weight[rows]
-        self._streams, self._rows = features.streams, rows
+    def __init__(self, features: Features, target: Tensor, chosen: Tensor, weight: Tensor | None = None) -> None:
+        self.fp, self.target = features.fp[chosen], target[chosen]
+        self.weight = weight if weight is None or len(weight) == 1 else weight[chosen]
+        self._streams, self._chosen = features.streams, chosen
 
     def __getitem__(self, key: Hashable) -> Tensor:
-        return self._streams[key][self._rows]
+        return self._streams[key][self._chosen]
 
 
 class FeatureDataset(Dataset[FeatureBatch]):
-    """Indexed by a whole batch of rows."""
+    """Indexed by a whole batch of image numbers."""
 
     def __init__(self, features: Features, target: Tensor, weight: Tensor | None = None) -> None:
         self.features, self.target, self.weight = features, target, weight
@@ -49,18 +51,18 @@ class FeatureDataset(Dataset[FeatureBatch]):
     def __len__(self) -> int:
         return len(self.target)
 
-    def __getitem__(self, rows: Tensor) -> FeatureBatch:
-        return FeatureBatch(self.features, self.target, rows, self.weight)
+    def __getitem__(self, chosen: Tensor) -> FeatureBatch:
+        return FeatureBatch(self.features, self.target, chosen, self.weight)
 
 
-class StepSampler(Sampler[Tensor]):
-    """`steps` batches of rows drawn without replacement within a batch, from a generator of its own."""
+class ImageSampler(Sampler[Tensor]):
+    """`iters` batches of image numbers drawn without replacement within a batch, from a generator of its own."""
 
-    def __init__(self, count: int, batch: int, steps: int, seed: int, device: torch.device) -> None:
-        self.count, self.batch, self.steps, self.seed, self.device = count, min(batch, count), steps, seed, device
+    def __init__(self, count: int, batch: int, iters: int, seed: int, device: torch.device) -> None:
+        self.count, self.batch, self.iters, self.seed, self.device = count, min(batch, count), iters, seed, device
 
     def __len__(self) -> int:
-        return self.steps
+        return self.iters
 
     def __iter__(self) -> Iterator[Tensor]:
         """Each of several processes has its share of every batch: their mean gradient is the whole batch's."""
@@ -71,15 +73,15 @@ class StepSampler(Sampler[Tensor]):
                 f"recon.batch={self.batch} does not divide among {processes} processes; set recon.batch to a multiple "
                 "of trainer.devices"
             )
-        for _ in range(self.steps):
+        for _ in range(self.iters):
             yield torch.randperm(self.count, generator=generator)[rank : self.batch : processes].to(self.device)
 
 
 def loader(
-    features: Features, target: Tensor, *, batch: int, steps: int, seed: int, weight: Tensor | None = None
+    features: Features, target: Tensor, *, batch: int, iters: int, seed: int, weight: Tensor | None = None
 ) -> DataLoader[FeatureBatch]:
-    """The steps of one block's fit, in this process, on the features' device."""
-    sampler = StepSampler(len(target), batch, steps, seed, target.device)
+    """The iterations of one block's fit, in this process, on the features' device."""
+    sampler = ImageSampler(len(target), batch, iters, seed, target.device)
     return DataLoader(FeatureDataset(features, target, weight), sampler=sampler, batch_size=None, num_workers=0)
 
 
@@ -108,29 +110,32 @@ def advance(
     layers: Mapping[str, LayerInfo],
     features: Features,
     target: Tensor,
-    *,
-    mixer: Mixer,
-    groups: BitGroups,
-    batch: int,
+    recipe: Recipe,
     generator: torch.Generator,
-    activations: bool = True,
 ) -> Features:
-    """Features behind a finished block (or a part of one); target: its float output (N, ...), the next float feature.
+    """Features behind a finished block, or behind a part of one.
 
-    activations=False: the streams are those of quantized weights alone.
+    Args:
+        layers: the block's chosen of the layer table.
+        features: at its input.
+        target: its float output (N, ...), the next float feature.
+        recipe: of the pass: which streams there are, and whether they are of quantized weights alone.
+        generator: of the mixer's draws.
     """
+    mixer, groups, batch = recipe.mixer, recipe.groups, recipe.schedule.batch
 
     def run(x: Tensor, width: BitWidth) -> Tensor:
-        select(block, {name: layer.width(width) for name, layer in layers.items()}, activations=activations)
+        widths = {name: layer.width(width) for name, layer in layers.items()}
+        select(block, widths, activations=recipe.quantize_inputs)
         output: Tensor = block(x)
         return output
 
     streams = {key: target.new_empty(target.shape) for key in mixer.streams(groups)}
     for first in range(0, len(target), batch):
-        rows = slice(first, first + batch)
-        part = {key: stream[rows] for key, stream in features.streams.items()}
-        for key, value in mixer.propagate(part, groups, run, generator).items():
-            streams[key][rows] = value
+        images = slice(first, first + batch)
+        own = {key: stream[images] for key, stream in features.streams.items()}
+        for key, value in mixer.propagate(own, groups, run, generator).items():
+            streams[key][images] = value
     select(block, None)
     return Features(target, streams)
 

@@ -3,7 +3,7 @@
 Both come from KL(softmax(f / T) || softmax(f' / T)), f the float logits, f' those behind another output of the block;
 no labels. That divergence has no gradient at the float output itself, so it is taken beside it:
 fim (BRECQ's squared gradients): at the unit's output at the narrowest width, rounded to nearest and fed by its own
-quantized prefix (APHQ-ViT's way of running BRECQ; by float features where the mixer keeps no others); one weight per
+quantized features (APHQ-ViT's way of running BRECQ; by float features where the mixer keeps no others); one weight per
 image and element.
 aph (APHQ-ViT's perturbation Hessian): mean over images of |gradient at z + e - gradient at z - e|, e the same for every
 element, a thousandth of the output's standard deviation (theirs, 1e-6, is within float32's noise).
@@ -16,16 +16,78 @@ although in the later blocks nearly all of the logits' Fisher information lies i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-WEIGHTS = ("none", "fim", "aph")
+from ptmq_lightning.runtime.registry import Registry
+
+if TYPE_CHECKING:
+    from ptmq_lightning.reconstruct.fit import Fit
+
+WEIGHTS: Registry[type[ErrorWeight]] = Registry("loss weight")
+TOKENS: Registry[type[ErrorWeight]] = Registry("loss tokens")
 TEMPERATURE = 20.0  # APHQ-ViT's
 PERTURBATION = 1e-3  # of the output's standard deviation
+TOKEN_IMAGES = 32  # calibration images that tell how much each token matters
+
+
+class ErrorWeight(ABC):
+    """How much each element of a unit's output counts. Variants join by `@WEIGHTS.register(name)`."""
+
+    of_features: ClassVar[bool] = True  # it weighs features as they are: no norm may come before it
+
+    @abstractmethod
+    def __call__(self, fit: Fit) -> Tensor | None:
+        """The weights (N or 1, ...) of a unit's squared error, held while it is fitted; None: all are one."""
+
+
+@WEIGHTS.register("none")
+@TOKENS.register("even")
+class Even(ErrorWeight):
+    """Every element counts alike."""
+
+    of_features = False
+
+    def __call__(self, fit: Fit) -> Tensor | None:
+        return None
+
+
+@WEIGHTS.register("fim")
+class FisherWeight(ErrorWeight):
+    """BRECQ's squared gradients, for every image and element; see `fisher`."""
+
+    def __call__(self, fit: Fit) -> Tensor:
+        quantized = fit.narrowest_output()
+        weight = fisher(fit.unit.rest, fit.target, quantized, fit.batch, *fit.beside)
+        return scaled(weight, fit.target, fit.tokens)
+
+
+@WEIGHTS.register("aph")
+class PerturbationWeight(ErrorWeight):
+    """APHQ-ViT's perturbation Hessian, for every element; see `perturbation`."""
+
+    def __call__(self, fit: Fit) -> Tensor:
+        weight = perturbation(fit.unit.rest, fit.target, fit.batch, *fit.beside)
+        return scaled(weight, fit.target, fit.tokens)
+
+
+@TOKENS.register("fisher")
+class TokenWeight(ErrorWeight):
+    """A token counts by what the logits mind of it; see `token_weight`. Inside a block every token counts alike."""
+
+    of_features = False
+
+    def __call__(self, fit: Fit) -> Tensor | None:
+        if not fit.unit.whole:
+            return None
+        generator = fit.place.generator(fit.place.block)  # the block's: a second pass draws the same labels
+        return token_weight(fit.unit.rest, fit.target[:TOKEN_IMAGES], generator)
 
 
 def fisher(rest: nn.Module, target: Tensor, quantized: Tensor, batch: int, *beside: Tensor) -> Tensor:

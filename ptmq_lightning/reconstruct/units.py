@@ -10,16 +10,19 @@ rounding and are no units.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import fx, nn
 
 from ptmq_lightning.models.flow import kind
+from ptmq_lightning.models.nodes import part
 from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear
-from ptmq_lightning.runtime.model import quantizers_of
+from ptmq_lightning.runtime.model import LayerInfo, quantizers_of
+from ptmq_lightning.runtime.registry import Registry
 
-KINDS = ("block", "layer")
+UNITS: Registry[type[UnitKind]] = Registry("unit")
 ACTIVATIONS = frozenset(
     {"ReLU", "ReLU6", "GELU", "SiLU", "Hardswish", "Hardtanh", "LeakyReLU", "Sigmoid", "Tanh", "ELU", "Mish", "PReLU"}
     | {"relu", "relu_", "relu6", "gelu", "silu", "hardswish", "hardtanh", "leaky_relu", "sigmoid", "tanh", "elu"}
@@ -27,35 +30,97 @@ ACTIVATIONS = frozenset(
 
 
 @dataclass(frozen=True)
-class Unit:
-    """name; module: what is fitted (one tensor to one tensor); before: from the block's input to the unit's, None where
-    they are the same tensor. behind: from the unit's output and the block's input to the block's output, None where the
-    unit is the block."""
+class FittedBlock:
+    """A block of the model, with what a fit has to know of the network around it.
+
+    Attributes:
+        name, module: its own; module maps one tensor (B, ...) to one tensor (B, ...).
+        layers: its rows of the layer table.
+        rest: the blocks behind it.
+    """
 
     name: str
     module: nn.Module
+    layers: Mapping[str, LayerInfo]
+    rest: nn.Sequential
+
+
+@dataclass(frozen=True)
+class Unit:
+    """What one fit is about.
+
+    Attributes:
+        name: the block's, or the layer's.
+        module: one tensor to one tensor.
+        layers: its rows of the layer table.
+        rest: from the unit's output to the logits; where the unit is a layer, its first module takes the block's input
+            besides.
+        block: that the unit lies in.
+        before: from the block's input to the unit's; None where they are the same tensor.
+    """
+
+    name: str
+    module: nn.Module
+    layers: Mapping[str, LayerInfo]
+    rest: nn.Sequential
+    block: FittedBlock
     before: nn.Module | None = None
-    behind: nn.Module | None = None
 
-    def settle(self, block: nn.Module) -> None:
+    @property
+    def whole(self) -> bool:
+        """Whether the unit is the block itself."""
+        return self.module is self.block.module
+
+    def settle(self) -> None:
         """Give the committed activation quantizers to the block (its layers are shared, weights and all)."""
-        if self.module is not block:
+        if not self.whole:
             for path, quantizer in list(quantizers_of(self.module)):
-                block.set_submodule(path, quantizer)
+                self.block.module.set_submodule(path, quantizer)
 
 
-def units(block: nn.Module, name: str, what: str) -> Iterator[Unit]:
-    """The units of a block, each cut when its turn comes: what was committed before it is in it."""
-    if what == "block":
-        yield Unit(name, block)
-        return
-    assert isinstance(block, fx.GraphModule)
-    for node in list(block.graph.nodes):
-        if node.op == "call_module" and isinstance(block.get_submodule(node.target), (QuantConv2d, QuantLinear)):
-            source, last, (entry, output) = _source(block, node), _last(block, node), _ends(block)
-            before = None if source is entry else _between(block, [entry], source)
-            behind = _between(block, [last, entry], output.all_input_nodes[0])
-            yield Unit(str(node.target), _between(block, [source], last), before, behind)
+class UnitKind(ABC):
+    """A way to take a block apart. Variants join by `@UNITS.register(name)`."""
+
+    @staticmethod
+    @abstractmethod
+    def units(block: FittedBlock) -> Iterator[Unit]:
+        """The units of a block, each cut when its turn comes: what was committed before it is in it."""
+
+    @staticmethod
+    @abstractmethod
+    def count(layers: Sequence[LayerInfo]) -> int:
+        """Units among the layers of a number of blocks."""
+
+
+@UNITS.register("block")
+class WholeBlock(UnitKind):
+    @staticmethod
+    def units(block: FittedBlock) -> Iterator[Unit]:
+        yield Unit(block.name, block.module, block.layers, block.rest, block)
+
+    @staticmethod
+    def count(layers: Sequence[LayerInfo]) -> int:
+        return len({layer.block for layer in layers})
+
+
+@UNITS.register("layer")
+class EachLayer(UnitKind):
+    @staticmethod
+    def units(block: FittedBlock) -> Iterator[Unit]:
+        gm = block.module
+        assert isinstance(gm, fx.GraphModule)
+        entry, output = next(iter(gm.graph.find_nodes(op="placeholder"))), next(iter(gm.graph.find_nodes(op="output")))
+        for node in list(gm.graph.nodes):
+            if node.op == "call_module" and isinstance(gm.get_submodule(node.target), (QuantConv2d, QuantLinear)):
+                name, source, last = str(node.target), _source(gm, node), _last(gm, node)
+                before = None if source is entry else part(gm, [entry], [source])
+                behind = part(gm, [last, entry], output.all_input_nodes)
+                own = {name: block.layers[name]}
+                yield Unit(name, part(gm, [source], [last]), own, nn.Sequential(behind, *block.rest), block, before)
+
+    @staticmethod
+    def count(layers: Sequence[LayerInfo]) -> int:
+        return sum(bool(layer.weights) for layer in layers)
 
 
 def _source(block: fx.GraphModule, layer: fx.Node) -> fx.Node:
@@ -71,26 +136,3 @@ def _last(block: fx.GraphModule, layer: fx.Node) -> fx.Node:
     readers = list(layer.users)
     alone = len(readers) == 1 and readers[0].op != "output" and readers[0].all_input_nodes == [layer]
     return readers[0] if alone and kind(block, readers[0]) in ACTIVATIONS else layer
-
-
-def _ends(block: fx.GraphModule) -> tuple[fx.Node, fx.Node]:
-    """The block's input, and the node that gives its output."""
-    nodes = list(block.graph.nodes)
-    return next(node for node in nodes if node.op == "placeholder"), nodes[-1]
-
-
-def _between(block: fx.GraphModule, first: Sequence[fx.Node], last: fx.Node) -> fx.GraphModule:
-    """The graph from the tensors `first`, which become the inputs, to `last`; modules shared."""
-    graph = fx.Graph()
-    copies = {node: graph.placeholder(f"x{i}") for i, node in enumerate(first)}
-
-    def copied(node: fx.Node) -> fx.Node:
-        if node not in copies:
-            for needed in node.all_input_nodes:
-                copied(needed)
-            copies[node] = graph.node_copy(node, copies.__getitem__)
-        return copies[node]
-
-    graph.output(copied(last))
-    graph.lint()
-    return fx.GraphModule(block, graph).eval()

@@ -15,9 +15,7 @@ import torch
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.packing import bits_per_weight
-from ptmq_lightning.quant.latent import LatentWeight
-from ptmq_lightning.quant.layers import TrainableWeight
-from ptmq_lightning.quant.rounding import LATENT, Rounding
+from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruct.commit import make_trainable
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError, PTMQError
@@ -25,16 +23,16 @@ from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
 from ptmq_lightning.runtime.sealed import digest
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 from ptmq_lightning.runtime.weights import MultiBitWeight
-from tests.networks import images, small_model
+from tests.networks import RECIPE, images, small_model
 
 KINDS = {
     "nearest": None,
-    "shared": Rounding("shared"),
-    "offset": Rounding("offset"),
-    "per_group": Rounding("per_group", ((3,), (4, 5, 6, 8))),
-    "per_width": Rounding("per_width"),
-    "ste": Rounding("ste"),
-    "flexround": Rounding("flexround"),
+    "shared": RoundingKeys("shared"),
+    "offset": RoundingKeys("offset"),
+    "per_group": RoundingKeys("per_group", [[3], [4, 5, 6, 8]]),
+    "per_width": RoundingKeys("per_width"),
+    "ste": RoundingKeys("ste"),
+    "flexround": RoundingKeys("flexround"),
 }
 
 
@@ -45,7 +43,7 @@ def base(step_size: StepSize | None) -> MultiBitModel:
 
 
 def committed(
-    kind: str, step_size: StepSize | None = None, kinds: Mapping[str, Rounding | None] = KINDS
+    kind: str, step_size: StepSize | None = None, kinds: Mapping[str, RoundingKeys | None] = KINDS
 ) -> MultiBitModel:
     """A model whose rounding is random."""
     model, how = copy.deepcopy(base(step_size)), kinds[kind]
@@ -53,7 +51,7 @@ def committed(
     for block in model.blocks:
         for name, weight in list(weights_of(block)):
             if how is not None:
-                trainable = (LatentWeight if kind in LATENT else TrainableWeight)(weight, how, learn_steps=True)
+                trainable = ROUNDINGS[kind](weight, how, learn_step_sizes=True)
                 for parameter in trainable.parameters():
                     torch.nn.init.normal_(parameter)
                 block.get_submodule(name).weight = trainable.committed()
@@ -98,7 +96,11 @@ def test_a_latent_weight_takes_eleven_bits_and_its_rounding(kind: str, bits: int
 
 
 NESTED = StepSize("nested", anchor=4)
-NESTED_PLANES = {"nearest": None, "shared": Rounding("shared"), "per_group": Rounding("per_group", ((3, 4), (5, 6, 8)))}
+NESTED_PLANES = {
+    "nearest": None,
+    "shared": RoundingKeys("shared"),
+    "per_group": RoundingKeys("per_group", [[3, 4], [5, 6, 8]]),
+}
 
 
 @pytest.mark.parametrize(
@@ -202,11 +204,11 @@ def test_another_process_with_other_threads_gives_the_same_logits(tmp_path: Path
 
 def test_a_model_that_is_still_learning_is_refused(tmp_path: Path) -> None:
     model = small_model()
-    make_trainable(model.blocks[1], Rounding("shared"), learn_steps=False, masks=None)
+    make_trainable(model.blocks[1], RECIPE, None)
     with pytest.raises(ModelError) as error:
         artifact.save(model, tmp_path / "model")
     assert str(error.value) == (
-        "block 1 (layer1.0) holds a TrainableWeight at 'layer1.0.conv1'; expected a CommittedWeight. Finish "
+        "block 1 (layer1.0) holds a Shared at 'layer1.0.conv1'; expected a CommittedWeight. Finish "
         "or commit the block's reconstruction before saving."
     )
     assert not list(tmp_path.iterdir())

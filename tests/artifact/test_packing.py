@@ -55,7 +55,7 @@ def weight_of(kind: str, step_size: StepSize, plane_of: dict[int, int], scale: f
     return weight
 
 
-NESTED, FREE_2_3 = StepSize("nested"), StepSize("nested", free_widths=(2, 3))
+NESTED, FREE_2_3 = StepSize("nested"), StepSize("nested", free_widths=[2, 3])
 ONE, THREE = dict.fromkeys(WIDTHS, 0), {2: 0, 3: 1} | dict.fromkeys(range(4, 9), 2)
 CASES = {
     "one plane": ("planes", NESTED, ONE, 9),

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_two_processes_learn_what_one_does(tmp_path: Path) -> None:
     rows = {}
     for name, trainer in {"one": [], "two": ["trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2"]}.items():
-        options = ["recon.steps=40", "data.calibration_images=128", f"hydra.run.dir={tmp_path / name}"]
+        options = ["recon.iters=40", "data.calibration_images=128", f"hydra.run.dir={tmp_path / name}"]
         command = [sys.executable, str(ROOT / "train.py"), *options, *trainer]
         subprocess.run(command, cwd=tmp_path, env=os.environ, check=True, timeout=600)
         results = json.loads((tmp_path / name / "results.json").read_text())

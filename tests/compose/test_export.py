@@ -66,13 +66,13 @@ def test_an_export_sees_calibration_images_prepared_for_the_network(
         return {"w4a8": Report()}
 
     monkeypatch.setattr(export, "write_export", write)
-    monkeypatch.setattr(export, "lines", lambda _: [])
+    monkeypatch.setattr(export, "report", lambda *_: [])
     place = saved(tmp_path / "model", "digits")
     overrides = exported_bits(["export=onnx", f"artifact={place}", "bits=w8a8,w4a8", "export.images=5"])
     assert export.run_export(configuration(overrides), tmp_path) == 99.0
     assert seen == {
         "out": tmp_path / "export", "shape": (5, 3, 16, 16), "bits": ["w8a8", "w4a8"], "form": "static",
-        "backend": "onnx",
+        "backend": "onnx", "weights": "signed",
     }  # fmt: skip
 
 

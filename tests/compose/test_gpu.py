@@ -17,7 +17,7 @@ from ptmq_lightning.report.record import read_results
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 
 TINY = [
-    "trainer=gpu", "recon=smoke", "recon.steps=3", "data.val_images=50", "data.step_images=32",
+    "trainer=gpu", "recon=smoke", "recon.iters=3", "data.val_images=50", "data.step_size_images=32",
     "bits.evaluate=[w3a3,w8a8]",
 ]  # fmt: skip
 
@@ -33,7 +33,7 @@ def test_a_multi_bit_run_ends_with_an_artifact_that_the_cpu_reads(
     method: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(work)
-    run(configuration([*TINY, f"method={method}", "bits.groups=[[[3,3],[4,4]],[[8,8]]]"]), tmp_path)
+    run(configuration([*TINY, f"method={method}", "bits.groups=[[w3a3,w4a4],[w8a8]]"]), tmp_path)
     model = load(tmp_path / "model")
     assert all(not tensor.is_cuda for tensor in model.state_dict().values())
     rows = {row["config"]: row["top1"] for row in read_results(tmp_path / "results.json")["rows"]}
@@ -52,7 +52,7 @@ def test_a_method_of_one_pair_of_widths_runs(
 @pytest.mark.parametrize("method", ["any_precision", "multiquant", "robustquant"])
 def test_a_method_that_trains_runs(method: str, work: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(work)
-    run(configuration([*TINY, f"method={method}", "bits.groups=[[[3,3],[4,4]],[[8,8]]]"]), tmp_path)
+    run(configuration([*TINY, f"method={method}", "bits.groups=[[w3a3,w4a4],[w8a8]]"]), tmp_path)
     assert (tmp_path / "finetune.json").exists()
 
 
@@ -60,6 +60,6 @@ def test_the_library_works_where_the_images_are() -> None:
     network = build("digits_resnet", pretrained=False).module
     images = torch.randn(24, 3, 16, 16, device="cuda")
     model = quantize(network, images, bits=[["w3a3", "w4a4"], [(8, 8)]])
-    reconstruct(model, images, steps=3, overrides=["recon.batch=8"])
+    reconstruct(model, images, iters=3, overrides=["recon.batch=8"])
     model.switch(3)
     assert model(images).is_cuda

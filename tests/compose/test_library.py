@@ -74,7 +74,7 @@ def test_an_artifact_tells_only_what_is_known_of_its_images(network: torch.nn.Mo
 def test_other_images_than_one_float_tensor_are_refused(
     network: torch.nn.Module, model: MultiBitModel, wrong: Any, found: str
 ) -> None:
-    for call in (lambda: quantize(network, wrong, bits=GROUPS), lambda: reconstruct(model, wrong, steps=1)):
+    for call in (lambda: quantize(network, wrong, bits=GROUPS), lambda: reconstruct(model, wrong, iters=1)):
         with pytest.raises(DataError) as caught:
             call()
         assert str(caught.value).startswith(f"found images of {found}; expected one float tensor (N, C, H, W)")
@@ -87,7 +87,7 @@ def test_a_fit_leaves_the_process_as_it_was(model: MultiBitModel, images: torch.
         return torch.are_deterministic_algorithms_enabled(), level, torch_state, random.getstate()
 
     before = state()
-    reconstruct(model, images, steps=1, overrides=["recon.batch=8"])
+    reconstruct(model, images, iters=1, overrides=["recon.batch=8"])
     assert state() == before
 
 
@@ -106,7 +106,7 @@ def test_reconstruct_changes_the_quantized_model_and_not_the_float_one(
         before = model(images)
         with passthrough(model):
             float_before = model(images)
-        results = reconstruct(model, images, steps=3, overrides=["recon.batch=8"])
+        results = reconstruct(model, images, iters=3, overrides=["recon.batch=8"])
         model.switch(4)
         assert not torch.equal(model(images), before)
         with passthrough(model):
@@ -116,7 +116,7 @@ def test_reconstruct_changes_the_quantized_model_and_not_the_float_one(
 
 def test_options_are_those_of_the_command(model: MultiBitModel, images: torch.Tensor) -> None:
     with pytest.raises(ConfigError) as caught:
-        reconstruct(model, images, mixer="case9", steps=1)
+        reconstruct(model, images, mixer="case9", iters=1)
     assert str(caught.value) == (
         "mixer=case9 is no option (nearest: case3, case2, case1); expected mixer=case1|case2|case3|float|matched|none"
     )

@@ -26,8 +26,8 @@ from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 
 TINY = [
-    "recon=smoke", "recon.steps=3", "recon.log_every=1", "data.val_images=50", "data.step_images=32",
-    "bits.groups=[[[3,3],[4,4]],[[8,8]]]", "bits.extra=[[2,4]]", "bits.evaluate=[w2a4,w3a3,w4a4,w8a8]",
+    "recon=smoke", "recon.iters=3", "recon.log_every=1", "data.val_images=50", "data.step_size_images=32",
+    "bits.groups=[[w3a3,w4a4],[w8a8]]", "bits.extra=[w2a4]", "bits.evaluate=[w2a4,w3a3,w4a4,w8a8]",
 ]  # fmt: skip
 
 
@@ -97,7 +97,7 @@ def test_results_have_a_row_for_every_pair_to_evaluate(whole: Path) -> None:
 
 def test_the_saved_configuration_is_resolved_and_complete(whole: Path) -> None:
     saved = yaml.safe_load((whole / "config.yaml").read_text())
-    assert saved["recon"]["steps"] == 3
+    assert saved["recon"]["iters"] == 3
     assert saved["mixer"]["name"] == configuration(TINY).mixer.name
 
 
@@ -173,9 +173,9 @@ def test_resume_refuses_another_configuration(complete: bool, tmp_path: Path, mo
     else:
         killed_after(0, tmp_path, TINY, monkeypatch)
     with pytest.raises(ConfigError) as caught:
-        run(configuration([*TINY, "seed=1", "recon.steps=4", "resume=true"]), tmp_path)
+        run(configuration([*TINY, "seed=1", "recon.iters=4", "resume=true"]), tmp_path)
     assert str(caught.value) == (
-        f"resume=true, but the run in {tmp_path} had another configuration: recon.steps was 3, now 4, seed was 0, "
+        f"resume=true, but the run in {tmp_path} had another configuration: recon.iters was 3, now 4, seed was 0, "
         "now 1; give the same command again, or start afresh without resume"
     )
 
@@ -192,7 +192,7 @@ def test_without_resume_nothing_of_an_earlier_run_is_left(
 
 
 def test_mixed_widths_are_chosen_evaluated_and_listed_per_layer(tmp_path: Path) -> None:
-    run(configuration([*TINY, "bits=mixed", "bits.mixed_averages=[4,5]", "bits.sensitivity_images=16"]), tmp_path)
+    run(configuration([*TINY, "bits=mixed", "allocate.averages=[4,5]", "allocate.sensitivity_images=16"]), tmp_path)
     rows = {row["config"]: row for row in read_results(tmp_path / "results.json")["rows"]}
     assert rows["mixed_4.0"]["w_bits"] <= 4 < rows["mixed_5.0"]["w_bits"] <= 5
     header = (tmp_path / "layers.csv").read_text().splitlines()[0]
@@ -225,9 +225,9 @@ DEFAULT = {
      (["rounding=offset", "mixer=case1"], {"rounding": {("offset", 1)}}),
      (["rounding=per_width", "loss=gd_chain"], {"rounding": {("planes", 4)}}),
      (["rounding=nearest", "step_size=power_of_two"], {"rounding": {("nearest", 0)}, "octaves": True}),
-     (["loss=mse", "mixer=case2", "bits.edge=none"], {"pins": {None}}),
-     (["loss=aph", "recon.bias_correction=true"], {"corrected": {True}}),
-     (["bits=vit", "bits.groups=[[[4,6]],[[8,8]]]", "bits.evaluate=[w4a6,w8a8]", "mixer=none"],
+     (["loss=mse", "mixer=case2", "placement.edge=none"], {"pins": {None}}),
+     (["loss=aph", "method.bias_correction=true"], {"corrected": {True}}),
+     (["bits=vit", "bits.groups=[[w4a6],[w8a8]]", "bits.evaluate=[w4a6,w8a8]", "mixer=none"],
       {"rounding": {("planes", 2)}, "pairs": ["w4a6", "w8a8", "w2a4"]})],
 )  # fmt: skip
 def test_methods_and_options_make_their_model_and_its_artifact_gives_the_same_rows(

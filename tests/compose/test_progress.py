@@ -33,7 +33,7 @@ def test_a_line_says_block_step_losses_and_time_left() -> None:
     progress = Progress(100, clock=clock)
     clock.now = 30.0
     assert progress.line(module(1), 50) == (
-        "block 2/4 layer1.0  step 50/100  w3a3 0.0213  w8a8 1e-05  rounding 12  settled 0.4  left 0:50"
+        "block 2/4 layer1.0  iter 50/100  w3a3 0.0213  w8a8 1e-05  rounding 12  settled 0.4  left 0:50"
     )
 
 
@@ -60,7 +60,7 @@ def test_every_finished_block_has_a_line(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.INFO):
         progress.on_train_batch_end(trainer(100), module(3))
         progress.on_train_end(trainer(100), module(3))
-    assert [message.startswith("block 4/4 layer1.0  step 100/100") for message in caplog.messages] == [True]
+    assert [message.startswith("block 4/4 layer1.0  iter 100/100") for message in caplog.messages] == [True]
 
 
 def test_what_takes_long_says_so_now_and_then(caplog: pytest.LogCaptureFixture) -> None:

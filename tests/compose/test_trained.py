@@ -1,4 +1,4 @@
-"""The rivals that train, as runs of the whole command on the embedded digits."""
+"""The baselines that train, as runs of the whole command on the embedded digits."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from ptmq_lightning.compose.pipeline import run
 from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.errors import ConfigError
 
-RIVALS = ["any_precision", "multiquant", "robustquant"]
+BASELINES = ["any_precision", "multiquant", "robustquant"]
 TINY = [
-    "data.val_images=100", "data.step_images=32", "data.calibration_images=64", "finetune.batch=16",
-    "finetune.epochs=1", "bits.groups=[[[2,4]],[[8,8]]]", "bits.evaluate=[w2a4,w8a8]",
+    "data.val_images=100", "data.step_size_images=32", "data.calibration_images=64", "finetune.batch=16",
+    "finetune.epochs=1", "bits.groups=[[w2a4],[w8a8]]", "bits.evaluate=[w2a4,w8a8]",
 ]  # fmt: skip
 FAIR = [*TINY, "data.val_images=300", "data.calibration_images=512", "finetune.epochs=3"]
 
@@ -35,8 +35,8 @@ def rows(folder: Path) -> dict[str, dict[str, float]]:
     return {row["config"]: row for row in read_results(folder / "results.json")["rows"]}
 
 
-@pytest.mark.parametrize("method", RIVALS)
-def test_a_rival_leaves_the_same_record_as_every_method_and_its_costs(method: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", BASELINES)
+def test_a_baseline_leaves_the_same_record_as_every_method_and_its_costs(method: str, tmp_path: Path) -> None:
     run(configuration([*TINY, f"method={method}"]), tmp_path)
     results, costs = read_results(tmp_path / "results.json"), json.loads((tmp_path / "finetune.json").read_text())
     assert (results["method"], results["calibration_images"], list(rows(tmp_path))) == (method, 64, ["w2a4", "w8a8"])
@@ -61,7 +61,7 @@ def test_the_same_seed_trains_the_same_tensors(tmp_path: Path) -> None:
 
 
 def test_a_network_trained_as_a_whole_takes_widths_per_layer(tmp_path: Path) -> None:
-    mixed = ["bits.mixed_averages=[5]", "bits.sensitivity_images=16"]
+    mixed = ["allocate=greedy", "allocate.averages=[5]", "allocate.sensitivity_images=16"]
     run(configuration([*TINY, *mixed, "method=any_precision"]), tmp_path)
     assert 2 < rows(tmp_path)["mixed_5.0"]["w_bits"] <= 5
 

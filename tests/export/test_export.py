@@ -53,7 +53,7 @@ def network_model(name: str, size: int, options: dict[str, object]) -> tuple[Mul
     gm = graph.trace(zoo.build(name, pretrained=False, **options).module, (3, size, size))
     fold.fold(gm)
     x = torch.randn(4, 3, size, size)
-    model = insert(blocks.cut(gm, x[:2], name=name), Placement(PAIRS), StepSize())
+    model = insert(blocks.cut(gm, x[:2], name=name), PAIRS, Placement(), StepSize())
     calibrate(model, x)
     return model.eval(), x
 
@@ -93,7 +93,7 @@ def test_no_layer_of_a_network_is_left_in_float_and_each_is_within_a_step(
 def test_levels_from_a_table_and_biases_of_each_width_are_exported(form: str, tmp_path: Path) -> None:
     network = zoo.build("cifar_vit", pretrained=False).module
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    model = quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["quant.gelu=table"])
+    model = quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["placement.gelu=table"])
     layer = model.blocks[1].get_submodule("blocks.0.mlp.fc2")
     layer.biases = torch.stack([layer.bias + 0.5 * row for row in range(len(layer.weight.widths))])
     reports = write_export(model, tmp_path / "out", x, ["w4a4", "w8a8"], form=form)
@@ -199,7 +199,7 @@ def _pooled() -> tuple[MultiBitModel, torch.Tensor]:
                         ("conv2", nn.Conv2d(4, 4, 3)), ("flat", nn.Flatten()), ("fc", nn.Linear(4, 2))):  # fmt: skip
         network.add_module(name, layer)
     gm = graph.trace(network.eval(), (3, 8, 8))
-    model = insert(blocks.cut(gm, images(2)), Placement(PAIRS), StepSize())
+    model = insert(blocks.cut(gm, images(2)), PAIRS, Placement(), StepSize())
     calibrate(model, 4 * images())
     return model.eval(), 4 * images()
 
@@ -263,7 +263,7 @@ def test_layers_that_openvino_does_not_compile_by_themselves_are_not_reported(
 def test_without_a_quantized_layer_nothing_is_reported_of_one(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten())
-    model = insert(blocks.cut(graph.trace(network.eval(), (3, 8, 8)), images(2)), Placement(PAIRS), StepSize())
+    model = insert(blocks.cut(graph.trace(network.eval(), (3, 8, 8)), images(2)), PAIRS, Placement(), StepSize())
     calibrate(model, images())
     (report,) = write_export(model.eval(), tmp_path / "out", images(), ["w3a3"]).values()
     assert (report.largest_step, report.worst_layer, report.differing) == (None, None, None)

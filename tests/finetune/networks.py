@@ -43,6 +43,6 @@ def inserted(
     gm = graph.trace(module or network(), (3, 16, 16))
     if not norms:
         fold.fold(gm)
-    model = insert(blocks.cut(gm, images(2)), Placement(pairs), StepSize())
+    model = insert(blocks.cut(gm, images(2)), pairs, Placement(), StepSize())
     calibrate(model, images())
     return model

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from ptmq_lightning.finetune.any_precision import DorefaWeight, any_precision
-from ptmq_lightning.finetune.fit import Settings
+from ptmq_lightning.finetune.any_precision import AnyPrecision, DorefaWeight
+from ptmq_lightning.finetune.fit import FinetuneKeys
 from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.models import blocks, graph
 from ptmq_lightning.quant.insert import Placement, insert
@@ -71,7 +71,7 @@ def test_the_gradient_passes_the_rounding_as_if_it_were_not_there() -> None:
 
 
 def test_the_widest_learns_the_label_and_each_other_the_next_wider_one() -> None:
-    module = any_precision(inserted(), Settings(epochs=1), 1).eval()
+    module = AnyPrecision(AnyPrecision.trainable(inserted()), FinetuneKeys(epochs=1), 1).eval()
     assert isinstance(module.network, SharedModel)
     found = dict(module.losses(images(), labels()))
     logits = {}
@@ -86,7 +86,7 @@ def test_the_widest_learns_the_label_and_each_other_the_next_wider_one() -> None
 
 
 def test_the_teacher_gets_no_gradient_from_its_pupil() -> None:
-    module = any_precision(inserted(), Settings(epochs=1), 1)
+    module = AnyPrecision(AnyPrecision.trainable(inserted()), FinetuneKeys(epochs=1), 1)
     passes = module.losses(images(), labels())
     next(passes)[1].backward()
     wide = {
@@ -100,9 +100,9 @@ def test_the_teacher_gets_no_gradient_from_its_pupil() -> None:
 
 def test_layers_without_a_norm_are_refused() -> None:
     gm = graph.trace(small_network(), (3, 8, 8))
-    model = insert(blocks.cut(gm, torch.randn(2, 3, 8, 8)), Placement(PAIRS), StepSize())
+    model = insert(blocks.cut(gm, torch.randn(2, 3, 8, 8)), PAIRS, Placement(), StepSize())
     with pytest.raises(ModelError) as caught:
-        any_precision(model, Settings(epochs=1), 1)
+        AnyPrecision.trainable(model)
     assert str(caught.value) == (
         "method=any_precision needs a BatchNorm behind every layer, because DoReFa changes the weights' scale; 2 "
         "layers have none, first blocks.0.qkv. Choose a network with BatchNorms or another method."

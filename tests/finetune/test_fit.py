@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ptmq_lightning.finetune.any_precision import any_precision
-from ptmq_lightning.finetune.fit import Batches, Settings, augment
-from ptmq_lightning.finetune.multiquant import multiquant
+from ptmq_lightning.finetune.any_precision import AnyPrecision
+from ptmq_lightning.finetune.fit import Batches, FinetuneKeys, FineTuning, augment
+from ptmq_lightning.finetune.multiquant import MultiQuant
 from ptmq_lightning.runtime.errors import DataError
 from tests.finetune.networks import images, inserted, labels
 
@@ -18,7 +18,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 def test_an_epoch_shows_each_image_at_most_once_and_drops_the_rest() -> None:
     numbers = torch.arange(10)
-    batches = Batches(torch.zeros(10, 3, 4, 4), numbers, Settings(epochs=2, batch=3))
+    batches = Batches(torch.zeros(10, 3, 4, 4), numbers, FinetuneKeys(epochs=2, batch=3))
     first, second = (torch.cat([batches[e * 3 + i][1] for i in range(3)]) for e in (0, 1))
     assert len(batches) == 6
     assert len(set(first.tolist())) == len(set(second.tolist())) == 9
@@ -26,20 +26,20 @@ def test_an_epoch_shows_each_image_at_most_once_and_drops_the_rest() -> None:
 
 
 def test_a_step_has_the_same_batch_whenever_it_is_asked_for() -> None:
-    batches = Batches(images(), labels(), Settings(epochs=2, batch=4, crop=2, flip=True, seed=3))
+    batches = Batches(images(), labels(), FinetuneKeys(epochs=2, batch=4, crop=2, flip=True), seed=3)
     one, other = batches[5][0], batches[5][0]
     assert torch.equal(one, other)
     assert not torch.equal(one, batches[4][0])
 
 
 def test_another_seed_has_other_batches() -> None:
-    first, second = (Batches(images(), labels(), Settings(epochs=1, batch=8, seed=seed))[0][1] for seed in (0, 1))
+    first, second = (Batches(images(), labels(), FinetuneKeys(epochs=1, batch=8), seed)[0][1] for seed in (0, 1))
     assert first.tolist() != second.tolist()
 
 
 def test_too_few_images_for_a_batch_are_answered_with_the_keys() -> None:
     with pytest.raises(DataError) as caught:
-        Batches(images(3), labels(3), Settings(epochs=1, batch=4))
+        Batches(images(3), labels(3), FinetuneKeys(epochs=1, batch=4))
     assert str(caught.value) == (
         "3 labeled images do not fill a batch of 4; set data.calibration_images higher or finetune.batch lower"
     )
@@ -62,9 +62,11 @@ def test_a_shifted_image_is_a_window_of_the_padded_one() -> None:
         assert any(torch.equal(found, window) for window in windows)
 
 
-@pytest.mark.parametrize("method", [any_precision, multiquant])
-def test_weights_decay_and_norms_biases_and_steps_do_not(method: type) -> None:
-    module = method(inserted(), Settings(epochs=1, lr=0.1, lr_step=0.2, weight_decay=0.3), 10)
+@pytest.mark.parametrize("method", [AnyPrecision, MultiQuant])
+def test_weights_decay_and_norms_biases_and_steps_do_not(method: type[FineTuning]) -> None:
+    module = method(
+        method.trainable(inserted()), FinetuneKeys(epochs=1, lr=0.1, lr_step_size=0.2, weight_decay=0.3), 10
+    )
     names = {id(p): n for n, p in module.network.named_parameters()}
     groups = module.configure_optimizers()["optimizer"].param_groups
     kinds = [{name.rpartition(".")[2] if "log_step" not in name else "step" for p in group["params"]

@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch.nn.functional import cross_entropy
 
-from ptmq_lightning.finetune.fit import Settings
-from ptmq_lightning.finetune.multiquant import MultiQuant, adaptive_label, multiquant
+from ptmq_lightning.finetune.fit import FinetuneKeys
+from ptmq_lightning.finetune.multiquant import MultiQuant, adaptive_label
 from ptmq_lightning.runtime.spec import BitWidth
 from tests.finetune.networks import PAIRS, images, inserted, labels
 
 
 def module(pairs: tuple[BitWidth, ...] = PAIRS) -> MultiQuant:
-    return multiquant(inserted(pairs=pairs), Settings(epochs=1), 1)
+    return MultiQuant(MultiQuant.trainable(inserted(pairs=pairs)), FinetuneKeys(epochs=1), 1)
 
 
 def test_each_step_trains_the_highest_one_between_and_the_lowest() -> None:

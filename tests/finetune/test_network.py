@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ptmq_lightning.evaluate.cost import size_bytes
-from ptmq_lightning.finetune.any_precision import any_precision
-from ptmq_lightning.finetune.fit import FineTuning, Settings
+from ptmq_lightning.finetune.any_precision import AnyPrecision
+from ptmq_lightning.finetune.fit import FinetuneKeys, FineTuning
 from ptmq_lightning.finetune.layers import LsqWeight, SwitchNorm
-from ptmq_lightning.finetune.multiquant import multiquant
+from ptmq_lightning.finetune.multiquant import MultiQuant
 from ptmq_lightning.finetune.network import SharedModel, commit, followers, make_trainable, reestimate
 from ptmq_lightning.models import blocks, graph
 from ptmq_lightning.quant.insert import Placement, insert
@@ -21,13 +19,13 @@ from ptmq_lightning.runtime.errors import ConfigError, ModelError
 from ptmq_lightning.runtime.model import MultiBitModel
 from tests.finetune.networks import PAIRS, images, inserted, labels, network
 
-Method = Callable[[MultiBitModel, Settings, int], FineTuning]
-METHODS: list[Method] = [any_precision, multiquant]
+Method = type[FineTuning]
+METHODS: list[Method] = [AnyPrecision, MultiQuant]
 
 
 def trained(method: Method, steps: int = 2) -> SharedModel:
     """A few steps by hand, so that every pair has statistics of its own."""
-    module = method(inserted(), Settings(epochs=1), steps)
+    module = method(method.trainable(inserted()), FinetuneKeys(epochs=1), steps)
     optimizer = torch.optim.SGD(module.network.parameters(), lr=1e-3)
     module.train()
     for _ in range(steps):
@@ -50,7 +48,7 @@ def logits(model: MultiBitModel) -> dict[str, Tensor]:
 
 def test_multiquant_starts_as_the_calibrated_model_with_its_norms_kept() -> None:
     expected = logits(inserted(norms=True))
-    model = multiquant(inserted(), Settings(epochs=1), 1).eval().network
+    model = MultiQuant(MultiQuant.trainable(inserted()), FinetuneKeys(epochs=1), 1).eval().network
     assert isinstance(model, SharedModel)
     for pair, found in logits(model).items():
         assert distance(found, expected[pair]) < 0.02, pair
@@ -82,7 +80,7 @@ def test_switching_back_restores_the_logits_bitwise(method: Method) -> None:
 
 
 def test_the_norm_of_a_pinned_layer_follows_the_other_layers() -> None:
-    model = trained(any_precision)
+    model = trained(AnyPrecision)
     stem = next(module for module in followers(model) if module.layer == "conv1")
     for row, pair in enumerate(PAIRS):
         model.switch(pair)
@@ -90,7 +88,7 @@ def test_the_norm_of_a_pinned_layer_follows_the_other_layers() -> None:
 
 
 def test_a_pair_of_known_widths_that_was_not_trained_is_refused_and_changes_nothing() -> None:
-    model = trained(multiquant)
+    model = trained(MultiQuant)
     model.switch("w4a4")
     expected = model(images())
     with pytest.raises(ConfigError, match="was not trained at w4a8"):
@@ -108,7 +106,7 @@ def test_a_committed_model_is_as_large_as_any_methods_at_a_width(method: Method)
 
 
 def test_statistics_are_re_estimated_for_the_chosen_width_alone() -> None:
-    model = trained(multiquant)
+    model = trained(MultiQuant)
     stem = next(module for module in followers(model) if isinstance(module, SwitchNorm) and module.layer == "conv1")
     before = stem.mean.clone()
     reestimate(model, images(), PAIRS[1], batch=16)
@@ -121,7 +119,7 @@ def test_statistics_are_re_estimated_for_the_chosen_width_alone() -> None:
 
 
 def test_re_estimated_statistics_are_the_mean_over_batches_of_any_length() -> None:
-    model = trained(multiquant)
+    model = trained(MultiQuant)
     stem = next(module for module in followers(model) if isinstance(module, SwitchNorm) and module.layer == "conv1")
     reestimate(model, images(), PAIRS[0], batch=16)
     whole = stem.mean[0].clone()
@@ -140,9 +138,9 @@ def test_a_norm_without_a_layer_of_its_own_is_refused() -> None:
             return self.conv(torch.relu(self.norm(x))).mean(dim=(2, 3))
 
     gm = graph.trace(Early().eval(), (3, 16, 16))
-    model = insert(blocks.cut(gm, images(2)), Placement(PAIRS), StepSize())
+    model = insert(blocks.cut(gm, images(2)), PAIRS, Placement(), StepSize())
     with pytest.raises(ModelError) as caught:
-        multiquant(model, Settings(epochs=1), 1)
+        MultiQuant.trainable(model)
     assert str(caught.value) == (
         "the BatchNorm norm does not stand alone behind a layer (it reads x); expected a convolution with one "
         "BatchNorm behind it, so that it can be folded for every width. Choose another method for this network."
@@ -150,7 +148,7 @@ def test_a_norm_without_a_layer_of_its_own_is_refused() -> None:
 
 
 def test_biases_learn_and_are_plain_tensors_again_at_the_end() -> None:
-    model = multiquant(inserted(network()), Settings(epochs=1), 1).network
+    model = MultiQuant(MultiQuant.trainable(inserted(network())), FinetuneKeys(epochs=1), 1).network
     assert isinstance(model, SharedModel)
     head = model.blocks[-1].get_submodule("fc")
     assert isinstance(head.bias, nn.Parameter)
@@ -161,6 +159,8 @@ def test_biases_learn_and_are_plain_tensors_again_at_the_end() -> None:
 
 def test_activation_steps_learn_only_where_asked() -> None:
     for learn in (True, False):
-        model = make_trainable(inserted(), lambda info, frozen: LsqWeight(frozen), shared_norms=True, learn_steps=learn)
+        model = make_trainable(
+            inserted(), lambda info, frozen: LsqWeight(frozen), shared_norms=True, learn_step_sizes=learn
+        )
         steps = [p for name, p in model.named_parameters() if "quantizers" in name]
         assert steps and {p.requires_grad for p in steps} == {learn}

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ptmq_lightning.finetune.fit import Settings
+from ptmq_lightning.finetune.fit import FinetuneKeys
 from ptmq_lightning.finetune.robustquant import RobustQuant, kurtosis
 from tests.finetune.networks import images, labels, network
 
@@ -22,13 +22,13 @@ def test_the_kurtosis_of_known_distributions() -> None:
 def test_the_pull_is_the_mean_over_the_inner_layers() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.LazyLinear(2))
     module(torch.zeros(1, 3, 8, 8))
-    fit = RobustQuant(module, Settings(epochs=1), 1)
+    fit = RobustQuant(module, FinetuneKeys(epochs=1), 1)
     expected = sum((float(kurtosis(module[i].weight.detach())) - 1.8) ** 2 for i in (1, 2)) / 2
     assert float(fit.regularizer().detach()) == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_step_is_cross_entropy_and_the_weighted_pull() -> None:
-    fit = RobustQuant(network(), Settings(epochs=1), 1, weight=0.5)
+    fit = RobustQuant(network(), FinetuneKeys(epochs=1, kurtosis_weight=0.5), 1)
     found = dict(fit.losses(images(), labels()))
     assert list(found) == ["float", "kurtosis"]
     torch.testing.assert_close(found["float"], nn.functional.cross_entropy(fit.network(images()), labels()))
@@ -36,7 +36,7 @@ def test_a_step_is_cross_entropy_and_the_weighted_pull() -> None:
 
 
 def test_following_the_pull_makes_the_weights_uniform() -> None:
-    fit = RobustQuant(network(), Settings(epochs=1), 1)
+    fit = RobustQuant(network(), FinetuneKeys(epochs=1), 1)
     with torch.no_grad():
         for weight in fit.pulled:
             weight.pow_(3)  # heavy tails

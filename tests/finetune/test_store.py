@@ -9,23 +9,23 @@ import torch
 from safetensors.torch import load_file
 
 from ptmq_lightning.finetune import store
-from ptmq_lightning.finetune.any_precision import any_precision
-from ptmq_lightning.finetune.fit import Settings
-from ptmq_lightning.finetune.multiquant import multiquant
+from ptmq_lightning.finetune.any_precision import AnyPrecision
+from ptmq_lightning.finetune.fit import FinetuneKeys, FineTuning
+from ptmq_lightning.finetune.multiquant import MultiQuant
 from ptmq_lightning.finetune.network import SharedModel, commit
 from ptmq_lightning.finetune.switching import switch_milliseconds
 from ptmq_lightning.runtime.errors import ArtifactError
 from tests.finetune.networks import PAIRS, images, inserted, network
 
 
-def committed(method: type = any_precision, seed: int = 0, pairs: tuple = PAIRS) -> SharedModel:
-    model = method(inserted(network(seed), pairs=pairs), Settings(epochs=1), 1).eval().network
+def committed(method: type[FineTuning] = AnyPrecision, seed: int = 0, pairs: tuple = PAIRS) -> SharedModel:
+    model = method(method.trainable(inserted(network(seed), pairs=pairs)), FinetuneKeys(epochs=1), 1).eval().network
     commit(model)
     return model
 
 
-@pytest.mark.parametrize("method", [any_precision, multiquant])
-def test_a_restored_model_is_the_saved_one_bitwise_at_every_pair(method: type, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", [AnyPrecision, MultiQuant])
+def test_a_restored_model_is_the_saved_one_bitwise_at_every_pair(method: type[FineTuning], tmp_path: Path) -> None:
     saved, other = committed(method, seed=0), committed(method, seed=1)
     store.save(saved, tmp_path)
     for pair in other.pairs:  # what it has made of its own tensors must not outlive them

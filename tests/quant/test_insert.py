@@ -40,38 +40,45 @@ def test_the_shortcut_sees_the_quantized_tensor() -> None:
 
 
 def test_attention_probabilities_keep_their_own_width() -> None:
-    model = small_model(placement=Placement(GROUPS.pairs, softmax_bits=6))
+    model = small_model(placement=Placement(softmax=6))
     widths = [q.widths for _, q in quantizers_of(model) if q.owner == "blocks.0.matmul2"]
     assert sorted(widths) == [(3, 4, 5, 6, 8), (6,)]
 
 
 def test_overrides_pin_by_pattern_and_the_first_match_wins() -> None:
     overrides = (Override("layer1.0.*", w=8), Override("layer1.*", w=6, a=6))
-    model = small_model(placement=Placement(GROUPS.pairs, overrides=overrides))
+    model = small_model(placement=Placement(overrides=[*overrides]))
     assignment = model.resolve(3)
     assert assignment["layer1.0.conv1"] == (8, 3) and assignment["layer1.1.conv2"] == (6, 6)
     assert assignment["blocks.0.qkv"] == (3, 3)
 
 
+def test_an_override_of_one_side_leaves_the_other_to_the_edge_rule() -> None:
+    last = list(small_model().layers)[-1]
+    layers = small_model(placement=Placement(overrides=[Override(last, w=4), Override("conv1", a=6)])).layers
+    assert (layers[last].pin_w, layers[last].pin_a) == (4, 8)
+    assert (layers["conv1"].pin_w, layers["conv1"].pin_a) == (8, 6)
+
+
 def test_an_override_that_matches_nothing_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
-        small_model(placement=Placement(GROUPS.pairs, overrides=(Override("layer9.*", w=8),)))
+        small_model(placement=Placement(overrides=[Override("layer9.*", w=8)]))
     assert str(error.value) == (
-        "found the layer pattern 'layer9.*' in bits.overrides, which matches none of 10 layers; expected a pattern "
-        "like 'conv1'."
+        "found the layer pattern 'layer9.*' in placement.overrides, which matches none of 10 layers; expected a "
+        "pattern like 'conv1'."
     )
 
 
 def test_an_unknown_edge_rule_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
-        Placement(GROUPS.pairs, edge="first")
-    assert str(error.value) == "found bits.edge='first'; expected one of qdrop, brecq, 8bit, none."
+        Placement(edge="first")
+    assert str(error.value) == "found placement.edge='first'; expected one of qdrop, brecq, 8bit, none."
 
 
 def test_nearest_rounding_at_eight_bits_stays_close_to_the_float_network() -> None:
     gm = graph.trace(small_network(), (3, 8, 8))
     fold.fold(gm)
-    model = insert(blocks.cut(gm, images(2)), Placement(GROUPS.pairs), StepSize())
+    model = insert(blocks.cut(gm, images(2)), GROUPS.pairs, Placement(), StepSize())
     for _, weight in weights_of(model):
         error = (weight.at(8) - weight.at(None)).abs()
         step = weight.steps[weight.widths.index(8)].reshape(-1, *[1] * (error.dim() - 1))

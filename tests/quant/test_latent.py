@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.quant.latent import LatentWeight
-from ptmq_lightning.quant.rounding import LATENT, Rounding
+from ptmq_lightning.quant.latent import FlexRound, LatentWeight
+from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
 WIDTHS = (2, 3, 4, 8)
+LATENT = ["ste", "flexround"]
 SHAPES = {"conv": (6, 5, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 20)}
 
 
@@ -24,7 +25,7 @@ def frozen(shape: tuple[int, ...] = SHAPES["conv"]) -> MultiBitWeight:
 
 def moved(kind: str, shape: tuple[int, ...] = SHAPES["conv"], size: float = 0.3) -> LatentWeight:
     """A weight whose parameters and steps have moved."""
-    weight = LatentWeight(frozen(shape), Rounding(kind), learn_steps=True)
+    weight = ROUNDINGS[kind](frozen(shape), RoundingKeys(kind), learn_step_sizes=True)
     torch.manual_seed(5)
     for parameter in weight.parameters():
         nn.init.normal_(parameter, std=size)
@@ -45,7 +46,7 @@ def test_the_trained_weight_is_the_committed_one_at_every_width(kind: str, shape
 @pytest.mark.parametrize("kind", LATENT)
 def test_it_starts_at_nearest_rounding(kind: str, bits: int) -> None:
     source = frozen()
-    weight = LatentWeight(source, Rounding(kind), learn_steps=False)
+    weight = ROUNDINGS[kind](source, RoundingKeys(kind), learn_step_sizes=False)
     weight.select(bits)
     assert torch.equal(weight().detach(), source.at(bits))
     assert torch.equal(weight.committed().code(bits), source.code(bits))
@@ -95,7 +96,7 @@ def test_gradients_pass_straight_through_the_rounding(kind: str, bits: int) -> N
 
 def test_flexround_has_factors_per_output_and_for_convolutions_per_input_channel() -> None:
     def shapes(shape: tuple[int, ...]) -> list[tuple[int, ...]]:
-        return [tuple(d.shape) for d in LatentWeight(frozen(shape), Rounding("flexround"), learn_steps=False).d]
+        return [tuple(d.shape) for d in FlexRound(frozen(shape), RoundingKeys("flexround"), learn_step_sizes=False).d]
 
     assert shapes(SHAPES["conv"]) == [(6, 5, 3, 3), (6, 1, 1, 1), (1, 5, 1, 1)]
     assert shapes(SHAPES["linear"]) == [(6, 20), (6, 1)]

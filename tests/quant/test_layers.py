@@ -7,16 +7,23 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.quant import rounding as soft
-from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, TrainableWeight, _QuantDrop
-from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, _QuantDrop
+from ptmq_lightning.quant.planes import PerWidth, Shared
+from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.golden_values import golden
+from tests.networks import trainable
 
 WIDTHS = (2, 3, 4, 8)
-KINDS = [Rounding("shared"), Rounding("offset"), Rounding("per_group", ((3,), (4, 8))), Rounding("per_width")]
+KINDS = [
+    RoundingKeys("shared"),
+    RoundingKeys("offset"),
+    RoundingKeys("per_group", [[3], [4, 8]]),
+    RoundingKeys("per_width"),
+]
 
 
 def frozen(style: str = "free") -> MultiBitWeight:
@@ -47,9 +54,9 @@ def test_dropped_elements_pass_as_they_are_with_their_gradient() -> None:
 
 
 @pytest.mark.parametrize("bits", WIDTHS)
-@pytest.mark.parametrize("how", KINDS, ids=lambda how: how.kind)
-def test_the_soft_weight_has_autograds_gradients(how: Rounding, bits: int) -> None:
-    weight = TrainableWeight(frozen(), how, learn_steps=True)
+@pytest.mark.parametrize("how", KINDS, ids=lambda how: how.name)
+def test_the_soft_weight_has_autograds_gradients(how: RoundingKeys, bits: int) -> None:
+    weight = trainable(frozen(), how, learn_step_sizes=True)
     weight.select(bits)
     upstream = torch.randn(weight.frozen.latent.shape)
     weight().backward(upstream)
@@ -57,7 +64,7 @@ def test_the_soft_weight_has_autograds_gradients(how: Rounding, bits: int) -> No
     gain = weight.log_gain[str(bits)]
 
     def composed(v: Tensor, gain: Tensor) -> Tensor:
-        logits = v + weight.offsets[bits] if how.kind == "offset" else v
+        logits = v + weight.offsets[bits] if how.name == "offset" else v
         q = (weight.floors[bits] + soft.rectified_sigmoid(logits)).clamp(*grid.limits(bits))
         return q * (weight.frozen.steps[WIDTHS.index(bits)] * gain.exp()).reshape(-1, 1, 1, 1)
 
@@ -68,7 +75,7 @@ def test_the_soft_weight_has_autograds_gradients(how: Rounding, bits: int) -> No
 
 
 def test_only_the_selected_width_gets_gradients() -> None:
-    weight = TrainableWeight(frozen(), Rounding("per_width"), learn_steps=True)
+    weight = PerWidth(frozen(), RoundingKeys("per_width"), learn_step_sizes=True)
     weight.select(4)
     weight().sum().backward()
     assert [v.grad is not None for v in weight.v] == [bits == 4 for bits in WIDTHS]
@@ -76,7 +83,7 @@ def test_only_the_selected_width_gets_gradients() -> None:
 
 
 def test_the_start_width_starts_at_the_float_weight_wherever_nothing_is_clipped() -> None:
-    weight = TrainableWeight(frozen(), Rounding("shared", init_width=4), learn_steps=False)
+    weight = Shared(frozen(), RoundingKeys("shared", init_width=4), learn_step_sizes=False)
     weight.select(4)
     u = grid.position(weight.frozen.latent, weight.frozen.ratios[WIDTHS.index(4)])
     inside = (u > grid.limits(4)[0]) & (u < grid.limits(4)[1])
@@ -88,7 +95,7 @@ def test_the_start_width_starts_at_the_float_weight_wherever_nothing_is_clipped(
 @pytest.mark.parametrize("bits", WIDTHS)
 @pytest.mark.parametrize("kind", ["offset", "per_width"])
 def test_offset_and_per_width_start_at_nearest_rounding(kind: str, bits: int) -> None:
-    weight, nearest = TrainableWeight(frozen(), Rounding(kind), learn_steps=False), frozen().code(bits)
+    weight, nearest = trainable(frozen(), RoundingKeys(kind), learn_step_sizes=False), frozen().code(bits)
     started = (weight.floors[bits] + (weight.logits(bits) >= 0).float()).clamp(*grid.limits(bits))
     assert torch.equal(started, nearest.float())
     share = (weight.committed().code(bits) != nearest).float().mean()
@@ -96,9 +103,9 @@ def test_offset_and_per_width_start_at_nearest_rounding(kind: str, bits: int) ->
     assert float(share) < (0.03 if kind == "offset" else 1e-6)
 
 
-@pytest.mark.parametrize("how", KINDS, ids=lambda how: how.kind)
-def test_committed_integers_round_by_the_sign_of_v(how: Rounding) -> None:
-    weight = TrainableWeight(frozen(), how, learn_steps=True)
+@pytest.mark.parametrize("how", KINDS, ids=lambda how: how.name)
+def test_committed_integers_round_by_the_sign_of_v(how: RoundingKeys) -> None:
+    weight = trainable(frozen(), how, learn_step_sizes=True)
     with torch.no_grad():
         for v in weight.v:
             v.copy_(torch.randn_like(v) * 3)
@@ -109,17 +116,17 @@ def test_committed_integers_round_by_the_sign_of_v(how: Rounding) -> None:
         hard = (weight.logits(bits) >= 0).float()
         expected = (weight.floors[bits] + hard).clamp(*grid.limits(bits))
         found = committed.code(bits).float()
-        if how.kind == "offset":  # tau is rounded to 31sts
+        if how.name == "offset":  # tau is rounded to 31sts
             assert float((found != expected).float().mean()) < 0.05
         else:
             assert torch.equal(found, expected)
-        assert torch.equal(committed.at(bits), found * weight.step(bits).detach().reshape(-1, 1, 1, 1))
-        assert torch.equal(committed.steps[row], weight.step(bits).detach())
+        assert torch.equal(committed.at(bits), found * weight.step_size(bits).detach().reshape(-1, 1, 1, 1))
+        assert torch.equal(committed.steps[row], weight.step_size(bits).detach())
 
 
 def test_the_committed_weight_keeps_the_integers_it_was_made_of() -> None:
     source = frozen()
-    committed = TrainableWeight(source, Rounding("shared"), learn_steps=True).committed()
+    committed = Shared(source, RoundingKeys("shared"), learn_step_sizes=True).committed()
     assert torch.equal(committed.latent, source.latent) and torch.equal(committed.ratios, source.ratios)
 
 

@@ -120,7 +120,7 @@ def activated(gelu: str) -> MultiBitModel:
     network = nn.Sequential(*layers, nn.Conv2d(6, 6, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 5)).eval()
     gm = graph.trace(network, (3, 8, 8))
     fold.fold(gm)
-    model = insert(blocks.cut(gm, images(2)), Placement(GROUPS.pairs, gelu=gelu), StepSize())
+    model = insert(blocks.cut(gm, images(2)), GROUPS.pairs, Placement(gelu=gelu), StepSize())
     calibrate(model, images())
     return model
 
@@ -151,7 +151,7 @@ def test_the_grid_of_a_table_does_not_stretch_to_one_massive_token() -> None:
     steps = []
     for shown in (x, massive):
         gm = graph.trace(network, (3, 8, 8))
-        model = insert(blocks.cut(gm, x[:2]), Placement(GROUPS.pairs, gelu="table"), StepSize())
+        model = insert(blocks.cut(gm, x[:2]), GROUPS.pairs, Placement(gelu="table"), StepSize())
         calibrate(model, shown)
         (tabled,) = [quantizer for _, quantizer in quantizers_of(model) if quantizer.tables is not None]
         steps.append(float(tabled.steps[-1]))
@@ -168,8 +168,8 @@ def test_tables_are_saved_and_loaded_to_the_last_bit(tmp_path: Path) -> None:
 
 def test_unknown_levels_are_refused() -> None:
     with pytest.raises(ConfigError) as error:
-        Placement(GROUPS.pairs, gelu="log2")
-    assert str(error.value) == "found quant.gelu='log2'; expected one of uniform, table."
+        Placement(gelu="log2")
+    assert str(error.value) == "found placement.gelu='log2'; expected one of uniform, table."
 
 
 def test_a_distribution_holds_every_value_to_a_thousandth_and_what_it_counts() -> None:

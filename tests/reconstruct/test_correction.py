@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.graph import describe, rebuild
 from ptmq_lightning.quant.layers import MaskBank
-from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.reconstruct import commit
 from ptmq_lightning.reconstruct.correction import correct_biases
 from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
@@ -23,7 +23,7 @@ from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, we
 from tests.networks import images, small_model, trainer
 from tests.reconstruct.test_reconstruct import RECIPE
 
-NEAREST = replace(RECIPE, rounding=Rounding("nearest"), bias_correction=True)
+NEAREST = replace(RECIPE, rounding=RoundingKeys("nearest"), bias_correction=True)
 
 
 def layers_of(model: nn.Module) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def test_biases_that_fit_no_width_are_refused(corrected: MultiBitModel) -> None:
 def test_a_layer_that_learns_again_starts_from_its_own_bias() -> None:
     block = small_model().blocks[1]
     correct_biases(block, torch.randn(4, 8, 8, 8), batch=2)
-    commit.make_trainable(block, Rounding("shared"), learn_steps=False, masks=MaskBank(0))
+    commit.make_trainable(block, RECIPE, MaskBank(0))
     assert all(layer.biases is None for layer in layers_of(block).values())
 
 

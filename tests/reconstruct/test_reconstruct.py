@@ -12,50 +12,39 @@ from torch import Tensor
 
 from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.layers import MaskBank
-from ptmq_lightning.quant.rounding import Rounding
+from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruct import commit, features
-from ptmq_lightning.reconstruct.block import BlockReconstruction, Place, Settings, tokens_read
+from ptmq_lightning.reconstruct.block import BlockReconstruction
 from ptmq_lightning.reconstruct.features import Features, predict_bytes
-from ptmq_lightning.reconstruct.mixer import Mixer
-from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.reconstruct import Recipe, reconstruct_model
+from ptmq_lightning.reconstruct.fit import Fit, tokens_read
+from ptmq_lightning.reconstruct.place import Place
+from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
+from ptmq_lightning.reconstruct.reconstruct import blocks_of, reconstruct_model
+from ptmq_lightning.reconstruct.units import UNITS
 from ptmq_lightning.runtime.errors import ArtifactError, ModelError
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
 from ptmq_lightning.runtime.weights import MultiBitWeight
-from tests.networks import GROUPS, images, small_model, trainer
+from tests.networks import GROUPS, RECIPE, images, mixer, objective, small_model, trainer
 
-RECIPE = Recipe(
-    GROUPS,
-    Mixer("matched"),
-    Objective("gd_direct"),
-    Rounding("shared"),
-    Settings(steps=8, batch=8, log_every=4),
-    learn_steps=True,
-)
 KINDS = {
-    "shared": Rounding("shared"),
-    "offset": Rounding("offset"),
-    "per_group": Rounding("per_group", ((3,), (4, 5, 6, 8))),
-    "per_width": Rounding("per_width"),
+    "shared": RoundingKeys("shared"),
+    "offset": RoundingKeys("offset"),
+    "per_group": RoundingKeys("per_group", [[3], [4, 5, 6, 8]]),
+    "per_width": RoundingKeys("per_width"),
 }
 
 
 def module_of(model: MultiBitModel, index: int, recipe: Recipe = RECIPE) -> BlockReconstruction:
-    block = model.blocks[index]
-    commit.make_trainable(block, recipe.rounding, learn_steps=recipe.learn_steps, masks=MaskBank(0))
-    return BlockReconstruction(
-        block,
-        {n: layer for n, layer in model.layers.items() if layer.block == index},
-        groups=recipe.groups,
-        mixer=recipe.mixer,
-        objective=recipe.objective,
-        settings=recipe.settings,
-        masks=MaskBank(1),
-        channel=1,
-        rows=None,
-        place=Place(index, len(model.blocks), "block", 0),
-    ).train()
+    block = list(blocks_of(model))[index]
+    (unit,) = UNITS["block"].units(block)
+    with passthrough(model), torch.no_grad():
+        x = torch.nn.Sequential(*list(model.blocks)[:index])(images(8))
+        target = block.module(x)
+    place = Place(index, len(model.blocks), block.name, 0, index)
+    fit = Fit(recipe, unit, Features(x, dict.fromkeys(GROUPS.pairs, x)), target, x, place)
+    commit.make_trainable(block.module, recipe, MaskBank(0))
+    return BlockReconstruction(fit).train()
 
 
 def frozen_tensors(model: MultiBitModel) -> dict[str, Tensor]:
@@ -71,7 +60,7 @@ def frozen_tensors(model: MultiBitModel) -> dict[str, Tensor]:
 def test_integers_stay_and_steps_too_unless_learned(kind: str, learn: bool) -> None:
     model = small_model()
     before = frozen_tensors(model)
-    reconstruct_model(model, images(), replace(RECIPE, rounding=KINDS[kind], learn_steps=learn), trainer)
+    reconstruct_model(model, images(), replace(RECIPE, rounding=KINDS[kind], learn_step_sizes=learn), trainer)
     for name, tensor in frozen_tensors(model).items():
         if learn and name.endswith(".steps"):
             continue
@@ -81,7 +70,7 @@ def test_integers_stay_and_steps_too_unless_learned(kind: str, learn: bool) -> N
 
 @pytest.mark.parametrize("learn", [False, True], ids=["fixed steps", "learned steps"])
 def test_exactly_the_rounding_and_the_steps_are_parameters(learn: bool) -> None:
-    module = module_of(small_model(), 1, replace(RECIPE, learn_steps=learn))
+    module = module_of(small_model(), 1, replace(RECIPE, learn_step_sizes=learn))
     kinds = {name.split(".")[-2] for name, _ in module.named_parameters()}
     assert kinds == {"v", "log_step"} | ({"log_gain"} if learn else set())
     optimizer = module.configure_optimizers()["optimizer"]
@@ -95,7 +84,7 @@ def test_only_the_drawn_widths_get_gradients() -> None:
         x = model.blocks[0](x)
         target = model.blocks[1](x)
     module = module_of(model, 1)
-    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, steps=1, seed=0)))
+    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, iters=1, seed=0)))
     module.draw = lambda: [GROUPS.groups[0][0], GROUPS.groups[1][1], GROUPS.groups[2][0]]  # type: ignore[method-assign]
     module.training_step(batch, 0).backward()
     for name, parameter in module.named_parameters():
@@ -103,21 +92,21 @@ def test_only_the_drawn_widths_get_gradients() -> None:
         assert (parameter.grad is not None) == (drawn or ".v." in name), name
 
 
-@pytest.mark.parametrize("how", [KINDS["shared"], Rounding("flexround", rate=0.3)], ids=["soft", "flexround"])
-def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: Rounding) -> None:
-    settings = Settings(steps=8, lr_rounding=0.02, lr_activation=0.003, lr_weight_step=0.0004)
-    module = module_of(small_model(), 1, replace(RECIPE, rounding=how, settings=settings))
+@pytest.mark.parametrize("how", [KINDS["shared"], RoundingKeys("flexround", rate=0.3)], ids=["soft", "flexround"])
+def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: RoundingKeys) -> None:
+    schedule = Schedule(iters=8, lr_rounding=0.02, lr_activation=0.003, lr_weight_step_size=0.0004)
+    module = module_of(small_model(), 1, replace(RECIPE, rounding=how, schedule=schedule))
     names = {id(parameter): name.split(".")[-2] for name, parameter in module.named_parameters()}
     found: Any = module.configure_optimizers()
     optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
     rates: dict[str, list[float]] = {}
-    for _ in range(settings.steps + 1):
+    for _ in range(schedule.iters + 1):
         for group in optimizer.param_groups:
             (kind,) = {names[id(parameter)] for parameter in group["params"]}
             rates.setdefault(kind, []).append(group["lr"])
         optimizer.step()
         schedule.step()
-    rounding = {"shared": "v", "flexround": "d"}[how.kind]
+    rounding = {"shared": "v", "flexround": "d"}[how.name]
     assert found["lr_scheduler"]["interval"] == "step"
     assert set(rates) == {rounding, "log_step", "log_gain"}
     assert rates[rounding] == pytest.approx([0.02 * how.rate] * 9)
@@ -128,14 +117,14 @@ def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: R
 
 def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
     model, x = small_model(), images(8)
-    settings = Settings(steps=10, warmup=0.2, lambda_rounding=0.05, log_every=1)
-    module = module_of(model, 1, replace(RECIPE, settings=settings))
+    schedule = Schedule(iters=10, warmup=0.2, lambda_rounding=0.05, log_every=1)
+    module = module_of(model, 1, replace(RECIPE, schedule=schedule))
     with passthrough(model), torch.no_grad():
         x = model.blocks[0](x)
         target = model.blocks[1](x)
-    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, steps=1, seed=0)))
+    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=8, iters=1, seed=0)))
     regularizer = []
-    for index in range(settings.steps):
+    for index in range(schedule.iters):
         loss = float(module.training_step(batch, index).detach())
         own = sum(value for name, value in module.latest.items() if name.startswith("loss/w"))  # of gd_direct, all
         regularizer.append(module.latest["loss/rounding"])
@@ -146,7 +135,7 @@ def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_learning_beats_nearest_rounding_at_the_narrowest_width(kind: str) -> None:
     nearest, learned, x = small_model(), small_model(), images(64)
-    recipe = replace(RECIPE, rounding=KINDS[kind], settings=Settings(steps=120, batch=16, lambda_rounding=1e-3))
+    recipe = replace(RECIPE, rounding=KINDS[kind], schedule=Schedule(iters=120, batch=16, lambda_rounding=1e-3))
     reconstruct_model(learned, x, recipe, trainer)
     with passthrough(nearest):
         target = nearest(x)
@@ -168,13 +157,13 @@ def test_a_seeded_fit_keeps_its_loss_curve() -> None:
     [("none", "mse"), ("case1", "gd_direct"), ("case2", "gd_chain"), ("case3", "gd_figure"), ("matched", "gd_figure")],
 )
 def test_every_mixer_and_loss_fits_every_block(case: str, form: str) -> None:
-    recipe = replace(RECIPE, mixer=Mixer(case), objective=Objective(form, "token"), settings=Settings(steps=2, batch=4))
+    recipe = replace(RECIPE, mixer=mixer(case), objective=objective(form, "token"), schedule=Schedule(iters=2, batch=4))
     results = reconstruct_model(small_model(), images(8), recipe, trainer)
     assert [r.name for r in results] == ["stem", "layer1.0", "layer1.1", "blocks.0", "head"]
 
 
 def test_the_trained_weight_is_the_committed_one_at_every_width() -> None:
-    model = small_model(step_size=StepSize("nested", free_widths=(3,)))
+    model = small_model(step_size=StepSize("nested", free_widths=[3]))
     module = module_of(model, 1)
     for weight in module.weights:
         with torch.no_grad():
@@ -218,36 +207,34 @@ def test_a_model_without_calibration_is_refused() -> None:
     with pytest.raises(ModelError) as error:
         reconstruct_model(small_model(calibrated=False), images(), RECIPE, trainer)
     assert str(error.value) == (
-        "the activation quantizer blocks.1.quantizers.layer1_0_conv1 has no step yet; expected a calibrated model. "
-        "Call quant.steps.calibrate with some images first."
+        "the activation quantizer blocks.1.quantizers.layer1_0_conv1 has no step size yet; expected a calibrated "
+        "model. Call quant.steps.calibrate with some images first."
     )
 
 
 def test_blocks_whose_layers_are_pinned_run_once_a_step() -> None:
-    model = small_model(placement=Placement(GROUPS.pairs, edge="qdrop"))
+    model = small_model(placement=Placement(edge="qdrop"))
     module, x = module_of(model, 0), images(4)
     calls = []
     module.at = lambda width, y: calls.append(width) or model.blocks[0](y)  # type: ignore[method-assign, func-returns-value]
     with torch.no_grad():
         target = model.blocks[0](x)
-    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=4, steps=1, seed=0)))
+    batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=4, iters=1, seed=0)))
     module.training_step(batch, 0)
     assert len(calls) == 1
 
 
 def test_the_cache_is_as_large_as_predicted() -> None:
-    model, x, mixer = small_model(), images(8), Mixer("matched")
-    held = Features(x, dict.fromkeys(mixer.streams(GROUPS), x))
+    model, x = small_model(), images(8)
+    held = Features(x, dict.fromkeys(RECIPE.mixer.streams(GROUPS), x))
     largest = 0
     for index, block in enumerate(model.blocks):
         target = features.run_float(block, held.fp, 4)
         layers = {n: layer for n, layer in model.layers.items() if layer.block == index}
-        ahead = features.advance(
-            block, layers, held, target, mixer=mixer, groups=GROUPS, batch=4, generator=torch.Generator()
-        )
+        ahead = features.advance(block, layers, held, target, RECIPE, torch.Generator())
         tensors = {id(t): t.nbytes for f in (held, ahead) for t in (f.fp, *f.streams.values())}
         largest, held = max(largest, sum(tensors.values())), ahead
-    assert predict_bytes(model, x, mixer, GROUPS) == largest
+    assert predict_bytes(model, x, RECIPE.mixer, GROUPS) == largest
 
 
 def test_tokens_that_nothing_reads_are_found() -> None:

@@ -49,7 +49,7 @@ def test_a_folder_of_runs_stands_for_its_runs(run: MakeRun, tmp_path: Path) -> N
 
 def test_a_group_is_called_by_its_name_and_a_dotted_key_by_its_value(run: MakeRun) -> None:
     records = collect([run({"name": "case3", "p": 0.5}, 0, 90.0)])
-    assert "| case3 | mse | 0 | w4a4 |" in table(records, by=["mixer", "loss.form", "seed"], values=["top1"])
+    assert "| case3 | mse | 0 | w4a4 |" in table(records, by=["mixer", "loss.name", "seed"], values=["top1"])
 
 
 def test_a_figure_without_a_value_is_a_dash(run: MakeRun) -> None:

@@ -32,7 +32,7 @@ def opened(folder: Path, kind: str = "csv", **keys: Any) -> Any:
         settings,
         run=folder,
         widths=["w4a4", "w8a8"],
-        hyperparameters={"seed": 0, "recon": {"steps": 3}},
+        hyperparameters={"seed": 0, "recon": {"iters": 3}},
         **keys,
     )
 
@@ -115,7 +115,7 @@ def test_wandb_draws_every_metric_against_the_step_of_the_run(tmp_path: Path) ->
         log_summary(loggers, {"w4a4/top1": 90.0})
         assert tracker.experiment.summary["w4a4/top1"] == 90.0
         assert tracker.experiment.summary["recon/step"] == 3
-        assert tracker.experiment.config["recon"] == {"steps": 3}
+        assert tracker.experiment.config["recon"] == {"iters": 3}
         assert "trainer/global_step" not in dict(tracker.experiment.summary)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 

@@ -10,7 +10,7 @@ from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import at_bits, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 from ptmq_lightning.runtime.weights import CommittedWeight
-from tests.networks import GROUPS, images, small_model
+from tests.networks import images, small_model
 
 
 def test_there_and_back_is_bitwise_the_same() -> None:
@@ -129,7 +129,7 @@ def test_a_switch_that_stops_half_way_is_undone(monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize("edge", ["qdrop", "brecq", "8bit", "none"])
 def test_edge_rules_pin_what_they_say(edge: str) -> None:
-    model = small_model(placement=Placement(GROUPS.pairs, edge=edge))
+    model = small_model(placement=Placement(edge=edge))
     first, second, last = (model.resolve(3)[name] for name in ("conv1", "layer1.0.conv1", "fc"))
     assert first.w == last.w == (3 if edge == "none" else 8)
     assert last.a == (3 if edge == "none" else 8)

@@ -1,10 +1,10 @@
-"""The rivals that train with labels beside PTMQ, ResNet-20 / CIFAR-10: one float network, one set of images.
+"""The baselines that train with labels beside PTMQ, ResNet-20 / CIFAR-10: one float network, one set of images.
 
-    PTMQ_DATA=DIR python benchmarks/trained_rivals.py --epochs 6 --seeds 0 1 2
+    PTMQ_DATA=DIR python benchmarks/trained_baselines.py --epochs 6 --seeds 0 1 2
 
-Each cell is a run of train.py in outputs/trained_rivals; a cell that is there, of a command that means the same, is not
-run again. `nearest` is the same network without any training. Results: benchmarks/results/trained_rivals.{json,md},
-written after every cell from the runs' results.json and finetune.json.
+Each cell is a run of train.py in outputs/trained_baselines; a cell that is there, of a command that means the same, is
+not run again. `nearest` is the same network without any training. Results:
+benchmarks/results/trained_baselines.{json,md}, written after every cell from the runs' results.json and finetune.json.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAIRS = ("w2a4", "w3a3", "w4a4", "w6a6", "w8a8")
 COMMON = [
     "experiment=cifar_resnet20",
-    "bits.groups=[[[2,4]],[[3,3]],[[4,4]],[[6,6]],[[8,8]]]",
+    "bits.groups=[[w2a4],[w3a3],[w4a4],[w6a6],[w8a8]]",
     f"bits.evaluate=[{','.join(PAIRS)}]",
 ]
 METHODS = {
-    "nearest": ["rounding=nearest", "step_size=free", "step_size.learn=false"],
+    "nearest": ["rounding=nearest", "step_size=free"],
     "robustquant": ["method=robustquant"],
     "multiquant": ["method=multiquant"],
     "any_precision": ["method=any_precision"],
@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--images", type=int, default=2000)
     options = parser.parse_args()
-    file = RESULTS / "trained_rivals.json"
+    file = RESULTS / "trained_baselines.json"
     cells: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
     for seed in options.seeds:
         for method in options.methods:
@@ -59,14 +59,14 @@ def main() -> int:
             images = f"data.calibration_images={options.images}"
             command = [*COMMON, *METHODS[method], *training, images, f"seed={seed}"]
             if cells.get(name, {}).get("meaning") != (meaning := meaning_of(tuple(command))):
-                folder = ROOT / "outputs" / "trained_rivals" / f"{method}{seed}"
+                folder = ROOT / "outputs" / "trained_baselines" / f"{method}{seed}"
                 run = ["train.py", *command, f"hydra.run.dir={folder}"]
                 code, cpu = timed(run, env=ALLOCATOR | os.environ)
                 if code:
                     return code
                 cells[name] = {"command": command, "meaning": meaning, "cpu_seconds": cpu, **read(folder)}
                 write_atomically(file, json.dumps(cells, indent=1) + "\n")
-            write_atomically(RESULTS / "trained_rivals.md", page(cells, options.epochs, options.images))
+            write_atomically(RESULTS / "trained_baselines.md", page(cells, options.epochs, options.images))
             print(name, {row["config"]: row["top1"] for row in cells[name]["rows"]}, flush=True)
     return 0
 
@@ -98,9 +98,9 @@ def page(cells: dict[str, Any], epochs: int, images: int) -> str:
     first = next(iter(cells.values()))
     seeds = " ".join(map(str, sorted({cell["seed"] for cell in cells.values()})))
     lines = [
-        "# The rivals that train, ResNet-20 / CIFAR-10",
+        "# The baselines that train, ResNet-20 / CIFAR-10",
         "",
-        f"`python benchmarks/trained_rivals.py --epochs {epochs} --images {images} --seeds {seeds}`: {images} "
+        f"`python benchmarks/trained_baselines.py --epochs {epochs} --images {images} --seeds {seeds}`: {images} "
         f"training images, with labels and {epochs} epochs where a method trains; {first['evaluation_images']} "
         f"evaluation images, float {first['fp']['top1']:.1f}. Cells: top-1 / agreement with the float network / "
         "relative logit error, mean over seeds (with half the range of top-1).",
@@ -124,8 +124,8 @@ def cell(runs: list[dict[str, Any]], pair: str) -> str:
 def costs(grouped: dict[str, list[dict[str, Any]]]) -> list[str]:
     """Seconds, memory, storage, the switch, and top-1 on training images; all but seconds of a first run."""
     lines = [
-        "CPU seconds are of the whole process, evaluation included, mean over seeds. The rivals' authors train tens of "
-        "epochs on whole data sets; the table tells what they make of the images that PTMQ is given.",
+        "CPU seconds are of the whole process, evaluation included, mean over seeds. The baselines' authors train tens "
+        "of epochs on whole data sets; the table tells what they make of the images that PTMQ is given.",
         "",
         "| method | labels | CPU s | of ptmq's | peak MiB | stored KiB, all widths | switch ms "
         "| statistics at a switch | top-1 on training images " + ", ".join(pair.upper() for pair in PAIRS) + " |",

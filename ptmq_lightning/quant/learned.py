@@ -1,0 +1,114 @@
+"""What every way to learn a rounding has in common, and their registry.
+
+A rounding is a `LearnedWeight`: it stands in the place of a layer's committed weight while a unit is fitted, and turns
+back into one at the end. `quant.roundings` holds those that ship; one from outside joins by `@ROUNDINGS.register`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.runtime.keys import key
+from ptmq_lightning.runtime.registry import Registry
+from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS
+from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
+
+ROUNDINGS: Registry[type[LearnedWeight]] = Registry("rounding")
+
+
+@dataclass(frozen=True)
+class RoundingKeys:
+    """What is learned about rounding, and from where it starts."""
+
+    name: str = key("shared", "what is learned about rounding", choices=ROUNDINGS.names)
+    planes: list[list[int]] = key(factory=list, help="per_group: sets of weight widths that share one rounding")
+    init_width: int = key(4, "width whose fractions the rounding starts from", least=MIN_BITS, most=MAX_BITS)
+    rate: float = key(1.0, "factor on recon.lr_rounding")
+
+    def __post_init__(self) -> None:
+        ROUNDINGS[self.name].check(self)
+
+
+class LearnedWeight(nn.Module, ABC):
+    """A trainable stand-in for a MultiBitWeight (O, ...).
+
+    Args:
+        frozen: the weight that it stands for; its integers stay as they are.
+        keys: how the rounding is learned.
+        learn_step_sizes: whether the logarithms of the step sizes are parameters too.
+    """
+
+    learns: ClassVar[bool] = True  # False: the committed weight stays in its place
+
+    def __init__(self, frozen: MultiBitWeight, keys: RoundingKeys, *, learn_step_sizes: bool) -> None:
+        super().__init__()
+        self._frozen = [frozen]  # in a list, so that it is no submodule: its tensors are no parameters of the fit
+        self.keys = keys
+        self.bits: int | None = None
+        learned = frozen.widths if learn_step_sizes else ()
+        self.log_gain = nn.ParameterDict(
+            {str(bits): nn.Parameter(torch.zeros_like(frozen.latent_step)) for bits in learned}
+        )
+
+    @classmethod
+    def check(cls, keys: RoundingKeys) -> None:
+        """Raises ConfigError for keys that this rounding cannot work with."""
+
+    @property
+    def frozen(self) -> MultiBitWeight:
+        return self._frozen[0]
+
+    def select(self, bits: int | None) -> None:
+        """The width that `forward` gives from now on; None: the float weight."""
+        if bits is not None:
+            index_of(bits, self.frozen.widths, "the weight")
+        self.bits = bits
+
+    def step_size(self, bits: int) -> Tensor:
+        """s_b (O,), learned or frozen."""
+        step = self.frozen.steps[self.frozen.widths.index(bits)]
+        return step * self.log_gain[str(bits)].exp() if str(bits) in self.log_gain else step
+
+    def step_sizes(self) -> Tensor:
+        """s (K, O) of all widths."""
+        return torch.stack([self.step_size(bits) for bits in self.frozen.widths])
+
+    @abstractmethod
+    def learned(self) -> list[nn.Parameter]:
+        """The parameters of the rounding."""
+
+    def regularizer(self, drawn: set[int], beta: float) -> Tensor:
+        """What pulls the rounding of the drawn widths to its ends, a scalar; 0 where nothing is soft."""
+        return self.frozen.latent_step.new_zeros(())
+
+    def undecided(self, widths: set[int]) -> list[Tensor]:
+        """The soft roundings h that these widths read, which end at 0 or 1; none where nothing is soft."""
+        return []
+
+    @abstractmethod
+    def committed(self) -> MultiBitWeight:
+        """The runtime weight with what was learned."""
+
+
+@ROUNDINGS.register("nearest")
+class Nearest(LearnedWeight):
+    """Nothing is learned: weights stay rounded to nearest, or as an earlier pass committed them."""
+
+    learns = False
+
+    def learned(self) -> list[nn.Parameter]:
+        return []
+
+    def committed(self) -> MultiBitWeight:
+        return self.frozen
+
+
+def nearest_width(wanted: int, widths: Sequence[int]) -> int:
+    """The width that is nearest to the wanted one, the narrower of two."""
+    return min(widths, key=lambda bits: (abs(bits - wanted), bits))

@@ -1,0 +1,112 @@
+"""The fit of one unit from top to bottom: weigh the errors, make trainable, learn, commit (PTMQ §1.9).
+
+N calibration images.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+
+import lightning as L
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from ptmq_lightning.quant.layers import MaskBank
+from ptmq_lightning.reconstruct.block import BlockReconstruction
+from ptmq_lightning.reconstruct.commit import commit, make_trainable
+from ptmq_lightning.reconstruct.features import FeatureBatch, Features, loader, map_batches
+from ptmq_lightning.reconstruct.place import Place
+from ptmq_lightning.reconstruct.recipe import Recipe
+from ptmq_lightning.reconstruct.units import Unit
+from ptmq_lightning.runtime.model import select, weights_of
+
+NewTrainer = Callable[[], L.Trainer]
+
+
+class Fit:
+    """All that one unit's fit knows: a block's and a layer's alike.
+
+    Args:
+        recipe: of the pass.
+        unit: what is fitted.
+        inputs: float features and streams (N, ...) at the unit's input.
+        target: the unit's float output (N, ...).
+        block_input: the block's float input (N, ...).
+        place: of the unit in the run.
+    """
+
+    def __init__(
+        self, recipe: Recipe, unit: Unit, inputs: Features, target: Tensor, block_input: Tensor, place: Place
+    ) -> None:
+        self.recipe, self.unit, self.place = recipe, unit, place
+        self.inputs, self.target = inputs, target
+        self.batch = recipe.schedule.batch
+        self.channel = channel_dim(unit.module, target)
+        # A class token is all that the head reads: errors of the other tokens must not count.
+        self.tokens = tokens_read(unit.rest, target) if unit.whole else None
+        # Behind a layer the rest of its block needs the block's input too, for the shortcut.
+        self.beside = () if unit.whole else (block_input,)
+
+    def run(self, new_trainer: NewTrainer) -> dict[str, float]:
+        """Fit and commit the unit; the last logged losses, none where nothing is learned."""
+        # The weights come first: they are of the unit as it was calibrated, not of what is being learned.
+        weight = self.recipe.objective.error_weight(self)
+        losses = self.learn(weight, new_trainer)
+        self.unit.settle()
+        return losses
+
+    def learn(self, weight: Tensor | None, new_trainer: NewTrainer) -> dict[str, float]:
+        """Learn the rounding and the step sizes, and freeze them; weight (N or 1, ...): of the squared errors."""
+        drop, block = self.recipe.drop, self.unit.module
+        masks = MaskBank(self.place.unit_seed, drop, self.target.device) if drop else None
+        make_trainable(block, self.recipe, masks)
+        module = BlockReconstruction(self)
+        if module.learns:
+            module.train()  # QDrop's inner drop is on in training mode alone
+            new_trainer().fit(module, self.batches(weight))
+            module.to(self.target.device)  # the Trainer leaves it on the CPU
+        block.eval()
+        commit(block)
+        losses = module.latest
+        del module  # held in reference cycles, as its trainer is: memory would grow with every unit
+        gc.collect()
+        return losses
+
+    def batches(self, weight: Tensor | None) -> DataLoader[FeatureBatch]:
+        """The images of every iteration."""
+        s, seed = self.recipe.schedule, self.place.unit_seed
+        return loader(self.inputs, self.target, batch=s.batch, iters=s.iters, seed=seed, weight=weight)
+
+    def narrowest_output(self) -> Tensor:
+        """The unit's output (N, ...) at the narrowest width, rounded to nearest, from its own quantized features (from
+        float ones where the mixer keeps no others)."""
+        narrowest = self.recipe.groups.pairs[0]
+        widths = {name: layer.width(narrowest) for name, layer in self.unit.layers.items()}
+        select(self.unit.module, widths, activations=self.recipe.quantize_inputs)
+        output = map_batches(self.unit.module, next(iter(self.inputs.streams.values()), self.inputs.fp), self.batch)
+        select(self.unit.module, None)
+        return output
+
+
+def channel_dim(block: nn.Module, output: Tensor) -> int:
+    """The dimension of an output (B, ...) that holds channels: the one as long as the last layer's output, else the
+    last (tokens, logits), or 1 for a feature map."""
+    if output.dim() != 4:
+        return output.dim() - 1
+    widths = [len(weight.latent_step) for _, weight in weights_of(block)]
+    last_is_channel = bool(widths) and output.shape[-1] == widths[-1] and output.shape[1] != widths[-1]
+    return 3 if last_is_channel else 1
+
+
+def tokens_read(following: nn.Module, x: Tensor) -> Tensor | None:
+    """The tokens of x (B, T, C) that the rest of the network depends on, or None where it depends on all of them."""
+    if x.dim() != 3:
+        return None
+    probe = x[:1].detach().clone().requires_grad_(True)
+    with torch.enable_grad():
+        following(probe).square().sum().backward()
+    assert probe.grad is not None
+    read = probe.grad[0].abs().amax(dim=-1) > 0
+    return None if bool(read.all()) else read.nonzero().flatten()

@@ -1,0 +1,119 @@
+"""The walkthrough of docs/extending.md: a variant of each kind joins from outside the package, and runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.compose.library import quantize, reconstruct
+from ptmq_lightning.finetune.baselines import BASELINES, FinetuneKeys, FineTuning
+from ptmq_lightning.finetune.fit import Batches, fit
+from ptmq_lightning.models.zoo import build
+from ptmq_lightning.quant.planes import Shared
+from ptmq_lightning.quant.roundings import ROUNDINGS
+from ptmq_lightning.reconstruct.fit import Fit
+from ptmq_lightning.reconstruct.importance import WEIGHTS, ErrorWeight
+from ptmq_lightning.reconstruct.losses import LOSSES, Loss
+from ptmq_lightning.reconstruct.mixer import MIXERS, GroupMixer
+from ptmq_lightning.runtime.model import MultiBitModel, weights_of
+from ptmq_lightning.runtime.registry import Registry
+from tests.finetune.networks import images as digits
+from tests.finetune.networks import labels, network
+from tests.networks import trainer
+
+
+@pytest.fixture
+def images() -> Tensor:
+    return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def model(images: Tensor) -> MultiBitModel:
+    torch.manual_seed(0)
+    return quantize(build("digits_resnet", pretrained=False).module, images, bits=[["w3a3", "w4a4"], ["w8a8"]])
+
+
+@pytest.fixture(autouse=True)
+def leave_no_trace() -> Iterator[None]:
+    """What a test registers is gone after it."""
+    registries: list[Registry] = [MIXERS, LOSSES, WEIGHTS, ROUNDINGS, BASELINES]
+    before = [dict(registry.variants) for registry in registries]
+    yield
+    for registry, variants in zip(registries, before, strict=True):
+        registry.variants.clear()
+        registry.variants.update(variants)
+
+
+def test_a_mixer_from_outside_feeds_every_block(model: MultiBitModel, images: Tensor) -> None:
+    asked = []
+
+    @MIXERS.register("lowest")
+    class Lowest(GroupMixer):
+        def blend(self, features: Sequence[Tensor], chosen: int) -> Tensor:
+            asked.append(len(features))
+            return features[0]
+
+    reconstruct(model, images, mixer="lowest", iters=1, overrides=["recon.batch=4"])
+    assert set(asked) == {2} and len(asked) >= len(model.blocks)
+
+
+def test_a_loss_from_outside_is_what_is_minimized(model: MultiBitModel, images: Tensor) -> None:
+    joined = []
+
+    @LOSSES.register("widest")
+    class Widest(Loss):
+        def __call__(
+            self, outputs: Sequence[Tensor], target: Tensor, own: list[Tensor], far: Callable[[Tensor, Tensor], Tensor]
+        ) -> Tensor:
+            joined.append(len(outputs))
+            return own[-1]
+
+    reconstruct(model, images, loss="widest", iters=1, overrides=["recon.batch=4"])
+    assert len(joined) == len(model.blocks)
+
+
+def test_an_error_weight_from_outside_is_asked_once_for_each_block(model: MultiBitModel, images: Tensor) -> None:
+    asked = []
+
+    @WEIGHTS.register("first_image")
+    class FirstImage(ErrorWeight):
+        def __call__(self, fit: Fit) -> Tensor:
+            asked.append(fit.place.name)
+            weight = torch.zeros_like(fit.target)
+            weight[0] = 1
+            return weight
+
+    reconstruct(model, images, iters=1, overrides=["recon.batch=4", "loss.weight=first_image"])
+    assert asked == list(model.block_names)
+
+
+def test_a_rounding_from_outside_is_learned_and_committed(model: MultiBitModel, images: Tensor) -> None:
+    @ROUNDINGS.register("downwards")
+    class Downwards(Shared):
+        def starts(self, fractions: dict[int, Tensor]) -> list[Tensor]:
+            return [torch.full_like(start, -5.0) for start in super().starts(fractions)]
+
+    reconstruct(model, images, rounding="downwards", iters=1, overrides=["recon.batch=4"])
+    assert all(not weight.rounding.any() for _, weight in weights_of(model))
+
+
+def test_a_baseline_from_outside_trains() -> None:
+    @BASELINES.register("plain")
+    class Plain(FineTuning):
+        before_folding = True
+
+        def losses(self, images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+            yield "float", cross_entropy(self.network(images), labels)
+
+    assert configuration(["rounding=nearest", "method.name=plain", "finetune.name=plain"]).finetune.name == "plain"
+    module, keys = network(), FinetuneKeys("plain", epochs=1, batch=8)
+    before = [parameter.clone() for parameter in module.parameters()]
+    batches = Batches(digits(), labels(), keys)
+    fit(BASELINES["plain"](module, keys, len(batches)), batches, trainer())
+    assert not all(torch.equal(one, other) for one, other in zip(before, module.parameters(), strict=True))
+    assert isinstance(module, nn.Module)
