@@ -18,9 +18,10 @@ from timm.data.readers.class_map import load_class_map
 from timm.utils.misc import natural_key
 
 from ptmq_lightning.data.digits import open_digits
-from ptmq_lightning.data.images import UNLABELED, Images, Preprocessing, class_folders
+from ptmq_lightning.data.images import UNLABELED, Images, class_folders
 from ptmq_lightning.data.places import HUB_PREFIX, Request, locate, same
 from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 
 @dataclass(frozen=True)

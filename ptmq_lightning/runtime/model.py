@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.runtime.cache import WeightCache
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.inplace import allow_in_place
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 from ptmq_lightning.runtime.weights import CommittedWeight
@@ -33,9 +35,19 @@ class LayerInfo:
     pin_w: int | None = None
     pin_a: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """A row of a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> LayerInfo:
+        """What `to_json` gave. Raises TypeError or KeyError for anything else."""
+        shape = row["weight_shape"]
+        return cls(**{**row, "weight_shape": tuple(shape) if shape else None})
+
     @property
     def weights(self) -> int:
-        return int(torch.Size(self.weight_shape).numel()) if self.weight_shape else 0
+        return math.prod(self.weight_shape) if self.weight_shape else 0
 
     @property
     def pinned(self) -> bool:
@@ -51,8 +63,8 @@ class MultiBitModel(nn.Module):
     """A chain of blocks that runs at any of its widths; images (B, C, H, W) -> logits (B, classes).
 
     layers: in order of execution. pairs: the widths it was prepared for. assignments: named mixed ones.
-    info: plain values that travel with it (name, preprocessing, ...). cache: weights made ready at the widths used so
-    far, within cache.limit bytes. A new model runs as the float network.
+    info: what is known of it and travels with it. cache: weights made ready at the widths used so far, within
+    cache.limit bytes. A new model runs as the float network.
     """
 
     def __init__(
@@ -68,7 +80,7 @@ class MultiBitModel(nn.Module):
         self.layers = dict(layers)
         self.pairs = tuple(pairs)
         self.assignments: dict[str, BitAssignment] = {}
-        self.info: dict[str, Any] = {}
+        self.info = ModelInfo()
         self.active: BitAssignment | None = None
         self.cache = WeightCache()
         self._uniform: dict[BitWidth, BitAssignment] = {}
@@ -159,9 +171,6 @@ class MultiBitModel(nn.Module):
             for name, weight in select(block, widths):
                 if isinstance(weight, CommittedWeight):
                     weight.use(self.cache.get(name, weight))
-
-    def preprocessing(self) -> dict[str, Any]:
-        return dict(self.info.get("preprocessing", {}))
 
 
 def select(

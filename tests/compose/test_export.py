@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def saved(folder: Path, data: str) -> Path:
     torch.manual_seed(0)
     network = build("digits_resnet", pretrained=False)
     model = quantize(network, torch.randn(16, 3, 16, 16), bits=[["w4a4"], ["w8a8"]])
-    model.info["data"] = data
+    model.info = replace(model.info, data=data)
     return artifact.save(model, folder)
 
 
@@ -66,13 +67,13 @@ def test_an_export_sees_calibration_images_prepared_for_the_network(
         return {"w4a8": Report()}
 
     monkeypatch.setattr(export, "write_export", write)
-    monkeypatch.setattr(export, "lines", lambda _: [])
+    monkeypatch.setattr(export, "report", lambda *_: [])
     place = saved(tmp_path / "model", "digits")
     overrides = exported_bits(["export=onnx", f"artifact={place}", "bits=w8a8,w4a8", "export.images=5"])
     assert export.run_export(configuration(overrides), tmp_path) == 99.0
     assert seen == {
         "out": tmp_path / "export", "shape": (5, 3, 16, 16), "bits": ["w8a8", "w4a8"], "form": "static",
-        "backend": "onnx",
+        "backend": "onnx", "weights": "signed",
     }  # fmt: skip
 
 

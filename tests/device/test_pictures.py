@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,17 +12,12 @@ import torch
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from ptmq_lightning.device.pictures import open_picture
+from ptmq_lightning.device.pictures import open_picture, preprocessing_of
 from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
+from ptmq_lightning.runtime.info import ModelInfo
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
-PREPROCESSING = {
-    "input_size": (3, 32, 32),
-    "mean": (0.485, 0.456, 0.406),
-    "std": (0.229, 0.224, 0.225),
-    "interpolation": "bicubic",
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-}
+PREPROCESSING = Preprocessing((3, 32, 32), (0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 def picture(folder: Path, height: int, width: int, mode: str = "RGB") -> Path:
@@ -37,16 +33,16 @@ def picture(folder: Path, height: int, width: int, mode: str = "RGB") -> Path:
 def test_the_pixels_are_those_of_timm(
     interpolation: str, crop_pct: float, crop_mode: str, size: tuple[int, int], tmp_path: Path
 ) -> None:
-    options = PREPROCESSING | {"interpolation": interpolation, "crop_pct": crop_pct, "crop_mode": crop_mode}
+    options = replace(PREPROCESSING, interpolation=interpolation, crop_pct=crop_pct, crop_mode=crop_mode)
     file = picture(tmp_path, *size)
-    expected = create_transform(**options)(Image.open(file).convert("RGB"))
+    expected = create_transform(**asdict(options))(Image.open(file).convert("RGB"))
     assert torch.equal(open_picture(file, options), expected)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA", "P"])
 def test_other_color_modes_become_the_networks_channels(mode: str, tmp_path: Path) -> None:
     assert open_picture(picture(tmp_path, 40, 40, mode), PREPROCESSING).shape == (3, 32, 32)
-    gray = PREPROCESSING | {"input_size": (1, 32, 32), "mean": (0.5,), "std": (0.5,)}
+    gray = replace(PREPROCESSING, input_size=(1, 32, 32), mean=(0.5,), std=(0.5,))
     assert open_picture(picture(tmp_path, 40, 40, mode), gray).shape == (1, 32, 32)
 
 
@@ -81,19 +77,14 @@ def test_a_damaged_picture_is_named(suffix: str, damage: Callable[[Path], None],
     assert str(error.value) == f"cannot read '{file}' ({name}); expected a picture that Pillow opens. Check the path."
 
 
-def test_a_model_without_preprocessing_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ModelError) as error:
-        open_picture(tmp_path / "none.png", {})
-    assert str(error.value) == (
-        "the model does not tell the 'input_size' of its images; expected input_size, mean, std, interpolation, "
-        "crop_pct, crop_mode in info['preprocessing']. Set it before saving, or feed tensors to the model instead of "
-        "files."
-    )
+def test_a_model_without_preprocessing_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"expected a Preprocessing in info\.preprocessing\. Set it before saving"):
+        preprocessing_of(ModelInfo(input_size=(3, 32, 32)))
 
 
 def test_a_crop_it_does_not_know_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
-        open_picture(picture(tmp_path, 40, 40), PREPROCESSING | {"crop_mode": "border"})
+        open_picture(picture(tmp_path, 40, 40), replace(PREPROCESSING, crop_mode="border"))
     assert str(error.value) == (
         "found crop_mode='border' and 32 x 32 pixels in the model's preprocessing; expected 'center' or 'squash' and a "
         "square. Prepare the images yourself and feed tensors to the model."
