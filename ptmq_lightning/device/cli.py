@@ -16,9 +16,9 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from ptmq_lightning import __version__
 from ptmq_lightning.device import arguments
 from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ptmq", description="Look at, check and run a multi-bit model.")
-    parser.add_argument("--version", action="version", version=f"ptmq-lightning {__version__}")
+    parser.add_argument("--version", action="version", version=f"ptmq-lightning {version('ptmq-lightning')}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)
