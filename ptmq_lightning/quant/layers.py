@@ -7,7 +7,7 @@ The autograd functions keep only what the gradient needs; their arithmetic is ru
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -17,7 +17,8 @@ from ptmq_lightning.quant import rounding as soft
 from ptmq_lightning.quant.rounding import Rounding
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
-from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
+from ptmq_lightning.runtime.switchable import SwitchableActivation, SwitchableWeight
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 
 class _SoftWeight(torch.autograd.Function):
@@ -98,15 +99,14 @@ class MaskBank:
         return self.bank[first : first + count].view(shape)
 
 
-class LearnedWeight(nn.Module, ABC):
+class LearnedWeight(SwitchableWeight):
     """What every trainable weight has: the frozen MultiBitWeight it stands for, a width, and, where asked for, log
     steps. What is learned about rounding is its subclasses' own."""
 
     def __init__(self, frozen: MultiBitWeight, how: Rounding, *, learn_steps: bool) -> None:
-        super().__init__()
+        super().__init__(frozen.widths)
         self._frozen = [frozen]  # not a submodule: its tensors are no parameters of the fit
         self.how = how
-        self.bits: int | None = None
         self.log_gain = nn.ParameterDict(
             {str(bits): nn.Parameter(torch.zeros_like(frozen.latent_step)) for bits in frozen.widths if learn_steps}
         )
@@ -114,11 +114,6 @@ class LearnedWeight(nn.Module, ABC):
     @property
     def frozen(self) -> MultiBitWeight:
         return self._frozen[0]
-
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            index_of(bits, self.frozen.widths, "the weight")
-        self.bits = bits
 
     def step(self, bits: int) -> Tensor:
         """s_b (O,), learned or frozen."""
@@ -212,16 +207,14 @@ class TrainableWeight(LearnedWeight):
         return weight
 
 
-class TrainableActivation(nn.Module):
+class TrainableActivation(SwitchableActivation):
     """An ActivationQuantizer whose log step of each width is a parameter; a share of the elements passes
     unquantized."""
 
     def __init__(self, frozen: ActivationQuantizer, masks: MaskBank | None) -> None:
-        super().__init__()
+        super().__init__(frozen.widths, frozen.owner, frozen.pin)
         self._frozen = [frozen]
-        self.owner, self.pin, self.widths = frozen.owner, frozen.pin, frozen.widths
         self.masks = masks
-        self.bits: int | None = None
         self.log_step = nn.ParameterDict(
             {str(b): nn.Parameter(s.log()) for b, s in zip(frozen.widths, frozen.steps, strict=True)}
         )
@@ -229,12 +222,6 @@ class TrainableActivation(nn.Module):
     @property
     def frozen(self) -> ActivationQuantizer:
         return self._frozen[0]
-
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            bits = self.pin or bits
-            index_of(bits, self.widths, f"the input of {self.owner}")
-        self.bits = bits
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:

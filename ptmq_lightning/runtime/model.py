@@ -18,6 +18,7 @@ from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.inplace import allow_in_place
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.switchable import SwitchableActivation, SwitchableWeight
 from ptmq_lightning.runtime.weights import CommittedWeight
 
 Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
@@ -88,7 +89,7 @@ class MultiBitModel(nn.Module):
     @property
     def has_float(self) -> bool:
         """False where a weight was stored as codes alone: switch(None) is refused then."""
-        return all(getattr(weight, "has_float", True) for block in self.blocks for _, weight in weights_of(block))
+        return all(weight.has_float for _, weight in weights_of(self))
 
     def handle(self) -> MultiBitModel:
         """A second switch on the same network: integers, cache and ready weights are shared, the active widths are not.
@@ -96,7 +97,7 @@ class MultiBitModel(nn.Module):
         Handles may run and switch in threads of their own. Moving one to another device ends the sharing.
         """
         shared: list[Any] = [*self.parameters(), *self.buffers(), self.cache]
-        shared += [w._active[1] for block in self.blocks for _, w in weights_of(block) if getattr(w, "_active", None)]
+        shared += [ready for _, weight in weights_of(self) if (ready := weight.ready()) is not None]
         return copy.deepcopy(self, {id(thing): thing for thing in shared})
 
     def run_in_place(self, allowed: bool = True) -> MultiBitModel:
@@ -208,26 +209,25 @@ def _walk(module: nn.Module, path: str = "") -> Iterator[Slot]:
     for name, child in module._modules.items():
         if child is None:
             continue
-        switched = hasattr(type(child), "select")
-        if switched and "owner" in child.__dict__:
+        if isinstance(child, SwitchableActivation):
             yield module._modules, name, child, None
-        elif switched and name == "weight":
+        elif isinstance(child, SwitchableWeight):
             yield module._modules, name, child, path
         else:
             yield from _walk(child, f"{path}.{name}" if path else name)
 
 
 def weights_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(layer name, weight module) of a block."""
+    """(layer name, SwitchableWeight) of a block, typed loosely: most callers know of which kind its weights are."""
     for path, module in block.named_modules():
-        if path.endswith(".weight") and hasattr(module, "select"):
+        if isinstance(module, SwitchableWeight) and path.endswith(".weight"):  # not one that another one holds
             yield path.removesuffix(".weight"), module
 
 
 def quantizers_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(module path, activation quantizer) of a block."""
+    """(module path, SwitchableActivation) of a block."""
     for path, module in block.named_modules():
-        if hasattr(module, "owner"):
+        if isinstance(module, SwitchableActivation):
             yield path, module
 
 
