@@ -44,11 +44,16 @@ def push(folder: Path | str, repo: str, *, private: bool = False, message: str =
 
 
 def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = None) -> MultiBitModel:
-    """The model of `repo`; folder: where its two files are put once they are sound (None: the hub's cache alone).
+    """Download and load the model of a repository.
 
-    They are copied from the cache, as the hub's own download to a folder leaves its notes there (.cache/huggingface).
-    revision: a branch, tag or commit. Raises ArtifactError for a repository that cannot be read or that holds no sound
-    artifact.
+    Args:
+        repo: "owner/name".
+        folder: where the artifact's two files are put once they have loaded; None: they stay in the hub's cache. They
+            are copied from there, because the hub's own download to a folder leaves files of its own beside them.
+        revision: a branch, tag or commit.
+
+    Raises:
+        ArtifactError: a repository that cannot be read, or that holds no sound artifact.
     """
     from huggingface_hub import snapshot_download
 

@@ -73,10 +73,10 @@ def _text(value: Any) -> Any:
 
 
 def _open_digits(request: Request) -> Sources:
-    given = ("root", "train", "val", "class_map")
-    if found := next((key for key in given if getattr(request, key) is not None), None):
+    given = {"root": request.root, "train": request.train, "val": request.val, "class_map": request.class_map}
+    if found := next((key for key, value in given.items() if value is not None), None):
         raise DataError(
-            f"data=digits has images of its own, but data.{found}={getattr(request, found)} was given; set "
+            f"data=digits has images of its own, but data.{found}={given[found]} was given; set "
             "data=imagenet, imagefolder or cifar10 to read those"
         )
     train, val = open_digits(request.preprocessing)

@@ -61,8 +61,19 @@ def lines(reports: Mapping[str, WidthReport]) -> list[str]:
 
 
 def read_images(path: Path, preprocessing: Preprocessing | None, count: int) -> Tensor:
-    """Up to `count` images (N, C, H, W): of a picture, spread over a folder or tar of them, or of an array of
-    preprocessed ones. Raises ConfigError for what is none of these."""
+    """Images of a file or folder.
+
+    Args:
+        path: a picture, a folder or tar of pictures, or a .npy file of preprocessed images (N, C, H, W).
+        preprocessing: the network's own; None where it is unknown: only the .npy file can be read then.
+        count: how many images at most; of a folder or tar, spread evenly over it.
+
+    Returns:
+        float32 (N, C, H, W).
+
+    Raises:
+        ConfigError: a path that is none of these, or pictures without a preprocessing.  DataError: a damaged picture.
+    """
     try:
         if path.suffix == ".npy":
             return torch.from_numpy(np.atleast_1d(np.load(path, allow_pickle=False))[:count].astype(np.float32))

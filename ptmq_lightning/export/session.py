@@ -192,9 +192,11 @@ def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:
     local = threading.local()
 
     def own() -> Any:
-        if not hasattr(local, "made"):
+        try:
+            return local.made
+        except AttributeError:  # the thread's first call
             local.made = make()
-        return local.made
+            return local.made
 
     return own
 

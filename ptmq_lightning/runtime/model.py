@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,7 @@ from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.inplace import allow_in_place
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
-from ptmq_lightning.runtime.switchable import SwitchableActivation, SwitchableWeight
+from ptmq_lightning.runtime.switchable import SwitchableActivation, slots_of, walk
 from ptmq_lightning.runtime.weights import CommittedWeight
 
 Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
@@ -26,8 +25,12 @@ Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A row of the layer table. kind: "conv", "linear" or "matmul"; weight_shape (O, ...); pins: fixed widths or None.
-    The pin_w of a product is the fixed width of its first factor (attention probabilities)."""
+    """A row of the layer table.
+
+    block: the index of its block. kind: "conv", "linear" or "matmul". weight_shape: (O, ...), None for a matmul. pin_w,
+    pin_a: fixed widths, or None where the layer follows the switch; the pin_w of a matmul is the fixed width of its
+    first factor (attention probabilities).
+    """
 
     name: str
     block: int
@@ -48,6 +51,7 @@ class LayerInfo:
 
     @property
     def weights(self) -> int:
+        """How many weights it has; 0 for a matmul."""
         return math.prod(self.weight_shape) if self.weight_shape else 0
 
     @property
@@ -177,13 +181,18 @@ class MultiBitModel(nn.Module):
 def select(
     block: nn.Module, widths: Mapping[str, BitWidth] | None, *, activations: bool = True
 ) -> list[tuple[str, Any]]:
-    """Set the widths of a block's layers by name; None sets every layer to float, activations=False its inputs.
+    """Set the widths of a block's layers.
 
-    Returns what `weights_of` gives.
+    Args:
+        widths: layer name -> width; None: every layer in float.
+        activations: False leaves the inputs of the layers in float.
+
+    Returns:
+        what `weights_of` gives.
     """
     weights = []
     module: Any
-    for _, _, module, name in _switched(block):
+    for _, _, module, name in slots_of(block):
         if name is None:
             module.select(widths[module.owner].a if activations and widths is not None else None)
         else:
@@ -192,36 +201,11 @@ def select(
     return weights
 
 
-Slot = tuple[dict[str, nn.Module | None], str, nn.Module, str | None]  # where a module hangs, it, its layer's name
-_SLOTS: WeakKeyDictionary[nn.Module, list[Slot]] = WeakKeyDictionary()
-
-
-def _switched(block: nn.Module) -> list[Slot]:
-    """Activation quantizers (no name) and weight modules (their layer's) of a block; every switch comes here, hence
-    the walk is remembered until one of them was exchanged."""
-    slots = _SLOTS.get(block)
-    if slots is None or not all(place.get(key) is module for place, key, module, _ in slots):
-        slots = _SLOTS[block] = [*_walk(block)]
-    return slots
-
-
-def _walk(module: nn.Module, path: str = "") -> Iterator[Slot]:
-    for name, child in module._modules.items():
-        if child is None:
-            continue
-        if isinstance(child, SwitchableActivation):
-            yield module._modules, name, child, None
-        elif isinstance(child, SwitchableWeight):
-            yield module._modules, name, child, path
-        else:
-            yield from _walk(child, f"{path}.{name}" if path else name)
-
-
 def weights_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
     """(layer name, SwitchableWeight) of a block, typed loosely: most callers know of which kind its weights are."""
-    for path, module in block.named_modules():
-        if isinstance(module, SwitchableWeight) and path.endswith(".weight"):  # not one that another one holds
-            yield path.removesuffix(".weight"), module
+    for _, _, module, name in walk(block):
+        if name is not None:
+            yield name, module
 
 
 def quantizers_of(block: nn.Module) -> Iterator[tuple[str, Any]]:

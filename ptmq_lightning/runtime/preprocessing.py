@@ -39,8 +39,8 @@ class Preprocessing:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        for key, (fits, expected) in _VALUES.items():
-            value = getattr(self, key)
+        for key, value in vars(self).items():
+            fits, expected = _VALUES[key]
             if not fits(value):
                 shown = list(value) if isinstance(value, tuple) else value
                 raise ModelError(f"preprocessing.{key}={shown} fits no image; expected {expected}")

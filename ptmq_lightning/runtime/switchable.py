@@ -7,8 +7,9 @@ finds it, and `select` means the same everywhere.
 from __future__ import annotations
 
 from abc import ABC
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import ClassVar
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -73,3 +74,30 @@ class SwitchableActivation(Switchable):
     def select(self, bits: int | None) -> None:
         """Run at `bits`, or where it is pinned at its own width; None: the input passes as it is."""
         super().select(bits if bits is None else self.pin or bits)
+
+
+# The modules beside it, its own name there, the module, and of a weight its layer's name.
+Slot = tuple[dict[str, nn.Module | None], str, nn.Module, str | None]
+_SLOTS: WeakKeyDictionary[nn.Module, list[Slot]] = WeakKeyDictionary()
+
+
+def slots_of(block: nn.Module) -> list[Slot]:
+    """Activation quantizers (no name) and weight modules (their layer's) of a block; every switch comes here, hence
+    the walk is remembered until one of them was exchanged."""
+    slots = _SLOTS.get(block)
+    if slots is None or not all(place.get(key) is module for place, key, module, _ in slots):
+        slots = _SLOTS[block] = [*walk(block)]
+    return slots
+
+
+def walk(module: nn.Module, path: str = "") -> Iterator[Slot]:
+    """The same, looked for anew; what a switchable module holds itself belongs to it and is passed over."""
+    for name, child in module._modules.items():
+        if child is None:
+            continue
+        if isinstance(child, SwitchableActivation):
+            yield module._modules, name, child, None
+        elif isinstance(child, SwitchableWeight):
+            yield module._modules, name, child, path
+        else:
+            yield from walk(child, f"{path}.{name}" if path else name)

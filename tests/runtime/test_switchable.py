@@ -54,7 +54,7 @@ def test_weights_and_quantizers_are_found_by_their_base(weight: Weight) -> None:
     whole = block(weight)
     names = [(path, type(quantizer)) for path, quantizer in quantizers_of(whole)]
     assert names == [("input", Activation), ("pinned", Activation)]
-    assert next(iter(weights_of(whole))) == ("fc", weight)
+    assert list(weights_of(whole)) == [("fc", weight)]
     assert select(whole, {"fc": BitWidth(2, 4)}) == [("fc", weight)]
     assert (weight.bits, [quantizer.bits for _, quantizer in quantizers_of(whole)]) == (2, [4, 8])
     select(whole, None)
