@@ -13,6 +13,7 @@ from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant import insert
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitWidth
 
@@ -54,5 +55,5 @@ def with_float(
             quantizer.zero_points = torch.tensor([2.0 ** (b - 1) for b in quantizer.widths])
             if quantizer.tables is not None:
                 quantizer.tables = torch.arange(256, dtype=torch.uint8).expand(len(quantizer.widths), -1).clone()
-    model.info = {"name": name, "source": "random weights"}
+    model.info = ModelInfo(name, "random weights")
     return model.eval().requires_grad_(False), network.eval()

@@ -39,10 +39,10 @@ import ptmq_lightning as ptmq
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data, permutation
 from ptmq_lightning.device.bench import interleaved
+from ptmq_lightning.device.pictures import preprocessing_of
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import FORMS
 from ptmq_lightning.export.session import Session, inference_session
-from ptmq_lightning.models.zoo import Preprocessing
 from ptmq_lightning.runtime.model import MultiBitModel
 
 Run = Callable[[Any], Any]  # image (1, C, H, W) -> logits (1, classes), numpy
@@ -145,10 +145,14 @@ def ladder(model: MultiBitModel, runs: Mapping[str, Run], image: Any) -> list[Ru
         return time.perf_counter() - start
 
     ms = interleaved({name: partial(second, run) for name, run in runs.items()}, ROUNDS)
-    found = model.info["accuracy"]
-    rungs = [Rung("float", found["fp"]["top1"], 100.0, 4 * sum(i.weights for i in model.layers.values()), ms["float"])]
-    rows = [row for row in found["rows"] if row["config"] in runs]
-    return rungs + [Rung(r["config"], r["top1"], r["agreement"], r["size_bytes"], ms[r["config"]]) for r in rows]
+    found = model.info.accuracy
+    if found is None:
+        raise SystemExit("the artifact has no figures; serve one that a run of train.py left")
+    rungs = [
+        Rung("float", found.fp["top1"] or 0.0, 100.0, 4 * sum(i.weights for i in model.layers.values()), ms["float"])
+    ]
+    rows = [row for row in found.rows if row.config in runs]
+    return rungs + [Rung(r.config, r.top1, r.agreement, r.size_bytes, ms[r.config]) for r in rows]
 
 
 def script(rungs: Sequence[Rung], requests: int) -> list[Phase]:
@@ -173,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     model = ptmq.load(options.artifact)
-    wanted = Preprocessing.from_json(model.preprocessing())
-    name = options.data or model.info.get("data", "digits")
+    wanted = preprocessing_of(model.info)
+    name = options.data or model.info.data or "digits"
     data = open_data(name, preprocessing=wanted, root=options.root, calibration_images=EXPORT_IMAGES)
     images = calibration_images(data.train, draw_calibration(data.train, EXPORT_IMAGES, seed=0))
     drawn = [data.val[index] for index in permutation(len(data.val), 0)[: options.requests]]
@@ -186,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         rows = serve(Chooser(rungs), runs, requests, phases)
     machine = {"cores": os.cpu_count(), "load": round(os.getloadavg()[0], 1)}
     record = {
-        "network": model.info.get("name"), "data": options.data, "form": options.form, "machine": machine,
+        "network": model.info.name, "data": options.data, "form": options.form, "machine": machine,
         "versions": {name: version(name) for name in ("torch", "onnxruntime")},
         "rungs": [asdict(rung) for rung in rungs], "phases": [asdict(phase) for phase in phases],
         "trace": {key: [row[key] for row in rows] for key in rows[0]},

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import torch
 import ptmq_lightning as ptmq
 from ptmq_lightning.data.digits import open_digits
 from ptmq_lightning.models.zoo import build
+from ptmq_lightning.runtime.info import Evaluation, Row
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULT = ROOT / "benchmarks" / "results" / "serving.json"
@@ -120,12 +122,11 @@ def test_the_command_serves_digits_and_leaves_a_trace_and_a_figure(tmp_path: Pat
     train, _ = open_digits(network.preprocessing)
     model = ptmq.quantize(network.module, torch.stack([train[i][0] for i in range(64)]), bits=[["w4a4"], ["w8a8"]])
     rows = [
-        {"config": name, "top1": 10.0, "agreement": agreement, "size_bytes": size}
-        for name, agreement, size in (("w4a4", 80.0, 5000), ("w8a8", 99.0, 9000))
+        Row(name, bits, bits, 10.0, None, agreement, None, 0.1, size, 1)
+        for name, bits, agreement, size in (("w4a4", 4, 80.0, 5000), ("w8a8", 8, 99.0, 9000))
     ]
-    model.info |= {
-        "preprocessing": network.preprocessing.to_json(), "accuracy": {"fp": {"top1": 10.0}, "rows": rows},
-    }  # fmt: skip
+    accuracy = Evaluation({"top1": 10.0, "top5": None}, rows, 64)
+    model.info = replace(model.info, preprocessing=network.preprocessing, accuracy=accuracy)
     ptmq.save(model, tmp_path / "model")
     done = subprocess.run(
         [sys.executable, ROOT / "examples" / "serving.py", "model", "--requests", "60", "--out", "trace"],

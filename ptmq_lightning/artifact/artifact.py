@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from ptmq_lightning.artifact.packing import pack_weight, unpack_weight
 from ptmq_lightning.artifact.tensors import label, read_tensors
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError
 from ptmq_lightning.runtime.files import bring_back, replacing_folder
+from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, quantizers_of, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
@@ -82,6 +82,11 @@ def load(folder: Path | str) -> MultiBitModel:
 
 
 def _check_finished(model: MultiBitModel) -> None:
+    if not isinstance(model.info, ModelInfo):
+        raise ModelError(
+            f"model.info is a {type(model.info).__name__}; expected a ModelInfo, as runtime.info has it. Set it with "
+            f"dataclasses.replace(model.info, ...)."
+        )
     for index, (name, block) in enumerate(zip(model.block_names, model.blocks, strict=True)):
         layers: list[tuple[str, Any, type]] = [(path, layer, CommittedWeight) for path, layer in weights_of(block)]
         layers += [(path, layer, ActivationQuantizer) for path, layer in quantizers_of(block)]
@@ -124,17 +129,14 @@ def _encode(model: MultiBitModel, packing: str) -> tuple[dict[str, Any], dict[st
         blocks.append({"name": name} | data)
         tensors |= {f"blocks.{index}.{key}": tensor for key, tensor in own.items()}
     manifest: dict[str, Any] = {
-        "info": model.info,
+        "info": model.info.to_json(),
         "pairs": model.pairs,
         "assignments": {name: assignment.to_json() for name, assignment in model.assignments.items()},
-        "layers": [asdict(layer) for layer in model.layers.values()],
+        "layers": [layer.to_json() for layer in model.layers.values()],
         "blocks": blocks,
         "tensors": {key: label(tensor) for key, tensor in sorted(tensors.items())},
     }
-    try:
-        manifest = json.loads(json.dumps(manifest))
-    except (TypeError, ValueError) as error:
-        raise ModelError(f"model.info holds what JSON cannot ({error}); expected plain values. Remove it.") from error
+    manifest = json.loads(json.dumps(manifest))
     return ARTIFACT.stamped(manifest), tensors
 
 
@@ -156,15 +158,13 @@ def _decode(manifest: dict[str, Any], tensors: dict[str, Tensor]) -> MultiBitMod
         own = {key.removeprefix(start): tensor for key, tensor in tensors.items() if key.startswith(start)}
         _convert(block, own, unpack_weight)
         blocks.append(rebuild(block, own))
-    rows = [dict(row) for row in manifest["layers"]]
-    shapes = [tuple(row.pop("weight_shape") or ()) or None for row in rows]
-    table = [LayerInfo(**row, weight_shape=shape) for row, shape in zip(rows, shapes, strict=True)]
+    table = [LayerInfo.from_json(row) for row in manifest["layers"]]
     pairs = [BitWidth.parse(pair) for pair in manifest["pairs"]]
     model = MultiBitModel(blocks, [block["name"] for block in manifest["blocks"]], {i.name: i for i in table}, pairs)
     model.assignments = {name: BitAssignment.from_json(rows) for name, rows in manifest["assignments"].items()}
     for assignment in model.assignments.values():
         model.resolve(assignment)
-    model.info = manifest["info"]
+    model.info = ModelInfo.from_json(manifest["info"])
     if not model.has_float:
         model.switch(max(pairs))
     return model.eval()

@@ -7,13 +7,14 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.files import replacing_file
+from ptmq_lightning.runtime.info import ModelInfo, figure
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 from ptmq_lightning.runtime.spec import BitWidth
 
 CARD = "README.md"
@@ -43,11 +44,16 @@ def push(folder: Path | str, repo: str, *, private: bool = False, message: str =
 
 
 def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = None) -> MultiBitModel:
-    """The model of `repo`; folder: where its two files are put once they are sound (None: the hub's cache alone).
+    """Download and load the model of a repository.
 
-    They are copied from the cache, as the hub's own download to a folder leaves its notes there (.cache/huggingface).
-    revision: a branch, tag or commit. Raises ArtifactError for a repository that cannot be read or that holds no sound
-    artifact.
+    Args:
+        repo: "owner/name".
+        folder: where the artifact's two files are put once they have loaded; None: they stay in the hub's cache. They
+            are copied from there, because the hub's own download to a folder leaves files of its own beside them.
+        revision: a branch, tag or commit.
+
+    Raises:
+        ArtifactError: a repository that cannot be read, or that holds no sound artifact.
     """
     from huggingface_hub import snapshot_download
 
@@ -75,7 +81,7 @@ def _failed(what: str, repo: str, error: Exception) -> ArtifactError:
 def card(folder: Path | str, repo: str) -> str:
     """The model card of an artifact, in Markdown: widths, figures, how to load it."""
     manifest = read_manifest(Path(folder))
-    about = manifest["info"]
+    about = ModelInfo.from_json(manifest["info"])
     pairs = [str(BitWidth.parse(pair)) for pair in manifest["pairs"]]
     size = sum((Path(folder) / name).stat().st_size for name in FILES)
     first = pairs[0]
@@ -86,10 +92,10 @@ def card(folder: Path | str, repo: str) -> str:
         "tags: [quantization, multi-bit, ptmq]",
         "---",
         "",
-        f"# {about.get('name', 'Network')} at every bit-width",
+        f"# {about.name or 'Network'} at every bit-width",
         "",
-        f"One post-training multi-bit model (PTMQ) of {about.get('name', 'a network')} "
-        f"({about.get('source', 'source unknown')}): {size / 1e6:.2f} MB for all of its widths, switched without "
+        f"One post-training multi-bit model (PTMQ) of {about.name or 'a network'} "
+        f"({about.source or 'source unknown'}): {size / 1e6:.2f} MB for all of its widths, switched without "
         "reloading or retraining.",
         "",
         f"Widths (weights, activations): {', '.join(pairs)}."
@@ -106,35 +112,30 @@ def card(folder: Path | str, repo: str) -> str:
         "logits = model(images)",
         "```",
         "",
-        *_images(about.get("preprocessing") or {}),
+        *_images(about.preprocessing),
         f"`ptmq predict DIR IMAGE --bits {first}` does all of it. Both files are data alone: safetensors, and JSON "
         "with a hash for each tensor; nothing is unpickled.",
     ]
     return "\n".join(lines) + "\n"
 
 
-def _table(about: dict[str, Any]) -> Iterator[str]:
-    accuracy = about.get("accuracy") or {}
-    if not accuracy.get("rows"):
+def _table(about: ModelInfo) -> Iterator[str]:
+    accuracy = about.accuracy
+    if accuracy is None or not accuracy.rows:
         return
-    fp = accuracy.get("fp") or {}
-    data = f" of {about['data']}" if "data" in about else ""
-    yield f"## Accuracy on {accuracy.get('images', '?')} images{data}, percent"
+    data = f" of {about.data}" if about.data else ""
+    yield f"## Accuracy on {accuracy.images} images{data}, percent"
     yield ""
     yield "| width | top-1 | top-5 | agreement with float |"
     yield "|---|---|---|---|"
-    yield f"| float | {_cell(fp.get('top1'))} | {_cell(fp.get('top5'))} | - |"
-    for row in accuracy["rows"]:
-        cells = " | ".join(_cell(row.get(key)) for key in ("top1", "top5", "agreement"))
-        yield f"| {row['config']} | {cells} |"
+    yield f"| float | {figure(accuracy.fp['top1'])} | {figure(accuracy.fp['top5'])} | - |"
+    for row in accuracy.rows:
+        yield f"| {row.config} | {figure(row.top1)} | {figure(row.top5)} | {figure(row.agreement)} |"
     yield ""
 
 
-def _images(preprocessing: dict[str, Any]) -> Iterator[str]:
-    if preprocessing:
-        yield "Images as the float network wants them: " + ", ".join(f"{k} {v}" for k, v in preprocessing.items()) + "."
+def _images(preprocessing: Preprocessing | None) -> Iterator[str]:
+    if preprocessing is not None:
+        told = ", ".join(f"{key} {value}" for key, value in preprocessing.to_json().items())
+        yield f"Images as the float network wants them: {told}."
         yield ""
-
-
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"

@@ -15,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ptmq_lightning.artifact.packing import bits_per_weight
+from ptmq_lightning.artifact.fields import bits_per_weight
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
-from ptmq_lightning.runtime.weights import ALL, CommittedWeight, MultiBitWeight, index_of
+from ptmq_lightning.runtime.switchable import index_of
+from ptmq_lightning.runtime.weights import ALL, CommittedWeight, MultiBitWeight
 
 PACKINGS = ("latent", "nested", "auto")
 

@@ -1,4 +1,4 @@
-"""Integers as bit strings, and which integers of a weight are stored (PTMQ §2).
+"""Integers as bit strings (PTMQ §2); which of a weight are stored so stands in `artifact.fields`.
 
 A bit string holds values of L bits (1 to 16) in a row, two's complement, most significant bit first, in the order of
 the flattened tensor, with zeros up to the last whole byte. Eight values fill L bytes, so both directions work on groups
@@ -7,48 +7,14 @@ of eight.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ptmq_lightning.runtime import grid
-
-
-class Field(NamedTuple):
-    """A packed tensor: bits per value, whether they have a sign, and the tensor's shape in memory."""
-
-    bits: int
-    signed: bool
-    shape: tuple[int, ...]
-
-    @property
-    def size(self) -> int:
-        return math.prod(self.shape)
-
-
-def fields(spec: Mapping[str, Any]) -> dict[str, Field]:
-    """The packed tensors of a weight by name. spec: what a weight's spec() says, shape (O, ...) among it."""
-    shape = tuple(spec["shape"])
-    bits = {"offset": grid.OFFSET_BITS, "latent": 16}.get(spec["kind"], 1)
-    rounding = Field(bits, spec["kind"] == "latent", (spec["planes"], *shape))
-    if spec["packing"] == "latent":
-        found = {"latent": Field(grid.LATENT_BITS, True, shape), "rounding": rounding}
-    else:
-        found = {"rounding": rounding}
-        if spec["tied"]:
-            found["floor"] = Field(max(spec["tied"]) + (spec["kind"] == "nearest"), True, shape)
-        found |= {f"code_{b}": Field(b, True, shape) for b in spec["widths"] if b not in spec["tied"]}
-    return {name: field for name, field in found.items() if field.size}
-
-
-def bits_per_weight(spec: Mapping[str, Any]) -> int:
-    """Bits that each weight takes, without what is stored per channel."""
-    weights = math.prod(spec["shape"])
-    return sum(field.bits * (field.size // weights) for field in fields(spec).values())
+from ptmq_lightning.artifact.fields import fields
 
 
 def pack_weight(spec: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -14,8 +14,8 @@ from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
 from ptmq_lightning.device.export_cli import report, widths
 from ptmq_lightning.export.export import write_export
-from ptmq_lightning.models.zoo import Preprocessing
-from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.errors import ConfigError, ModelError
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def run_export(config: Config, folder: Path) -> float:
     """
     assert config.artifact is not None
     model, data = artifact.load(config.artifact), config.data
-    own = model.info.get("data", data.name)
+    own = model.info.data or data.name
     if own != data.name == "digits" and (kept := Path(config.artifact).parent / CONFIG).exists():
         data = DataConfig(**yaml.safe_load(kept.read_text(encoding="utf-8"))["data"])  # no data= was given
         log.info("data as in the run that left the artifact: %s", kept)
@@ -43,7 +43,7 @@ def run_export(config: Config, folder: Path) -> float:
         )
     sources = open_data(
         data.name,
-        preprocessing=Preprocessing.from_json(model.preprocessing()),
+        preprocessing=_known(model.info.preprocessing),
         seed=data.seed,
         calibration_images=config.export.images,
         root=data.root,
@@ -61,3 +61,12 @@ def run_export(config: Config, folder: Path) -> float:
     for line in report(out, reports):
         log.info("%s", line)
     return min(report.agreement for report in reports.values())
+
+
+def _known(preprocessing: Preprocessing | None) -> Preprocessing:
+    if preprocessing is None:
+        raise ModelError(
+            "the artifact does not tell how pictures become its images; expected info.preprocessing. Set it before "
+            "saving, or export with `ptmq export` on preprocessed images (.npy)."
+        )
+    return preprocessing

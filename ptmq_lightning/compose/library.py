@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -19,15 +20,17 @@ from torch import Tensor, nn
 from ptmq_lightning.compose import pipeline, process
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.config.options import option
-from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
-from ptmq_lightning.models.zoo import Network, Preprocessing, timm_preprocessing
+from ptmq_lightning.evaluate.accuracy import measure_accuracy
+from ptmq_lightning.models.zoo import Network, timm_preprocessing
 from ptmq_lightning.quant.roundings import ROUNDINGS
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruct.losses import LOSSES
 from ptmq_lightning.reconstruct.mixer import MIXERS
 from ptmq_lightning.reconstruct.reconstruct import BlockResult
 from ptmq_lightning.runtime.errors import ConfigError, DataError
+from ptmq_lightning.runtime.info import Evaluation
 from ptmq_lightning.runtime.model import MultiBitModel, Which, device_of
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 
@@ -62,10 +65,11 @@ def quantize(
     """
     _require_images(images)
     config = configuration([*_bits(bits), f"seed={seed}", *overrides])
-    named, told = _named(network, images, preprocessing)
+    named, known = _named(network, images, preprocessing)
     blocks = pipeline.prepare(named, images.to(device_of(named.module)), config.fold)
     model = pipeline.quantize(blocks, config, named).to(images.device)
-    model.info["preprocessing"] = told
+    if not known:
+        model.info = replace(model.info, preprocessing=None)  # the size of the images stays
     calibrate(model, images[: config.data.step_size_images], p=config.step_size.p, seed=seed)
     return model
 
@@ -103,7 +107,9 @@ def reconstruct(
         given += [] if name is None else _variant(group, name)
     if images.is_cuda and not any(override.startswith("trainer=") for override in overrides):
         given.append("trainer=gpu")
-    config = configuration([*_bits(model.info["groups"]), *given, *overrides])
+    if model.info.groups is None:
+        raise ConfigError("the model does not tell its groups of pairs; expected info.groups: make it with quantize")
+    config = configuration([*_bits(model.info.groups), *given, *overrides])
     if config.finetune.name != "none":
         raise ConfigError(
             f"method={method} trains with labels, and reconstruct has images alone; run it as a command: "
@@ -159,8 +165,8 @@ def _require_images(images: Any) -> None:
 
 def _named(
     network: Network | nn.Module, images: Tensor, preprocessing: Mapping[str, Any] | None
-) -> tuple[Network, dict[str, Any]]:
-    """The network with what its artifact will tell of its images: their size alone where nothing else is known."""
+) -> tuple[Network, bool]:
+    """The network with its preprocessing, and whether more of that is known than the images' size."""
     size = {"input_size": list(images.shape[1:])}
     given = dict(preprocessing or {})
     if isinstance(network, Network):
@@ -172,4 +178,4 @@ def _named(
     channels = images.shape[1]
     blank = {"mean": [0.0] * channels, "std": [1.0] * channels}
     whole = Preprocessing.from_json({**blank, **own, **given, **size})
-    return Network(module, name, whole, source), whole.to_json() if own or given else size
+    return Network(module, name, whole, source), bool(own or given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,12 @@ from ptmq_lightning.compose.trained import record_costs
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_images
 from ptmq_lightning.data.sources import Sources
-from ptmq_lightning.evaluate.accuracy import Evaluation
 from ptmq_lightning.evaluate.cost import layer_macs
 from ptmq_lightning.finetune import store
 from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.report.page import write_page
 from ptmq_lightning.report.record import write_calibration, write_layers, write_results
+from ptmq_lightning.runtime.info import Evaluation
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
 from ptmq_lightning.runtime.spec import BitGroups
 
@@ -44,7 +44,7 @@ def record(
 ) -> None:
     """The model, the layer table, the calibration draw, a baseline's costs, the page; last results.json: with it the
     run is complete."""
-    model.info |= {"data": sources.name, "accuracy": evaluation.to_json()}
+    model.info = replace(model.info, data=sources.name, accuracy=evaluation)
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
     for name, assignment in model.assignments.items():

@@ -32,7 +32,7 @@ from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
-from ptmq_lightning.evaluate.accuracy import Evaluation, measure_accuracy
+from ptmq_lightning.evaluate.accuracy import measure_accuracy
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.blocks import Block, cut, opaque_layers
 from ptmq_lightning.models.fold import FoldReport, fold
@@ -45,6 +45,7 @@ from ptmq_lightning.reconstruct.features import predict_bytes
 from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.report.trackers import log_summary, open_trackers
 from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.info import Evaluation, ModelInfo
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
 
 log = logging.getLogger(__name__)
@@ -190,12 +191,8 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
 def quantize(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
     """Quantizers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
     model = insert(blocks, parts.pairs(config.bits), config.placement, config.step_size)
-    model.info = {
-        "name": network.name,
-        "source": network.source,
-        "preprocessing": network.preprocessing.to_json(),
-        "groups": [[list(pair) for pair in group] for group in parts.groups(config.bits).groups],
-    }
+    groups = parts.groups(config.bits)
+    model.info = ModelInfo(network.name, network.source, preprocessing=network.preprocessing, groups=groups)
     return model
 
 

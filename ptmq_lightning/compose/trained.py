@@ -130,6 +130,6 @@ def statistics(model: MultiBitModel) -> dict[str, Any]:
     """What a norm's statistics cost at a switch: nothing (folded), memory (kept per width), or passes of images."""
     if not isinstance(model, SharedModel):
         return {"kind": "folded", "images": 0, "milliseconds": 0.0}
-    if "statistics" in model.info:
-        return {"kind": "re-estimated", **model.info["statistics"]}
+    if model.statistics is not None:
+        return {"kind": "re-estimated", **model.statistics}
     return {"kind": "kept per width", "images": 0, "milliseconds": 0.0}

@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 
-from ptmq_lightning.data.images import Preprocessing, transform_of
+from ptmq_lightning.data.images import transform_of
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 EVALUATION_IMAGES = 700
 SPLIT_SEED = 0

@@ -8,32 +8,16 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from timm.data.transforms_factory import create_transform
 from torch import Tensor
 
 from ptmq_lightning.runtime.decode import decode
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 UNLABELED = -1
-
-
-class Preprocessing(Protocol):
-    """How a network wants its images; the fields are timm's data config (``timm.data.resolve_data_config``)."""
-
-    @property
-    def input_size(self) -> tuple[int, int, int]: ...
-    @property
-    def mean(self) -> tuple[float, ...]: ...
-    @property
-    def std(self) -> tuple[float, ...]: ...
-    @property
-    def interpolation(self) -> str: ...
-    @property
-    def crop_pct(self) -> float: ...
-    @property
-    def crop_mode(self) -> str: ...
 
 
 def transform_of(preprocessing: Preprocessing) -> Any:
@@ -41,8 +25,8 @@ def transform_of(preprocessing: Preprocessing) -> Any:
     return create_transform(
         input_size=preprocessing.input_size,
         interpolation=preprocessing.interpolation,
-        mean=tuple(preprocessing.mean),
-        std=tuple(preprocessing.std),
+        mean=preprocessing.mean,
+        std=preprocessing.std,
         crop_pct=preprocessing.crop_pct,
         crop_mode=preprocessing.crop_mode,
     )

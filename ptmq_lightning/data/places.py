@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from ptmq_lightning.data.images import Preprocessing
 from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 TRAIN_NAMES = ("train.tar", "train", "calib.tar", "calib")
 VAL_NAMES = ("val.tar", "val", "validation")

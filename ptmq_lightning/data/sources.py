@@ -21,10 +21,11 @@ from timm.data.readers.img_extensions import get_img_extensions, set_img_extensi
 from timm.utils.misc import natural_key
 
 from ptmq_lightning.data.digits import open_digits
-from ptmq_lightning.data.images import UNLABELED, Images, Preprocessing, class_folders
+from ptmq_lightning.data.images import UNLABELED, Images, class_folders
 from ptmq_lightning.data.places import HUB_PREFIX, Request, locate, same
 from ptmq_lightning.runtime.decode import SUFFIXES
 from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
 
@@ -78,10 +79,10 @@ def _text(value: Any) -> Any:
 
 
 def _open_digits(request: Request) -> Sources:
-    given = ("root", "train", "val", "class_map")
-    if found := next((key for key in given if getattr(request, key) is not None), None):
+    given = {"root": request.root, "train": request.train, "val": request.val, "class_map": request.class_map}
+    if found := next((key for key, value in given.items() if value is not None), None):
         raise DataError(
-            f"data=digits has images of its own, but data.{found}={getattr(request, found)} was given; set "
+            f"data=digits has images of its own, but data.{found}={given[found]} was given; set "
             "data=imagenet, imagefolder or cifar10 to read those"
         )
     train, val = open_digits(request.preprocessing)

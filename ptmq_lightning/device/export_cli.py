@@ -14,45 +14,23 @@ from torch import Tensor
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.device.pictures import open_picture
 from ptmq_lightning.export.export import write_export
-from ptmq_lightning.export.folder import BACKENDS, FORMS, WEIGHTS, read_manifest
+from ptmq_lightning.export.folder import read_manifest
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import Which
-
-IMAGES = 64
-
-
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """What stands behind DIR."""
-    images = "real images for ranges and the check: pictures, folders or tars of them, or preprocessed ones as .npy"
-    parser.add_argument("--images", metavar="PATH", type=Path, required=True, nargs="+", help=images)
-    parser.add_argument("--bits", metavar="LIST", help="4, w4a8 or named assignments, by comma (default: all)")
-    parser.add_argument("--form", choices=FORMS, default="static", help="a file per width, or one graph for all")
-    parser.add_argument("--backend", choices=BACKENDS, default="onnx")
-    exact = "signed: the fastest; portable: exact on every processor without any setting"
-    parser.add_argument("--weights", choices=WEIGHTS, default="signed", help=exact)
-    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write (default: DIR beside it, -BACKEND)")
-    parser.add_argument("--count", type=positive, default=IMAGES, help=f"images to use, at most (default {IMAGES})")
-    parser.add_argument("--float-image", action="store_true", help="leave the first convolution in float")
-
-
-def positive(text: str) -> int:
-    """The type of a command line's argument that counts."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
-    return int(text)
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 
 def run(args: argparse.Namespace) -> Iterator[str]:
     """The command, its report line by line. Raises PTMQError, also where the export does not pass its check."""
     model = artifact.load(args.folder)
-    parts = [read_images(path, model.preprocessing(), args.count) for path in args.images]
-    _check_sizes(args.images, parts, model.preprocessing().get("input_size"))
+    parts = [read_images(path, model.info.preprocessing, args.count) for path in args.images]
+    _check_sizes(args.images, parts, model.info.input_size)
     images = torch.cat(parts)[: args.count]
     place = args.folder.resolve()
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
-    options = {key: getattr(args, key) for key in ("form", "backend", "weights", "float_image")}
+    options = {"form": args.form, "backend": args.backend, "weights": args.weights, "float_image": args.float_image}
     yield from report(out, write_export(model, out, images, bits, **options))
 
 
@@ -82,15 +60,26 @@ def lines(reports: Mapping[str, WidthReport]) -> list[str]:
     return result
 
 
-def read_images(path: Path, preprocessing: Mapping[str, Any], count: int) -> Tensor:
-    """Up to `count` images (N, C, H, W): of a picture, spread over a folder or tar of them, or of an array of
-    preprocessed ones. Raises ConfigError for what is none of these."""
+def read_images(path: Path, preprocessing: Preprocessing | None, count: int) -> Tensor:
+    """Images of a file or folder.
+
+    Args:
+        path: a picture, a folder or tar of pictures, or a .npy file of preprocessed images (N, C, H, W).
+        preprocessing: the network's own; None where it is unknown: only the .npy file can be read then.
+        count: how many images at most; of a folder or tar, spread evenly over it.
+
+    Returns:
+        float32 (N, C, H, W).
+
+    Raises:
+        ConfigError: a path that is none of these, or pictures without a preprocessing.  DataError: a damaged picture.
+    """
     try:
         if path.suffix == ".npy":
             return torch.from_numpy(np.atleast_1d(np.load(path, allow_pickle=False))[:count].astype(np.float32))
     except (OSError, ValueError, EOFError) as error:
         raise _no_images(path, type(error).__name__) from error
-    if not path.exists() or not preprocessing:
+    if not path.exists() or preprocessing is None:
         raise _no_images(path, "the artifact has no preprocessing" if path.exists() else "not found")
     if path.is_file() and path.suffix != ".tar":
         return open_picture(path, preprocessing).unsqueeze(0)

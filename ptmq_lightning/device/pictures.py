@@ -7,7 +7,6 @@ The same pixels as timm's evaluation transform gives: the shorter edge to size /
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,41 +16,54 @@ from torch import Tensor
 
 from ptmq_lightning.runtime.decode import decode
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
+from ptmq_lightning.runtime.info import ModelInfo
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
-KEYS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
-
-def open_picture(file: Path | str | BinaryIO, preprocessing: Mapping[str, Any], name: str | None = None) -> Tensor:
-    """A picture file -> float32 (C, H, W). preprocessing: MultiBitModel.preprocessing(). name: of an open file.
-
-    Raises DataError for a file that is no picture, ModelError for a model that does not tell how it wants its images.
-    """
-    missing = [key for key in KEYS if key not in preprocessing]
-    if missing:
+def preprocessing_of(info: ModelInfo) -> Preprocessing:
+    """How a model wants its pictures. Raises ModelError where it does not tell."""
+    if info.preprocessing is None:
         raise ModelError(
-            f"the model does not tell the {missing[0]!r} of its images; expected {', '.join(KEYS)} in "
-            f"info['preprocessing']. Set it before saving, or feed tensors to the model instead of files."
+            "the model does not tell how pictures become its images; expected a Preprocessing in info.preprocessing. "
+            "Set it before saving, or feed tensors to the model instead of files."
         )
-    channels = preprocessing["input_size"][0]
+    return info.preprocessing
+
+
+def open_picture(file: Path | str | BinaryIO, preprocessing: Preprocessing, name: str | None = None) -> Tensor:
+    """A picture as the network takes it.
+
+    Args:
+        file: a path, or a file that is open for reading.
+        preprocessing: the network's own.
+        name: of an open file, for messages.
+
+    Returns:
+        float32 (C, H, W).
+
+    Raises:
+        DataError: a file that is no picture.  ConfigError: a preprocessing that this file cannot follow.
+    """
+    channels = preprocessing.input_size[0]
     image = decode(file, channels, name)
     pixels = np.asarray(_cut(image, preprocessing), dtype=np.uint8).copy()
     x = torch.from_numpy(pixels).reshape(*pixels.shape[:2], channels).permute(2, 0, 1).float().div_(255)  # (C, H, W)
-    mean, std = (torch.tensor(preprocessing[key]).reshape(-1, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(v).reshape(-1, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return x.sub_(mean).div_(std)
 
 
-def _cut(image: Any, preprocessing: Mapping[str, Any]) -> Any:
+def _cut(image: Any, preprocessing: Preprocessing) -> Any:
     """The picture at the network's size (H, W)."""
     from PIL import Image
 
-    _, height, width = preprocessing["input_size"]
-    mode, crop = preprocessing["crop_mode"], preprocessing["crop_pct"]
+    _, height, width = preprocessing.input_size
+    mode, crop = preprocessing.crop_mode, preprocessing.crop_pct
     if mode not in ("center", "squash"):
         raise ConfigError(
             f"found crop_mode={mode!r} in the model's preprocessing; expected 'center' or 'squash'. Prepare the images "
             f"yourself and feed tensors to the model."
         )
-    filters = Image.Resampling[preprocessing["interpolation"].upper()]
+    filters = Image.Resampling[preprocessing.interpolation.upper()]
     size = _scaled(image.size, (math.floor(width / crop), math.floor(height / crop)), mode)
     if image.size != size:
         image = image.resize(size, filters)

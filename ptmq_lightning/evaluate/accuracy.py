@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -17,41 +16,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from ptmq_lightning.evaluate.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.errors import DataError, ModelError
+from ptmq_lightning.runtime.info import Evaluation, Row
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, device_of, passthrough
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 CHUNK_BYTES = 512 * 2**20  # images held at once, so that weights are derived once per assignment and chunk
 
 Batch = tuple[Tensor, Tensor]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One assignment's figures; percent: top1, top5, agreement. None: top5 below 5 classes, sqnr_db of equal logits."""
-
-    config: str
-    w_bits: float
-    a_bits: float
-    top1: float
-    top5: float | None
-    agreement: float
-    sqnr_db: float | None
-    logit_error: float
-    size_bytes: int
-    bit_ops: int
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The float network's accuracy (percent), one row per assignment, and the number of images."""
-
-    fp: dict[str, float | None]
-    rows: list[Row]
-    images: int
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for results.json."""
-        return asdict(self)
 
 
 def measure_accuracy(

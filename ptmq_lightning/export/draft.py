@@ -78,10 +78,8 @@ class Draft:
 
 
 def _pixel_range(model: MultiBitModel, seen: tuple[float, float]) -> tuple[float, float]:
-    """Black to white after the network's preprocessing, and what was seen."""
-    known = model.info.get("preprocessing", {})
-    mean, std = known.get("mean", ()), known.get("std", ())
-    ends = [(end - m) / s for end in (0.0, 1.0) for m, s in zip(mean, std, strict=True) if s]
+    """Black to white after the network's preprocessing where that is known, and what was seen."""
+    ends = model.info.preprocessing.pixel_ends() if model.info.preprocessing else []
     return min(seen[0], *ends, 0.0), max(seen[1], *ends, 0.0)
 
 

@@ -42,14 +42,25 @@ def write_export(
 ) -> dict[str, WidthReport]:
     """Write `folder`; what was written is compared with the simulation on `images` before it gets its name.
 
-    images: (N >= 2, C, H, W), preprocessed; tens of real ones: ranges that the simulation has no quantizer for are
-    taken from them. bits: widths and named assignments, None: all. weights: signed (the fastest where there is VNNI)
-    or portable (`export.portable`: exact on every processor, in any program). float_image: keep the first layer of a
-    convolutional network in float instead of rounding the image to 8 bits.
+    An earlier export in `folder` is replaced at the end, and stays if anything fails.
 
-    Returns a report per width. Raises ExportError, and leaves nothing, for an operation that cannot be exported, a
-    folder that cannot be used, or an export that does not compute the same. An earlier export in `folder` is replaced
-    at the end, and stays if anything fails.
+    Args:
+        model: committed or rounded to nearest.
+        images: (N >= 2, C, H, W), preprocessed; tens of real ones, as the ranges of tensors for which the simulation
+            has no quantizer are taken from them.
+        bits: widths and named assignments; None: all that the model has.
+        form: "static": a file per width, the smallest; "switchable": one graph that takes its weights as inputs.
+        backend: "onnx", or "openvino" (static alone).
+        weights: "signed": the fastest where the processor has VNNI; "portable": exact on every processor, in any
+            program (`export.portable`).
+        float_image: keep the first layer of a convolutional network in float instead of rounding the image to 8 bits.
+
+    Returns:
+        a report per width.
+
+    Raises:
+        ExportError: an operation that cannot be exported, a folder that cannot be used, or an export that does not
+            compute the same. Nothing is left of it.  ConfigError: a package of the backend is not installed.
     """
     folder = Path(folder)
     place = folder.resolve()
@@ -87,9 +98,9 @@ def _write(draft: Draft, folder: Path, form: str, backend: str, weights: str) ->
         "old_processors": old_processors(draft, form, backend, weights),
         "files": files,
         "image_shape": list(draft.images.shape[1:]),
-        "info": model.info,
+        "info": model.info.to_json(),
         "pairs": model.pairs,
-        "layers": [asdict(layer) for layer in model.layers.values()],
+        "layers": [layer.to_json() for layer in model.layers.values()],
         "assignments": {name: assignment.to_json() for name, assignment in draft.assignments.items()},
         "table": draft.plan.table.to_json(),
         "constants": constants,

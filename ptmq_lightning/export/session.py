@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,8 +25,9 @@ from ptmq_lightning.export.folder import WIDTHS, read_manifest
 from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS
 from ptmq_lightning.export.portable import as_portable, saturates, shifted
 from ptmq_lightning.export.values import Array, Table, parameters
-from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.errors import ConfigError, ExportError, ModelError
 from ptmq_lightning.runtime.extras import require
+from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
@@ -51,10 +52,8 @@ class Session:
         stored = self.manifest["weights"] == "portable"
         self.portable = stored or (saturates(backend) if portable is None else portable)
         self._rewrites = self.portable and not stored
-        layers = [
-            LayerInfo(**{**row, "weight_shape": row["weight_shape"] and tuple(row["weight_shape"])})
-            for row in self.manifest["layers"]
-        ]
+        self.info = _info_of(self.folder, self.manifest)
+        layers = [LayerInfo.from_json(row) for row in self.manifest["layers"]]
         pairs = [BitWidth.parse(pair) for pair in self.manifest["pairs"]]
         self._names = MultiBitModel((), (), {layer.name: layer for layer in layers}, pairs)  # resolves, runs nothing
         self.assignments = {n: BitAssignment.from_json(rows) for n, rows in self.manifest["assignments"].items()}
@@ -74,9 +73,6 @@ class Session:
     def widths(self) -> tuple[str, ...]:
         """The names that `switch` knows."""
         return tuple(self.assignments)
-
-    def preprocessing(self) -> dict[str, Any]:
-        return dict(self.manifest["info"].get("preprocessing", {}))
 
     def switch(self, which: Which | None) -> None:
         """Run at `which` from now on: 4, "w4a8", the name of an assignment, {layer: width}. Raises ConfigError."""
@@ -128,6 +124,13 @@ class Session:
             return _openvino(model, self.threads)
         session = inference_session(model, self.threads)
         return lambda images: session.run([LOGITS], {IMAGES: images})[0]
+
+
+def _info_of(folder: Path, manifest: Mapping[str, Any]) -> ModelInfo:
+    try:
+        return ModelInfo.from_json(manifest["info"])
+    except (ModelError, ConfigError) as error:
+        raise ExportError(f"cannot open '{folder}': {error}. Export the artifact again.") from error
 
 
 class _Switchable:
@@ -189,9 +192,11 @@ def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:
     local = threading.local()
 
     def own() -> Any:
-        if not hasattr(local, "made"):
+        try:
+            return local.made
+        except AttributeError:  # the thread's first call
             local.made = make()
-        return local.made
+            return local.made
 
     return own
 

@@ -145,9 +145,9 @@ def _layer(
     codes: Array, step: Array, bias: Array | None, input_scale: Array | None, bits: int, transposed: bool
 ) -> dict[str, Array]:
     """weight s8, scale (O,), and bias int32 with its bias_scale (bias_float: as it was), float where the input is."""
-    codes, step = _roomy(codes, step, bits)
+    codes, step = _use_free_bits(codes, step, bits)
     if bias is not None and input_scale is not None:
-        codes, step = _fitting(codes, step, bias, float(input_scale))
+        codes, step = _widen_for_bias(codes, step, bias, float(input_scale))
     found = {"weight": np.ascontiguousarray(codes.T) if transposed else codes, "scale": step}
     if bias is not None and input_scale is not None:
         unit = input_scale * step
@@ -158,16 +158,23 @@ def _layer(
     return found
 
 
-def _roomy(codes: Array, step: Array, bits: int) -> tuple[Array, Array]:
-    """Codes times 2^k and steps over 2^k (exact), codes within [-64, 63]: a narrow weight in an 8-bit container leaves
-    bits free, and they make the unit of the int32 bias finer. 7 bits at most, so that two products fit 16 bits on CPUs
-    without VNNI."""
+def _use_free_bits(codes: Array, step: Array, bits: int) -> tuple[Array, Array]:
+    """Codes (O, ...) times 2^k and steps (O,) over 2^k: the same weight, exactly, with codes of 7 bits.
+
+    A narrow weight stored in 8 bits leaves bits unused. Using them makes the step smaller, and with it the unit
+    s_a * s_w in which the int32 bias is counted. It stops at 7 bits, [-64, 63], so that the sum of two products fits
+    the 16 bits of processors without VNNI.
+    """
     free = max(0, 7 - bits)
     return codes * np.int8(2**free), step * np.float32(0.5**free)
 
 
-def _fitting(codes: Array, step: Array, bias: Array, input_scale: float) -> tuple[Array, Array]:
-    """Coarser steps for channels whose bias would not fit 32 bits: their weights are (almost) zero beside it."""
+def _widen_for_bias(codes: Array, step: Array, bias: Array, input_scale: float) -> tuple[Array, Array]:
+    """Codes (O, ...) and steps (O,), the step of a channel widened where its bias (O,) would not fit int32.
+
+    A bias b is stored as round(b / (s_a * s_w)), at most BIAS_LIMIT. Where it exceeds that, the weights of the channel
+    are so small beside the bias that coarser codes for them change almost nothing.
+    """
     least = (np.abs(bias.astype(np.float64)) / (BIAS_LIMIT * input_scale)).astype(np.float32)
     if not (least > step).any():
         return codes, step

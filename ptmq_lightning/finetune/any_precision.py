@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ptmq_lightning.finetune.fit import BASELINES, FineTuning, soft_cross_entropy
@@ -22,7 +22,8 @@ from ptmq_lightning.finetune.layers import LsqWeight, SharedWeight, round_throug
 from ptmq_lightning.finetune.network import SharedModel, make_trainable, unnormed
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
-from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
+from ptmq_lightning.runtime.switchable import SwitchableWeight
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 STORED = 2**8 - 1  # levels of the stored code, less one
 
@@ -47,23 +48,16 @@ class DorefaWeight(SharedWeight):
         return DorefaCode(code, self.value.abs().mean(), self.widths)
 
 
-class DorefaCode(nn.Module):
+class DorefaCode(SwitchableWeight):
     """The stored weight: code uint8 (O, ...) at 8 bits, size = mean|W| (); any width is rounded from it."""
 
     def __init__(self, code: Tensor, size: Tensor, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        self.widths = widths
+        super().__init__(widths)
         self.register_buffer("code", code)
         self.register_buffer("size", size)
-        self.bits: int | None = None
 
     code: Tensor
     size: Tensor
-
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            index_of(bits, self.widths, "the weight")
-        self.bits = bits
 
     def at(self, bits: int | None) -> Tensor:
         """Weight float32 (O, ...) of a width; None: of the stored code."""

@@ -6,7 +6,7 @@ O output channels, K widths (pairs of weight and activation bits), C channels.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import BitWidth
-from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
+from ptmq_lightning.runtime.switchable import SwitchableWeight
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 
 class _Round(torch.autograd.Function):
@@ -38,19 +39,12 @@ def round_through(x: Tensor) -> Tensor:
     return result
 
 
-class SharedWeight(nn.Module, ABC):
+class SharedWeight(SwitchableWeight):
     """One float weight W (O, ...) that every width quantizes in its own way: `at(bits)` of the subclasses."""
 
     def __init__(self, frozen: MultiBitWeight) -> None:
-        super().__init__()
-        self.widths = frozen.widths
+        super().__init__(frozen.widths)
         self.value = nn.Parameter(frozen.at(None).clone())
-        self.bits: int | None = None
-
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            index_of(bits, self.widths, "the weight")
-        self.bits = bits
 
     @abstractmethod
     def at(self, bits: int | None) -> Tensor:
@@ -130,11 +124,11 @@ class SwitchNorm(nn.Module):
         return scale.float(), (self.shift.double() - self.mean.double() * scale).float()
 
 
-class FoldedWeight(nn.Module):
+class FoldedWeight(SwitchableWeight):
     """A committed weight with its norm folded in, W^ * scale (K, O); choosing a pair sets the layer's bias (O,) too."""
 
     def __init__(self, source: Any, norm: SwitchNorm, layer: Any) -> None:
-        super().__init__()
+        super().__init__(source.widths)
         self.source: Any = source
         self.layer, self.pairs = norm.layer, norm.pairs
         self._layer = [layer]
@@ -149,6 +143,7 @@ class FoldedWeight(nn.Module):
     biases: Tensor
 
     def select(self, bits: int | None) -> None:
+        super().select(bits)
         self.source.select(bits)
 
     def choose(self, pair: BitWidth | None) -> None:
@@ -158,6 +153,9 @@ class FoldedWeight(nn.Module):
     def forget(self) -> None:
         """Its tensors have changed: nothing that was made of them is kept."""
         self._active = None
+
+    def ready(self) -> Tensor | None:
+        return None if self._active is None else self._active[1]
 
     def forward(self) -> Tensor:
         key = (self.source.bits, self.row, self.scales.device)

@@ -63,7 +63,7 @@ class MultiQuant(FineTuning):
         for pair in network.pairs:
             reestimate(network, chosen, pair)
         taken = 1000 * (clock() - started) / len(network.pairs)
-        network.info["statistics"] = {"images": len(chosen), "milliseconds": taken}
+        network.statistics = {"images": len(chosen), "milliseconds": taken}
 
 
 def adaptive_label(labels: Tensor, wider: list[Tensor]) -> Tensor:

@@ -25,7 +25,12 @@ NewWeight = Callable[[LayerInfo, MultiBitWeight], SharedWeight]
 
 
 class SharedModel(MultiBitModel):
-    """A multi-bit model whose norms (and, once committed, biases) belong to a pair of widths."""
+    """A multi-bit model whose norms (and, once committed, biases) belong to a pair of widths.
+
+    statistics: what re-estimating the norms' statistics took, where that was done.
+    """
+
+    statistics: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, model: MultiBitModel) -> SharedModel:

@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-import math
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from torch import nn
 
 from ptmq_lightning.models.checkpoint import Checkpoint, read_checkpoint
 from ptmq_lightning.runtime.errors import ModelError
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 TIMM_NAMES: dict[str, str] = {
     "resnet18": "resnet18.tv_in1k",
@@ -48,66 +48,6 @@ _CIFAR_VIT = {
 }  # fmt: skip
 _OURS = {"cifar_resnet20": ("cifar", "CifarResNet20"), "digits_resnet": ("digits", "DigitsResNet")}
 NAMES = (*TIMM_NAMES, *_OURS)
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # of Pillow
-CROP_MODES = ("center", "squash", "border")  # of timm
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """How a picture becomes the network's input: resize, crop, scale to [0, 1], normalize. input_size (C, H, W)."""
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.875
-    crop_mode: str = "center"
-
-    def to_json(self) -> dict[str, Any]:
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Preprocessing:
-        """Of plain values, lists for tuples. Raises ModelError for a key that is missing or none of these fields, and
-        for a value that no image can be made with."""
-        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()}
-        known = cls.__dataclass_fields__
-        if unknown := next((key for key in fields if key not in known), None):
-            near = difflib.get_close_matches(unknown, known, n=1)
-            hint = f" (nearest: {near[0]})" if near else ""
-            raise ModelError(f"preprocessing.{unknown} is no key{hint}; expected {', '.join(known)}")
-        if missing := next((key for key in ("input_size", "mean", "std") if key not in fields), None):
-            raise ModelError(f"the network's preprocessing has no {missing}; expected {', '.join(known)}")
-        for key, value in fields.items():
-            fits, expected = _VALUES[key]
-            if not fits(value):
-                shown = list(value) if isinstance(value, tuple) else value
-                raise ModelError(f"preprocessing.{key}={shown} fits no image; expected {expected}")
-        channels = fields["input_size"][0]
-        if wrong := next((key for key in ("mean", "std") if len(fields[key]) != channels), None):
-            raise ModelError(
-                f"preprocessing.{wrong} holds {len(fields[wrong])} numbers for images of {channels} channels; expected "
-                f"a number per channel"
-            )
-        return cls(**fields)
-
-
-def _numbers(value: Any, least: float = -math.inf) -> bool:
-    """Whether it holds numbers above ``least`` alone, at least one."""
-    return isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, int | float) and v > least for v in value)
-
-
-_VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {  # of preprocessing: with which an image can be made
-    "input_size": (
-        lambda value: _numbers(value, 0) and len(value) == 3 and all(isinstance(size, int) for size in value),
-        "whole numbers (channels, height, width) from 1",
-    ),
-    "mean": (_numbers, "a number per channel, std's above 0"),
-    "std": (lambda value: _numbers(value, 0), "a number per channel, std's above 0"),
-    "interpolation": (lambda value: value in INTERPOLATIONS, f"one of {', '.join(INTERPOLATIONS)}"),
-    "crop_pct": (lambda value: isinstance(value, int | float) and value > 0, "a number above 0"),
-    "crop_mode": (lambda value: value in CROP_MODES, f"one of {', '.join(CROP_MODES)}"),
-}
 
 
 @dataclass(frozen=True)
@@ -173,9 +113,8 @@ def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Modul
             module = getattr(home, _OURS[name][1])(**kwargs)
         except TypeError as error:
             raise ModelError(f"the network '{name}' does not take these options: {error}. Remove them.") from error
-        return module, Preprocessing(
-            home.INPUT_SIZE, home.MEAN, home.STD, "bilinear", 1.0
-        )  # neither resized nor cropped
+        # Such images are neither resized nor cropped.
+        return module, Preprocessing(home.INPUT_SIZE, home.MEAN, home.STD, "bilinear", 1.0)
     module = _create_timm(name, download, (_CIFAR_VIT if name == "cifar_vit" else {}) | kwargs)
     if name == "cifar_vit":
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
@@ -191,7 +130,8 @@ def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Modul
 def timm_preprocessing(module: nn.Module) -> Preprocessing:
     """What the weights' configuration in a network of timm says about its images."""
     config = timm.data.resolve_model_data_config(module)
-    return Preprocessing.from_json({key: config[key] for key in Preprocessing.__dataclass_fields__ if key in config})
+    known = [field.name for field in fields(Preprocessing)]
+    return Preprocessing.from_json({key: config[key] for key in known if key in config})
 
 
 def _create_timm(name: str, download: bool, kwargs: dict[str, Any]) -> nn.Module:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
-from ptmq_lightning.runtime.weights import index_of
+from ptmq_lightning.runtime.switchable import SwitchableActivation
 
 
 class _QuantDrop(torch.autograd.Function):
@@ -73,16 +73,14 @@ class MaskBank:
         return self.bank[first : first + count].view(shape)
 
 
-class TrainableActivation(nn.Module):
+class TrainableActivation(SwitchableActivation):
     """An ActivationQuantizer whose log step of each width is a parameter; a share of the elements passes
     unquantized."""
 
     def __init__(self, frozen: ActivationQuantizer, masks: MaskBank | None) -> None:
-        super().__init__()
+        super().__init__(frozen.widths, frozen.owner, frozen.pin)
         self._frozen = [frozen]
-        self.owner, self.pin, self.widths = frozen.owner, frozen.pin, frozen.widths
         self.masks = masks
-        self.bits: int | None = None
         self.log_step = nn.ParameterDict(
             {str(b): nn.Parameter(s.log()) for b, s in zip(frozen.widths, frozen.steps, strict=True)}
         )
@@ -90,12 +88,6 @@ class TrainableActivation(nn.Module):
     @property
     def frozen(self) -> ActivationQuantizer:
         return self._frozen[0]
-
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            bits = self.pin or bits
-            index_of(bits, self.widths, f"the input of {self.owner}")
-        self.bits = bits
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:

@@ -6,7 +6,7 @@ back into one at the end. `quant.roundings` holds those that ship; one from outs
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ptmq_lightning.runtime.keys import key
 from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS
-from ptmq_lightning.runtime.weights import MultiBitWeight, index_of
+from ptmq_lightning.runtime.switchable import SwitchableWeight
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 ROUNDINGS: Registry[type[LearnedWeight]] = Registry("rounding")
 
@@ -35,7 +36,7 @@ class RoundingKeys:
         ROUNDINGS[self.name].check(self)
 
 
-class LearnedWeight(nn.Module, ABC):
+class LearnedWeight(SwitchableWeight):
     """A trainable stand-in for a MultiBitWeight (O, ...).
 
     Args:
@@ -47,10 +48,9 @@ class LearnedWeight(nn.Module, ABC):
     learns: ClassVar[bool] = True  # False: the committed weight stays in its place
 
     def __init__(self, frozen: MultiBitWeight, keys: RoundingKeys, *, learn_step_sizes: bool) -> None:
-        super().__init__()
+        super().__init__(frozen.widths)
         self._frozen = [frozen]  # in a list, so that it is no submodule: its tensors are no parameters of the fit
         self.keys = keys
-        self.bits: int | None = None
         learned = frozen.widths if learn_step_sizes else ()
         self.log_gain = nn.ParameterDict(
             {str(bits): nn.Parameter(torch.zeros_like(frozen.latent_step)) for bits in learned}
@@ -63,12 +63,6 @@ class LearnedWeight(nn.Module, ABC):
     @property
     def frozen(self) -> MultiBitWeight:
         return self._frozen[0]
-
-    def select(self, bits: int | None) -> None:
-        """The width that `forward` gives from now on; None: the float weight."""
-        if bits is not None:
-            index_of(bits, self.frozen.widths, "the weight")
-        self.bits = bits
 
     def step_size(self, bits: int) -> Tensor:
         """s_b (O,), learned or frozen."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from ptmq_lightning.report.tables import DIGITS
 from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.info import figure
 
 FIGURES = {
     "top1": "top-1, %",
@@ -134,7 +135,7 @@ def _folded(summary: str, content: str) -> str:
 
 
 def _text(name: str, value: float | None) -> str:
-    return "" if value is None else f"{value:,.{DIGITS[name]}f}"
+    return figure(value, DIGITS[name], missing="")
 
 
 def _duration(seconds: float) -> str:

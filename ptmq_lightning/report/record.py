@@ -10,13 +10,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ptmq_lightning.runtime.checked import NUMBER, OPTIONAL, check
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.info import ROW
 from ptmq_lightning.runtime.sealed import difference, read_object
 
 SCHEMA = 1
-NUMBER = (int, float)
-OPTIONAL = (int, float, type(None))
 RESULT: dict[str, Any] = {
     "schema": int,
     "model": str,
@@ -30,18 +30,6 @@ RESULT: dict[str, Any] = {
     "seconds": {"calibrate": NUMBER, "reconstruct": NUMBER, "evaluate": NUMBER},
     "peak_memory_bytes": int,
     "rows": list,
-}
-ROW: dict[str, Any] = {
-    "config": str,
-    "w_bits": NUMBER,
-    "a_bits": NUMBER,
-    "top1": NUMBER,
-    "top5": OPTIONAL,  # None below five classes
-    "agreement": NUMBER,
-    "sqnr_db": OPTIONAL,  # None where the logits equal the float network's
-    "logit_error": NUMBER,
-    "size_bytes": int,
-    "bit_ops": int,
 }
 LAYER_COLUMNS = ("name", "block", "kind", "weights", "pin_w", "pin_a")
 
@@ -70,32 +58,6 @@ def read_results(path: Path) -> dict[str, Any]:
     if other := difference(record, {"schema": SCHEMA}):
         raise ConfigError(f"{path} has {other}; make it again with this version")
     return record
-
-
-def check(value: Any, expected: Any, place: str) -> None:
-    """Compare a value with a type, a tuple of types, or a mapping of keys to such; numbers must be finite."""
-    if isinstance(expected, dict):
-        _check_keys(value, expected, place)
-        for key, inner in expected.items():
-            check(value[key], inner, f"{place}.{key}")
-        return
-    if isinstance(value, bool) or not isinstance(value, expected):
-        types = expected if isinstance(expected, tuple) else (expected,)
-        names = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
-        raise ConfigError(f"{place} is {value!r} ({type(value).__name__}), expected {names}")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise ConfigError(f"{place} is {value}, expected a finite number; look for a diverged block in metrics.csv")
-
-
-def _check_keys(value: Any, expected: Mapping[str, Any], place: str) -> None:
-    if not isinstance(value, Mapping):
-        raise ConfigError(f"{place} is {value!r} ({type(value).__name__}), expected the keys {', '.join(expected)}")
-    missing, unknown = [key for key in expected if key not in value], [key for key in value if key not in expected]
-    if missing or unknown:
-        raise ConfigError(
-            f"{place} lacks {', '.join(missing) or 'nothing'} and has the unknown {', '.join(unknown) or 'nothing'}; "
-            f"expected exactly {', '.join(expected)}"
-        )
 
 
 def write_layers(

@@ -92,7 +92,7 @@ def summarize(
     for members in groups.values():
         _forbid_mixing(members, by)
     return [
-        Line(settings, config, {value: _cell(members, value) for value in values})
+        Line(settings, config, {value: _mean(members, value) for value in values})
         for (settings, config), members in groups.items()
     ]
 
@@ -107,7 +107,7 @@ def _forbid_mixing(members: Sequence[Mapping[str, Any]], by: Sequence[str]) -> N
             )
 
 
-def _cell(members: Sequence[Mapping[str, Any]], value: str) -> Cell | None:
+def _mean(members: Sequence[Mapping[str, Any]], value: str) -> Cell | None:
     if value not in members[0]:
         raise ConfigError(f"{value} is not a figure of results.json; expected one of {', '.join(DIGITS)}")
     numbers = [float(member[value]) for member in members if member[value] is not None]

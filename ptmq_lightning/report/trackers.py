@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.extras import require
@@ -102,11 +104,14 @@ class CsvTracker(Logger):
         super().__init__()
         self.path = path
         self.header = list(header)
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            if resume_step and path.exists():
-                self._keep(lambda line: float(line.get(STEP) or 0) < resume_step)
-            else:
-                self._write([])
+        self._begin(resume_step)
+
+    @rank_zero_only
+    def _begin(self, resume_step: int) -> None:
+        if resume_step and self.path.exists():
+            self._keep(lambda line: float(line.get(STEP) or 0) < resume_step)
+        else:
+            self._write([])
 
     @property
     def name(self) -> str:
@@ -233,4 +238,4 @@ def _close(logger: Logger, failed: bool) -> None:
 
 
 def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
+    return value.item() if isinstance(value, (Tensor, np.generic)) else value

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-LATENT_BITS = 11
-OFFSET_BITS = 5
-TABLE_BITS = 8
+from ptmq_lightning.runtime.spec import LATENT_BITS as LATENT_BITS
+from ptmq_lightning.runtime.spec import OFFSET_BITS as OFFSET_BITS
+from ptmq_lightning.runtime.spec import TABLE_BITS as TABLE_BITS
+
 EPS = 1e-8
 PIECE = 1 << 17  # values worked on at once: as float32 they stay in a core's cache
 

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.weights import Snapshot, index_of
+from ptmq_lightning.runtime.switchable import SwitchableActivation
+from ptmq_lightning.runtime.weights import Snapshot
 
 
-class ActivationQuantizer(nn.Module):
+class ActivationQuantizer(SwitchableActivation):
     """Per-tensor activation quantizer with a step s_a and an integer zero point per width; identity at bits None.
 
     steps, zero_points: float32 (K,), NaN before calibration. owner: the layer whose width it follows. pin: a fixed
@@ -29,14 +30,11 @@ class ActivationQuantizer(nn.Module):
     """
 
     def __init__(self, widths: tuple[int, ...], owner: str, pin: int | None = None, table: bool = False) -> None:
-        super().__init__()
-        self.widths = tuple(widths)
-        self.owner, self.pin = owner, pin
+        super().__init__(widths, owner, pin)
         self.register_buffer("steps", torch.full((len(widths),), torch.nan))
         self.register_buffer("zero_points", torch.zeros(len(widths)))
         empty = torch.zeros((len(widths), 2**grid.TABLE_BITS), dtype=torch.uint8) if table else None
         self.register_buffer("tables", empty)
-        self.bits: int | None = None
         self.in_place = False
         self._lean: dict[int, grid.LeanActivation | grid.LookUp] = {}
         self._lean_of: Snapshot | None = None
@@ -48,13 +46,6 @@ class ActivationQuantizer(nn.Module):
     @property
     def calibrated(self) -> bool:
         return not bool(self.steps.isnan().any())
-
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            bits = self.pin or bits
-            if bits not in self.widths:
-                index_of(bits, self.widths, f"the input of {self.owner}")
-        self.__dict__["bits"] = bits  # as in CommittedWeight
 
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:
@@ -143,8 +134,10 @@ class QuantConv2d(WeightLayer):
         return F.conv2d(x, weight, bias, self.stride, self.padding, self.dilation, self.groups)
 
     def spec(self) -> dict[str, Any]:
-        names = ("stride", "padding", "dilation", "groups")
-        return {name: list(v) if isinstance(v := getattr(self, name), tuple) else v for name in names}
+        padding = self.padding if isinstance(self.padding, str) else list(self.padding)
+        return {
+            "stride": list(self.stride), "padding": padding, "dilation": list(self.dilation), "groups": self.groups
+        }  # fmt: skip
 
 
 class QuantLinear(WeightLayer):

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from ptmq_lightning.runtime.cache import WeightCache
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.inplace import allow_in_place
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.switchable import SwitchableActivation, slots_of, walk
 from ptmq_lightning.runtime.weights import CommittedWeight
 
 Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
@@ -23,8 +25,12 @@ Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class LayerInfo:
-    """A row of the layer table. kind: "conv", "linear" or "matmul"; weight_shape (O, ...); pins: fixed widths or None.
-    The pin_w of a product is the fixed width of its first factor (attention probabilities)."""
+    """A row of the layer table.
+
+    block: the index of its block. kind: "conv", "linear" or "matmul". weight_shape: (O, ...), None for a matmul. pin_w,
+    pin_a: fixed widths, or None where the layer follows the switch; the pin_w of a matmul is the fixed width of its
+    first factor (attention probabilities).
+    """
 
     name: str
     block: int
@@ -33,9 +39,20 @@ class LayerInfo:
     pin_w: int | None = None
     pin_a: int | None = None
 
+    def to_json(self) -> dict[str, Any]:
+        """A row of a manifest."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> LayerInfo:
+        """What `to_json` gave. Raises TypeError or KeyError for anything else."""
+        shape = row["weight_shape"]
+        return cls(**{**row, "weight_shape": tuple(shape) if shape else None})
+
     @property
     def weights(self) -> int:
-        return int(torch.Size(self.weight_shape).numel()) if self.weight_shape else 0
+        """How many weights it has; 0 for a matmul."""
+        return math.prod(self.weight_shape) if self.weight_shape else 0
 
     @property
     def pinned(self) -> bool:
@@ -60,8 +77,8 @@ class MultiBitModel(nn.Module):
     """A chain of blocks that runs at any of its widths; images (B, C, H, W) -> logits (B, classes).
 
     layers: in order of execution. pairs: the widths it was prepared for. assignments: named mixed ones.
-    info: plain values that travel with it (name, preprocessing, ...). cache: weights made ready at the widths used so
-    far, within cache.limit bytes. A new model runs as the float network.
+    info: what is known of it and travels with it. cache: weights made ready at the widths used so far, within
+    cache.limit bytes. A new model runs as the float network.
     """
 
     def __init__(
@@ -77,7 +94,7 @@ class MultiBitModel(nn.Module):
         self.layers = dict(layers)
         self.pairs = tuple(pairs)
         self.assignments: dict[str, BitAssignment] = {}
-        self.info: dict[str, Any] = {}
+        self.info = ModelInfo()
         self.active: BitAssignment | None = None
         self.cache = WeightCache()
         self._uniform: dict[BitWidth, BitAssignment] = {}
@@ -93,7 +110,7 @@ class MultiBitModel(nn.Module):
     @property
     def has_float(self) -> bool:
         """False where a weight was stored as codes alone: switch(None) is refused then."""
-        return all(getattr(weight, "has_float", True) for block in self.blocks for _, weight in weights_of(block))
+        return all(weight.has_float for _, weight in weights_of(self))
 
     def handle(self) -> MultiBitModel:
         """A second switch on the same network: integers, cache and ready weights are shared, the active widths are not.
@@ -101,7 +118,7 @@ class MultiBitModel(nn.Module):
         Handles may run and switch in threads of their own. Moving one to another device ends the sharing.
         """
         shared: list[Any] = [*self.parameters(), *self.buffers(), self.cache]
-        shared += [w._active[1] for block in self.blocks for _, w in weights_of(block) if getattr(w, "_active", None)]
+        shared += [ready for _, weight in weights_of(self) if (ready := weight.ready()) is not None]
         return copy.deepcopy(self, {id(thing): thing for thing in shared})
 
     def run_in_place(self, allowed: bool = True) -> MultiBitModel:
@@ -177,20 +194,22 @@ class MultiBitModel(nn.Module):
                 if isinstance(weight, CommittedWeight):
                     weight.use(self.cache.get(name, weight))
 
-    def preprocessing(self) -> dict[str, Any]:
-        return dict(self.info.get("preprocessing", {}))
-
 
 def select(
     block: nn.Module, widths: Mapping[str, BitWidth] | None, *, activations: bool = True
 ) -> list[tuple[str, Any]]:
-    """Set the widths of a block's layers by name; None sets every layer to float, activations=False its inputs.
+    """Set the widths of a block's layers.
 
-    Returns what `weights_of` gives.
+    Args:
+        widths: layer name -> width; None: every layer in float.
+        activations: False leaves the inputs of the layers in float.
+
+    Returns:
+        what `weights_of` gives.
     """
     weights = []
     module: Any
-    for _, _, module, name in _switched(block):
+    for _, _, module, name in slots_of(block):
         if name is None:
             module.select(widths[module.owner].a if activations and widths is not None else None)
         else:
@@ -199,43 +218,17 @@ def select(
     return weights
 
 
-Slot = tuple[dict[str, nn.Module | None], str, nn.Module, str | None]  # where a module hangs, it, its layer's name
-_SLOTS: WeakKeyDictionary[nn.Module, list[Slot]] = WeakKeyDictionary()
-
-
-def _switched(block: nn.Module) -> list[Slot]:
-    """Activation quantizers (no name) and weight modules (their layer's) of a block; every switch comes here, hence
-    the walk is remembered until one of them was exchanged."""
-    slots = _SLOTS.get(block)
-    if slots is None or not all(place.get(key) is module for place, key, module, _ in slots):
-        slots = _SLOTS[block] = [*_walk(block)]
-    return slots
-
-
-def _walk(module: nn.Module, path: str = "") -> Iterator[Slot]:
-    for name, child in module._modules.items():
-        if child is None:
-            continue
-        switched = hasattr(type(child), "select")
-        if switched and "owner" in child.__dict__:
-            yield module._modules, name, child, None
-        elif switched and name == "weight":
-            yield module._modules, name, child, path
-        else:
-            yield from _walk(child, f"{path}.{name}" if path else name)
-
-
 def weights_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(layer name, weight module) of a block."""
-    for path, module in block.named_modules():
-        if path.endswith(".weight") and hasattr(module, "select"):
-            yield path.removesuffix(".weight"), module
+    """(layer name, SwitchableWeight) of a block, typed loosely: most callers know of which kind its weights are."""
+    for _, _, module, name in walk(block):
+        if name is not None:
+            yield name, module
 
 
 def quantizers_of(block: nn.Module) -> Iterator[tuple[str, Any]]:
-    """(module path, activation quantizer) of a block."""
+    """(module path, SwitchableActivation) of a block."""
     for path, module in block.named_modules():
-        if hasattr(module, "owner"):
+        if isinstance(module, SwitchableActivation):
             yield path, module
 
 

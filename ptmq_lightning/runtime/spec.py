@@ -11,6 +11,9 @@ from typing import Any, NamedTuple
 from ptmq_lightning.runtime.errors import ConfigError
 
 MIN_BITS, MAX_BITS = 2, 8
+LATENT_BITS = 11  # of the integers that all widths of a weight are made of (PTMQ §2)
+OFFSET_BITS = 5  # of a learned offset tau
+TABLE_BITS = 8  # of the uniform grid that a table chooses its levels from
 
 
 class BitWidth(NamedTuple):
@@ -100,6 +103,16 @@ class BitGroups:
     @property
     def pairs(self) -> tuple[BitWidth, ...]:
         return tuple(pair for group in self.groups for pair in group)
+
+    def to_json(self) -> list[list[list[int]]]:
+        return [[list(pair) for pair in group] for group in self.groups]
+
+    @classmethod
+    def from_json(cls, data: Any) -> BitGroups:
+        """What `to_json` gave. Raises ConfigError for anything else."""
+        if not isinstance(data, list) or not all(isinstance(group, list) for group in data):
+            raise ConfigError(f"found the bit groups {data!r}; expected lists of pairs, e.g. [[[3, 3]], [[8, 8]]].")
+        return cls.of(data)
 
     @classmethod
     def of(cls, groups: Iterable[Iterable[Any]]) -> BitGroups:

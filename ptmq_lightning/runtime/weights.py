@@ -3,24 +3,16 @@
 from __future__ import annotations
 
 import operator
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ptmq_lightning.runtime import grid
-from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.switchable import SwitchableWeight, index_of
 
 ALL = slice(None)
-
-
-def index_of(bits: int, widths: tuple[int, ...], what: str) -> int:
-    """Row of a width; ConfigError where the model was not prepared for it."""
-    if bits not in widths:
-        have = ", ".join(map(str, widths))
-        raise ConfigError(f"{what} has no width of {bits} bits; it was prepared for {have}. Choose one of these.")
-    return widths.index(bits)
 
 
 class Snapshot:
@@ -36,14 +28,12 @@ class Snapshot:
         return same and (not self.counted or [tensor._version for tensor in tensors] == self.versions)
 
 
-class CommittedWeight(nn.Module, ABC):
+class CommittedWeight(SwitchableWeight):
     """One weight at every width: integer codes and steps s (K, O); O output channels, K widths."""
 
     def __init__(self, widths: tuple[int, ...], steps: Tensor) -> None:
-        super().__init__()
-        self.widths = tuple(widths)
+        super().__init__(widths)
         self.register_buffer("steps", steps)
-        self.bits: int | None = None
         self._active: tuple[int | None, Tensor] | None = None
 
     steps: Tensor
@@ -79,14 +69,12 @@ class CommittedWeight(nn.Module, ABC):
     def shape(self) -> torch.Size:
         """(O, ...)"""
 
-    def select(self, bits: int | None) -> None:
-        if bits is not None:
-            index_of(bits, self.widths, "the weight")
-        self.__dict__["bits"] = bits  # a switch sets hundreds of these, and nn.Module's own way is slow
-
     def use(self, weight: Tensor) -> None:
         """Run on this tensor, made by at(bits) of the selected width, until another width is selected."""
         self.__dict__["_active"] = (self.bits, weight)
+
+    def ready(self) -> Tensor | None:
+        return None if self._active is None else self._active[1]
 
     def forward(self) -> Tensor:
         if self._active is None or self._active[0] != self.bits or self._active[1].device != self.steps.device:

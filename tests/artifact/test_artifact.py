@@ -14,17 +14,24 @@ import pytest
 import torch
 
 from ptmq_lightning.artifact import artifact
-from ptmq_lightning.artifact.packing import bits_per_weight
+from ptmq_lightning.artifact.fields import bits_per_weight
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruct.commit import make_trainable
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError, PTMQError
+from ptmq_lightning.runtime.info import Evaluation, ModelInfo, Row
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 from ptmq_lightning.runtime.sealed import digest
-from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.spec import BitAssignment, BitGroups, BitWidth
 from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.networks import RECIPE, images, small_model
 
+INFO = ModelInfo(
+    "small", "random weights", preprocessing=Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3), data="cifar10",
+    groups=BitGroups.of([["w3a3", "w4a4"], [8]]), classes=("cat", "dog"),
+    accuracy=Evaluation({"top1": 70.0, "top5": None}, [Row("w4a4", 4, 4, 61.5, None, 75.0, 9.5, 0.1, 100, 10**6)], 200),
+)  # fmt: skip
 KINDS = {
     "nearest": None,
     "shared": RoundingKeys("shared"),
@@ -58,7 +65,7 @@ def committed(
     model.assignments["mine"] = BitAssignment(
         tuple((n, BitWidth(8, 8) if n.endswith("conv2") else w) for n, w in model.resolve(4).items())
     )
-    model.info = {"name": "small", "preprocessing": {"mean": [0.5, 0.5, 0.5]}}
+    model.info = INFO
     return model
 
 
@@ -268,7 +275,7 @@ def test_what_a_killed_save_left_is_named(killed: Path) -> None:
         f"stopped and left the artifact in '{left}'. Rename it."
     )
     left.rename(killed)
-    assert artifact.load(killed).info["name"] == "small"
+    assert artifact.load(killed).info.name == "small"
 
 
 @pytest.mark.parametrize("sound", [True, False])

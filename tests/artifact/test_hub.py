@@ -15,6 +15,8 @@ from huggingface_hub._local_folder import write_download_metadata
 from ptmq_lightning.artifact import artifact, hub
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS
 from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.info import Evaluation, ModelInfo, Row
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 from tests.artifact.tiny import tiny_model
 
 REPO = "someone/tiny-every-width"
@@ -23,16 +25,13 @@ REPO = "someone/tiny-every-width"
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     model = tiny_model()
-    model.info = {
-        "name": "tiny",
-        "source": "random weights",
-        "preprocessing": {"input_size": [3], "crop_pct": 0.875},
-        "accuracy": {
-            "fp": {"top1": 70.0, "top5": None},
-            "images": 200,
-            "rows": [{"config": "w4a4", "top1": 61.5, "top5": None, "agreement": 75.25}],
-        },
-    }
+    row = Row("w4a4", 4, 4, 61.5, None, 75.25, 9.5, 0.1, 100, 10**6)
+    model.info = ModelInfo(
+        "tiny",
+        "random weights",
+        preprocessing=Preprocessing((3, 8, 8), (0.5,) * 3, (0.25,) * 3),
+        accuracy=Evaluation({"top1": 70.0, "top5": None}, [row], 200),
+    )
     return artifact.save(model, tmp_path / "model")
 
 
@@ -96,7 +95,7 @@ def test_what_is_pulled_replaces_an_artifact_only_if_it_is_sound(saved: Path, fo
     tensors.write_bytes(intact[:-1])
     with pytest.raises(ArtifactError, match="is truncated or no safetensors file"):
         hub.pull(REPO, place)
-    assert artifact.load(place).info == {}
+    assert artifact.load(place).info == ModelInfo()
     tensors.write_bytes(intact)
     assert hub.pull(REPO, place).info == artifact.load(place).info == artifact.load(saved).info
 
@@ -108,7 +107,7 @@ def test_the_card_tells_widths_figures_and_how_to_load(saved: Path) -> None:
     assert "Widths (weights, activations): w4a4, w8a8.\n" in text
     assert "| float | 70.00 | - | - |\n| w4a4 | 61.50 | - | 75.25 |\n" in text
     assert f'model = pull("{REPO}")\nmodel.switch("w4a4")' in text
-    assert "input_size [3], crop_pct 0.875." in text
+    assert "input_size [3, 8, 8], mean [0.5, 0.5, 0.5], " in text
 
 
 def test_the_card_of_a_model_without_figures_has_no_table(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from ptmq_lightning.artifact.fields import bits_per_weight
 from ptmq_lightning.artifact.nested import nested_of
-from ptmq_lightning.artifact.packing import bits_per_weight, pack, unpack
+from ptmq_lightning.artifact.packing import pack, unpack
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.weights import MultiBitWeight

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ def saved(folder: Path, data: str) -> Path:
     torch.manual_seed(0)
     network = build("digits_resnet", pretrained=False)
     model = quantize(network, torch.randn(16, 3, 16, 16), bits=[["w4a4"], ["w8a8"]])
-    model.info["data"] = data
+    model.info = replace(model.info, data=data)
     return artifact.save(model, folder)
 
 

@@ -51,13 +51,16 @@ def test_the_network_itself_stays_as_it_is(network: torch.nn.Module, images: tor
 
 
 def test_an_artifact_tells_only_what_is_known_of_its_images(network: torch.nn.Module, images: torch.Tensor) -> None:
-    assert quantize(network, images, bits=GROUPS).preprocessing() == {"input_size": [3, 16, 16]}
-    given = quantize(network, images, bits=GROUPS, preprocessing={"mean": [0.5] * 3, "std": [0.25] * 3})
-    assert (given.preprocessing()["mean"], given.preprocessing()["input_size"]) == ([0.5] * 3, [3, 16, 16])
-    named = quantize(build("digits_resnet", pretrained=False), images, bits=GROUPS)
-    assert named.preprocessing() == build("digits_resnet", pretrained=False).preprocessing.to_json()
+    unknown = quantize(network, images, bits=GROUPS).info
+    assert (unknown.preprocessing, unknown.input_size) == (None, (3, 16, 16))
+    told = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    given = quantize(network, images, bits=GROUPS, preprocessing=told).info.preprocessing
+    assert given is not None and (given.mean, given.input_size) == ((0.5,) * 3, (3, 16, 16))
+    named = build("digits_resnet", pretrained=False)
+    assert quantize(named, images, bits=GROUPS).info.preprocessing == named.preprocessing
     of_timm = timm.create_model("resnet18", num_classes=10)
-    assert quantize(of_timm, torch.rand(2, 3, 32, 32), bits=[[4]]).preprocessing()["mean"] == [0.485, 0.456, 0.406]
+    own = quantize(of_timm, torch.rand(2, 3, 32, 32), bits=[[4]]).info.preprocessing
+    assert own is not None and own.mean == (0.485, 0.456, 0.406)
     with pytest.raises(ModelError) as caught:
         quantize(network, images, bits=GROUPS, preprocessing={"meen": [0.5] * 3})
     assert str(caught.value).startswith("preprocessing.meen is no key (nearest: mean); expected input_size, mean, std")

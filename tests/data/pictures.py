@@ -5,14 +5,13 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from PIL import Image
 
-PREPROCESSING = SimpleNamespace(
-    input_size=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear", crop_pct=1.0, crop_mode="center"
-)
+from ptmq_lightning.runtime.preprocessing import Preprocessing
+
+PREPROCESSING = Preprocessing((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bilinear", 1.0)
 
 
 def png(value: int, size: int = 8) -> bytes:

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +17,25 @@ from PIL import Image
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS
 from ptmq_lightning.artifact.tensors import label
-from ptmq_lightning.device import cli
+from ptmq_lightning.device import bench_cli, cli
 from ptmq_lightning.device.pictures import open_picture
+from ptmq_lightning.runtime.info import Evaluation, ModelInfo, Row
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 from ptmq_lightning.runtime.sealed import digest
 from tests.networks import small_model
 
-PREPROCESSING = {
-    "input_size": [3, 8, 8],
-    "mean": [0.5, 0.4, 0.3],
-    "std": [0.2, 0.3, 0.4],
-    "interpolation": "bilinear",
-    "crop_pct": 0.875,
-    "crop_mode": "center",
-}
-ROW = {"config": "w4a4", "top1": 61.5, "top5": None, "agreement": 75.25}
+PREPROCESSING = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bilinear")
+ROW = Row("w4a4", 4, 4, 61.5, None, 75.25, 9.5, 0.1, 100, 10**6)
+INFO = ModelInfo(
+    "small", "random weights", preprocessing=PREPROCESSING, data="cifar10",
+    accuracy=Evaluation({"top1": 70.0, "top5": None}, [ROW], 200),
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = small_model()
-    model.info = {
-        "name": "small",
-        "source": "random weights",
-        "preprocessing": PREPROCESSING,
-        "data": "cifar10",
-        "accuracy": {"fp": {"top1": 70.0, "top5": None}, "images": 200, "rows": [ROW]},
-    }
+    model.info = INFO
     model.assignments["mixed"] = model.resolve("w4a8")
     return artifact.save(model, tmp_path_factory.mktemp("cli") / "model")
 
@@ -131,14 +125,13 @@ def test_bench_refuses_an_export_of_other_images(
     class Other:
         def __init__(self, *arguments: object) -> None: ...
 
-        def preprocessing(self) -> dict[str, list[int]]:
-            return {"input_size": [3, 9, 9]}
+        info = ModelInfo(input_size=(3, 9, 9))
 
-    monkeypatch.setattr(cli, "Session", Other)
+    monkeypatch.setattr(bench_cli, "Session", Other)
     code, _, err = ran(capsys, "bench", folder, "--export", tmp_path)
     assert code == 2
     assert err == (
-        f"ptmq: '{tmp_path}' takes images of [3, 9, 9], the model of [3, 8, 8]; expected an export of this model. "
+        f"ptmq: '{tmp_path}' takes images of 3 x 9 x 9, the model of 3 x 8 x 8; expected an export of this model. "
         f"Export it again: ptmq export {folder}.\n"
     )
 
@@ -281,3 +274,35 @@ def test_the_command_loads_no_training_library(folder: Path, picture: Path) -> N
         "sys.exit(code or sorted({'timm', 'lightning', 'hydra', 'torchvision', 'matplotlib'} & set(sys.modules)) != [])"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("arguments", [["info", "DIR"], ["info", "DIR", "--layers"], ["--help"], ["--version"]])
+def test_looking_at_an_artifact_loads_no_torch(arguments: list[str], folder: Path) -> None:
+    given = [str(folder) if argument == "DIR" else argument for argument in arguments]
+    assert loads_torch(given) is False
+
+
+def test_a_command_that_runs_the_network_does_load_torch(folder: Path) -> None:
+    """The test before could fail."""
+    assert loads_torch(["verify", str(folder)]) is True
+
+
+def loads_torch(arguments: list[str]) -> bool:
+    program = (
+        "import sys; from ptmq_lightning.device.cli import main\n"
+        f"try: code = main({arguments!r})\n"
+        "except SystemExit as stop: code = stop.code\n"
+        "assert not code\n"
+        "print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    return done.stdout.splitlines()[-1] == "True"
+
+
+def test_predict_names_the_classes_where_the_model_knows_them(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = small_model()
+    model.info = replace(INFO, classes=("ant", "bee", "cat", "dog", "eel"))
+    code, out, _ = ran(capsys, "predict", artifact.save(model, tmp_path / "model"), picture, "--top", 5)
+    assert code == 0 and all(f" {name} " in out for name in model.info.classes)

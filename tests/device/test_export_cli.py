@@ -12,19 +12,18 @@ from ptmq_lightning.artifact import artifact
 from ptmq_lightning.device import cli
 from ptmq_lightning.device.export_cli import read_images, widths
 from ptmq_lightning.runtime import extras
-from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
+from ptmq_lightning.runtime.errors import ConfigError, DataError
+from ptmq_lightning.runtime.info import ModelInfo
+from ptmq_lightning.runtime.preprocessing import Preprocessing
 from tests.networks import small_model
 
-PREPROCESSING = {
-    "input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.2] * 3, "interpolation": "bilinear", "crop_pct": 0.875,
-    "crop_mode": "center",
-}  # fmt: skip
+PREPROCESSING = Preprocessing((3, 8, 8), (0.5,) * 3, (0.2,) * 3, "bilinear")
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = small_model()
-    model.info = {"name": "small", "preprocessing": PREPROCESSING}
+    model.info = ModelInfo("small", preprocessing=PREPROCESSING)
     return artifact.save(model, tmp_path_factory.mktemp("export_cli") / "model")
 
 
@@ -45,7 +44,7 @@ def test_pictures_are_read_from_a_folder_of_folders_or_by_name(tmp_path: Path) -
 
 def test_prepared_images_are_read_from_an_array(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.zeros((4, 3, 8, 8)))
-    assert read_images(tmp_path / "x.npy", {}, 3).shape == (3, 3, 8, 8)
+    assert read_images(tmp_path / "x.npy", None, 3).shape == (3, 3, 8, 8)
 
 
 @pytest.mark.parametrize("content", [None, b"no array", b""])
@@ -73,7 +72,7 @@ def test_a_folder_without_pictures_is_one_line(
 
 def test_pictures_for_a_model_without_preprocessing_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        read_images(tmp_path, {}, 5)
+        read_images(tmp_path, None, 5)
     assert "(the artifact has no preprocessing)" in str(caught.value)
 
 
@@ -135,9 +134,3 @@ def test_a_broken_tar_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.tar").write_bytes(b"no tar")
     with pytest.raises(ConfigError, match=r"cannot read images of '.*broken\.tar' \(ReadError\)"):
         read_images(tmp_path / "broken.tar", PREPROCESSING, 3)
-
-
-def test_pictures_need_a_preprocessing_that_is_known_whole(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
-    with pytest.raises(ModelError, match="the model does not tell the 'mean' of its images"):
-        read_images(tmp_path, {"input_size": [3, 8, 8]}, 1)

@@ -129,8 +129,13 @@ def test_the_real_weights_fill_the_network(data_root, name, file):
         ({"meen": [0.5] * 3}, "preprocessing.meen is no key (nearest: mean); expected input_size, mean, std,"),
         ({"input_size": 32}, "preprocessing.input_size=32 fits no image; expected whole numbers (channels, height,"),
         ({"interpolation": "cubic"}, "preprocessing.interpolation=cubic fits no image; expected one of nearest,"),
-        ({"std": [1.0, 1.0, 0.0]}, "preprocessing.std=[1.0, 1.0, 0.0] fits no image; expected a number per channel"),
+        ({"std": [1.0, 1.0, 0.0]}, "preprocessing.std=[1.0, 1.0, 0.0] fits no image; expected a finite number"),
         ({"mean": [0.5]}, "preprocessing.mean holds 1 numbers for images of 3 channels; expected a number per channel"),
+        ({"mean": [float("nan")] * 3}, "preprocessing.mean=[nan, nan, nan] fits no image; expected a finite number"),
+        ({"std": [float("inf")] * 3}, "preprocessing.std=[inf, inf, inf] fits no image; expected a finite number"),
+        ({"input_size": [3, 16, 4097]}, "preprocessing.input_size=[3, 16, 4097] fits no image; expected whole numbers"),
+        ({"crop_pct": 1.5}, "preprocessing.crop_pct=1.5 fits no image; expected a number above 0, at most 1"),
+        ({"crop_pct": 0}, "preprocessing.crop_pct=0 fits no image; expected a number above 0"),
     ],
 )
 def test_preprocessing_that_fits_no_image_is_refused(given: dict[str, Any], message: str) -> None:

@@ -1,0 +1,61 @@
+"""The arguments behind DIR of each subcommand of `ptmq`. Without torch."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from ptmq_lightning.export.folder import BACKENDS, FORMS, WEIGHTS
+
+EXPORT_IMAGES = 64
+
+
+def of_export(parser: argparse.ArgumentParser) -> None:
+    """Of `ptmq export`."""
+    images = "real images for ranges and the check: pictures, folders or tars of them, or preprocessed ones as .npy"
+    parser.add_argument("--images", metavar="PATH", type=Path, required=True, nargs="+", help=images)
+    parser.add_argument("--bits", metavar="LIST", help="4, w4a8 or named assignments, by comma (default: all)")
+    parser.add_argument("--form", choices=FORMS, default="static", help="a file per width, or one graph for all")
+    parser.add_argument("--backend", choices=BACKENDS, default="onnx")
+    exact = "signed: the fastest; portable: exact on every processor without any setting"
+    parser.add_argument("--weights", choices=WEIGHTS, default="signed", help=exact)
+    parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write (default: DIR beside it, -BACKEND)")
+    parser.add_argument(
+        "--count", type=positive, default=EXPORT_IMAGES, help=f"images to use, at most (default {EXPORT_IMAGES})"
+    )
+    parser.add_argument("--float-image", action="store_true", help="leave the first convolution in float")
+
+
+def positive(text: str) -> int:
+    """The type of a command line's argument that counts."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 1")
+    return int(text)
+
+
+def _which(text: str) -> int | str:
+    return int(text) if text.isdigit() else text
+
+
+def of_info(parser: argparse.ArgumentParser) -> None:
+    """Of `ptmq info`."""
+    parser.add_argument("--layers", action="store_true", help="a row for each layer")
+
+
+def of_predict(parser: argparse.ArgumentParser) -> None:
+    """Of `ptmq predict`."""
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files")
+    parser.add_argument("--bits", type=_which, help="4, w4a8 or a named assignment (default: as loaded)")
+    parser.add_argument("--top", type=positive, default=5, help="classes to print (5)")
+
+
+def of_bench(parser: argparse.ArgumentParser) -> None:
+    """Of `ptmq bench`."""
+    for name, default in (("batch", 1), ("threads", 1), ("rounds", 10)):
+        parser.add_argument(f"--{name}", type=positive, default=default, help=f"({default})")
+    exports = "an export of it (ptmq export), timed in the same rounds; may be given again"
+    parser.add_argument("--export", metavar="EXPORT_DIR", type=Path, action="append", default=[], help=exports)
+
+
+def none(parser: argparse.ArgumentParser) -> None:
+    """Of a subcommand that takes DIR alone."""
