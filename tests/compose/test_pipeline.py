@@ -270,7 +270,7 @@ def test_the_log_names_every_stage_and_the_size_of_the_feature_cache(
     ):
         assert any(line.startswith(f"{stage}: ") and line.endswith(" s") for line in caplog.messages), stage
     assert any(line.startswith("feature cache: ") for line in caplog.messages)
-    assert any(line.startswith("block 1/") and "step 3/3" in line for line in caplog.messages)
+    assert any(line.startswith("block 1/") and "iter 3/3" in line for line in caplog.messages)
 
 
 def test_without_images_a_run_stops_with_one_message(tmp_path: Path) -> None:
