@@ -208,7 +208,7 @@ def learn(
     done, blocks, before = len(results), len(model.blocks), (0, 0)
     for number, recipe in enumerate(passes):
         first = min(max(done - number * blocks, 0), blocks)
-        units = [recipe.count(layer for layer in model.layers.values() if layer.block < end) for end in (first, blocks)]
+        units = [sum(recipe.count(b.layers.values()) for b in model.chain[:end]) for end in (first, blocks)]
         progress = Progress(recipe.schedule.iters, first_block=before[0] + units[0])
 
         def keep(index: int, result: BlockResult, number: int = number) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -13,9 +13,9 @@ from ptmq_lightning.reconstruct.features import Features, advance, run_float
 from ptmq_lightning.reconstruct.fit import Fit, NewTrainer
 from ptmq_lightning.reconstruct.place import Place
 from ptmq_lightning.reconstruct.recipe import Recipe
-from ptmq_lightning.reconstruct.units import UNITS, FittedBlock, Unit
+from ptmq_lightning.reconstruct.units import UNITS, Unit
 from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of
+from ptmq_lightning.runtime.model import ModelBlock, MultiBitModel, quantizers_of
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,9 @@ def reconstruct_model(
     features = Features(images, {key: images for key in recipe.mixer.streams(recipe.groups)})
     place = Place(before[0], before[0] + recipe.count(model.layers.values()), "", before[1], seed=recipe.seed)
     results: list[BlockResult] = []
-    for index, block in enumerate(blocks_of(model)):
-        walk = _Walk(recipe, block, features, place.at(index, block.name))
+    for index, block in enumerate(model.chain):
+        rest = nn.Sequential(*list(model.blocks)[index + 1 :])
+        walk = _Walk(recipe, block, rest, features, place.at(index, block.name))
         if index >= from_block:
             results.append(walk.fit(new_trainer))
             after_block(index, results[-1])
@@ -69,8 +70,10 @@ def reconstruct_model(
 class _Walk:
     """One block's turn: features and place in front of it, and what they become behind it."""
 
-    def __init__(self, recipe: Recipe, block: FittedBlock, features: Features, place: Place) -> None:
-        self.recipe, self.block, self.features, self.place = recipe, block, features, place
+    def __init__(
+        self, recipe: Recipe, block: ModelBlock, rest: nn.Sequential, features: Features, place: Place
+    ) -> None:
+        self.recipe, self.block, self.rest, self.features, self.place = recipe, block, rest, features, place
         self.batch = recipe.schedule.batch
         self.target = run_float(block.module, features.fp, self.batch)  # (N, ...)
         self.end = place.after(recipe.count(block.layers.values()), recipe.schedule.iters)
@@ -79,7 +82,7 @@ class _Walk:
         """Every unit of the block in turn, and the correction of its biases where the recipe has one."""
         started, place = time.perf_counter(), self.place
         losses: dict[str, float] = {}
-        for unit in UNITS[self.recipe.unit].units(self.block):
+        for unit in UNITS[self.recipe.unit].units(self.block, self.rest):
             losses = self.fit_of(unit, place.at(place.block, unit.name)).run(new_trainer)
             place = place.after(1, self.recipe.schedule.iters)
         result = BlockResult(self.block.name, time.perf_counter() - started, losses, self.end.offset)
@@ -98,19 +101,12 @@ class _Walk:
 
     def ahead(self) -> Features:
         """Features behind the finished block; none are needed behind the last one."""
-        if not len(self.block.rest):
+        if not len(self.rest):
             return self.features
         return self._through(self.block.module, self.target, self.place)
 
     def _through(self, part: nn.Module, target: Tensor, place: Place) -> Features:
         return advance(part, self.block.layers, self.features, target, self.recipe, place.generator())
-
-
-def blocks_of(model: MultiBitModel) -> Iterator[FittedBlock]:
-    """The model's blocks in the order of execution, each with its rows of the layer table and what is behind it."""
-    for index, (name, module) in enumerate(zip(model.block_names, model.blocks, strict=True)):
-        layers = {layer: info for layer, info in model.layers.items() if info.block == index}
-        yield FittedBlock(name, module, layers, nn.Sequential(*list(model.blocks)[index + 1 :]))
 
 
 def _check_calibrated(model: MultiBitModel) -> None:

@@ -19,7 +19,7 @@ from torch import fx, nn
 from ptmq_lightning.models.flow import kind
 from ptmq_lightning.models.nodes import part
 from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear
-from ptmq_lightning.runtime.model import LayerInfo, quantizers_of
+from ptmq_lightning.runtime.model import LayerInfo, ModelBlock, quantizers_of
 from ptmq_lightning.runtime.registry import Registry
 
 UNITS: Registry[type[UnitKind]] = Registry("unit")
@@ -27,22 +27,6 @@ ACTIVATIONS = frozenset(
     {"ReLU", "ReLU6", "GELU", "SiLU", "Hardswish", "Hardtanh", "LeakyReLU", "Sigmoid", "Tanh", "ELU", "Mish", "PReLU"}
     | {"relu", "relu_", "relu6", "gelu", "silu", "hardswish", "hardtanh", "leaky_relu", "sigmoid", "tanh", "elu"}
 )
-
-
-@dataclass(frozen=True)
-class FittedBlock:
-    """A block of the model, with what a fit has to know of the network around it.
-
-    Attributes:
-        name, module: its own; module maps one tensor (B, ...) to one tensor (B, ...).
-        layers: its rows of the layer table.
-        rest: the blocks behind it.
-    """
-
-    name: str
-    module: nn.Module
-    layers: Mapping[str, LayerInfo]
-    rest: nn.Sequential
 
 
 @dataclass(frozen=True)
@@ -63,7 +47,7 @@ class Unit:
     module: nn.Module
     layers: Mapping[str, LayerInfo]
     rest: nn.Sequential
-    block: FittedBlock
+    block: ModelBlock
     before: nn.Module | None = None
 
     @property
@@ -83,8 +67,9 @@ class UnitKind(ABC):
 
     @staticmethod
     @abstractmethod
-    def units(block: FittedBlock) -> Iterator[Unit]:
-        """The units of a block, each cut when its turn comes: what was committed before it is in it."""
+    def units(block: ModelBlock, rest: nn.Sequential) -> Iterator[Unit]:
+        """The units of a block, each cut when its turn comes: what was committed before it is in it. rest: the blocks
+        behind this one."""
 
     @staticmethod
     @abstractmethod
@@ -95,8 +80,8 @@ class UnitKind(ABC):
 @UNITS.register("block")
 class WholeBlock(UnitKind):
     @staticmethod
-    def units(block: FittedBlock) -> Iterator[Unit]:
-        yield Unit(block.name, block.module, block.layers, block.rest, block)
+    def units(block: ModelBlock, rest: nn.Sequential) -> Iterator[Unit]:
+        yield Unit(block.name, block.module, block.layers, rest, block)
 
     @staticmethod
     def count(layers: Sequence[LayerInfo]) -> int:
@@ -106,7 +91,7 @@ class WholeBlock(UnitKind):
 @UNITS.register("layer")
 class EachLayer(UnitKind):
     @staticmethod
-    def units(block: FittedBlock) -> Iterator[Unit]:
+    def units(block: ModelBlock, rest: nn.Sequential) -> Iterator[Unit]:
         gm = block.module
         assert isinstance(gm, fx.GraphModule)
         entry, output = next(iter(gm.graph.find_nodes(op="placeholder"))), next(iter(gm.graph.find_nodes(op="output")))
@@ -116,7 +101,7 @@ class EachLayer(UnitKind):
                 before = None if source is entry else part(gm, [entry], [source])
                 behind = part(gm, [last, entry], output.all_input_nodes)
                 own = {name: block.layers[name]}
-                yield Unit(name, part(gm, [source], [last]), own, nn.Sequential(behind, *block.rest), block, before)
+                yield Unit(name, part(gm, [source], [last]), own, nn.Sequential(behind, *rest), block, before)
 
     @staticmethod
     def count(layers: Sequence[LayerInfo]) -> int:

@@ -47,6 +47,15 @@ class LayerInfo:
         return BitWidth(self.pin_w or asked.w, self.pin_a or asked.a)
 
 
+@dataclass(frozen=True)
+class ModelBlock:
+    """A block of a model: its name, what it computes, (B, ...) -> (B, ...), and its rows of the layer table."""
+
+    name: str
+    module: nn.Module
+    layers: Mapping[str, LayerInfo]
+
+
 class MultiBitModel(nn.Module):
     """A chain of blocks that runs at any of its widths; images (B, C, H, W) -> logits (B, classes).
 
@@ -72,6 +81,14 @@ class MultiBitModel(nn.Module):
         self.active: BitAssignment | None = None
         self.cache = WeightCache()
         self._uniform: dict[BitWidth, BitAssignment] = {}
+
+    @property
+    def chain(self) -> tuple[ModelBlock, ...]:
+        """The blocks in the order of execution, each with its layers."""
+        own: list[dict[str, LayerInfo]] = [{} for _ in self.blocks]
+        for name, layer in self.layers.items():
+            own[layer.block][name] = layer
+        return tuple(map(ModelBlock, self.block_names, self.blocks, own))
 
     @property
     def has_float(self) -> bool:

@@ -20,7 +20,7 @@ from ptmq_lightning.reconstruct.features import Features, predict_bytes
 from ptmq_lightning.reconstruct.fit import Fit, tokens_read
 from ptmq_lightning.reconstruct.place import Place
 from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
-from ptmq_lightning.reconstruct.reconstruct import blocks_of, reconstruct_model
+from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
 from ptmq_lightning.reconstruct.units import UNITS
 from ptmq_lightning.runtime.errors import ArtifactError, ModelError
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
@@ -36,8 +36,8 @@ KINDS = {
 
 
 def module_of(model: MultiBitModel, index: int, recipe: Recipe = RECIPE) -> BlockReconstruction:
-    block = list(blocks_of(model))[index]
-    (unit,) = UNITS["block"].units(block)
+    block = model.chain[index]
+    (unit,) = UNITS["block"].units(block, torch.nn.Sequential(*list(model.blocks)[index + 1 :]))
     with passthrough(model), torch.no_grad():
         x = torch.nn.Sequential(*list(model.blocks)[:index])(images(8))
         target = block.module(x)
@@ -94,13 +94,13 @@ def test_only_the_drawn_widths_get_gradients() -> None:
 
 @pytest.mark.parametrize("how", [KINDS["shared"], RoundingKeys("flexround", rate=0.3)], ids=["soft", "flexround"])
 def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: RoundingKeys) -> None:
-    schedule = Schedule(iters=8, lr_rounding=0.02, lr_activation=0.003, lr_weight_step_size=0.0004)
-    module = module_of(small_model(), 1, replace(RECIPE, rounding=how, schedule=schedule))
+    told = Schedule(iters=8, lr_rounding=0.02, lr_activation=0.003, lr_weight_step_size=0.0004)
+    module = module_of(small_model(), 1, replace(RECIPE, rounding=how, schedule=told))
     names = {id(parameter): name.split(".")[-2] for name, parameter in module.named_parameters()}
     found: Any = module.configure_optimizers()
     optimizer, schedule = found["optimizer"], found["lr_scheduler"]["scheduler"]
     rates: dict[str, list[float]] = {}
-    for _ in range(schedule.iters + 1):
+    for _ in range(told.iters + 1):
         for group in optimizer.param_groups:
             (kind,) = {names[id(parameter)] for parameter in group["params"]}
             rates.setdefault(kind, []).append(group["lr"])
@@ -230,7 +230,7 @@ def test_the_cache_is_as_large_as_predicted() -> None:
     largest = 0
     for index, block in enumerate(model.blocks):
         target = features.run_float(block, held.fp, 4)
-        layers = {n: layer for n, layer in model.layers.items() if layer.block == index}
+        layers = model.chain[index].layers
         ahead = features.advance(block, layers, held, target, RECIPE, torch.Generator())
         tensors = {id(t): t.nbytes for f in (held, ahead) for t in (f.fp, *f.streams.values())}
         largest, held = max(largest, sum(tensors.values())), ahead

@@ -12,7 +12,7 @@ from torch import nn
 from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
-from ptmq_lightning.reconstruct.reconstruct import BlockResult, blocks_of, reconstruct_model
+from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.reconstruct.units import UNITS, Unit
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
@@ -37,7 +37,7 @@ def input_of(model: MultiBitModel, index: int) -> torch.Tensor:
 
 
 def units(model: MultiBitModel, index: int, what: str) -> Iterator[Unit]:
-    return UNITS[what].units(list(blocks_of(model))[index])
+    return UNITS[what].units(model.chain[index], nn.Sequential(*list(model.blocks)[index + 1 :]))
 
 
 def targets(unit: nn.Module) -> list[str]:

@@ -136,3 +136,10 @@ def test_edge_rules_pin_what_they_say(edge: str) -> None:
     assert second.a == (8 if edge == "brecq" else 3)
     quantized_image = any(getattr(m, "owner", "") == "conv1" for m in model.modules())
     assert quantized_image == (edge == "8bit")
+
+
+def test_every_layer_is_in_exactly_one_block_of_the_chain() -> None:
+    model = small_model()
+    assert [block.name for block in model.chain] == list(model.block_names)
+    assert [name for block in model.chain for name in block.layers] == list(model.layers)
+    assert all(info.block == index for index, block in enumerate(model.chain) for info in block.layers.values())
