@@ -11,73 +11,28 @@ from __future__ import annotations
 
 import functools
 import keyword
-import operator
 import re
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ptmq_lightning.artifact.nested import NestedWeight
+from ptmq_lightning.artifact.tables import (
+    CONSTANTS,
+    FUNCTIONS,
+    LAYERS,
+    METHODS,
+    NAME_OF,
+    QUANTIZABLE,
+    TAGGED,
+    constructor_value,
+)
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear, QuantMatmul
 from ptmq_lightning.runtime.weights import CommittedWeight, MultiBitWeight
 
-_ROOMS: dict[str, tuple[Any, str]] = {
-    "operator": (operator, "add floordiv getitem mul neg pow sub truediv"),
-    "torch": (
-        torch,
-        "abs add amax baddbmm cat chunk clamp div einsum exp flatten flip matmul max mean mul neg permute pow relu"
-        " reshape roll rsqrt sigmoid split sqrt squeeze stack sub sum tanh transpose unbind unsqueeze where",
-    ),
-    "F": (
-        F,
-        "adaptive_avg_pool2d avg_pool2d batch_norm conv1d conv2d elu gelu group_norm hardsigmoid hardswish hardtanh"
-        " interpolate layer_norm leaky_relu linear max_pool2d mish normalize pad pixel_shuffle relu relu6"
-        " scaled_dot_product_attention sigmoid silu softmax softplus tanh unfold",
-    ),
-}
-FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f"{room}.{name}": getattr(home, name) for room, (home, names) in _ROOMS.items() for name in names.split()
-}
-_METHODS = (
-    "abs add amax chunk clamp contiguous div exp expand expand_as flatten flip float max mean mul narrow permute pow",
-    "relu repeat reshape roll select sigmoid size softmax split sqrt squeeze sub sum t tanh transpose type_as unbind",
-    "unflatten unsqueeze var",
-)
-METHODS = frozenset(name for line in _METHODS for name in line.split())
-_POOL = "kernel_size stride padding"
-LAYERS: dict[str, tuple[str, ...]] = {  # class of torch.nn -> the constructor arguments that matter in eval mode
-    name: tuple(arguments.split())
-    for name, arguments in {
-        "AdaptiveAvgPool2d": "output_size", "AdaptiveMaxPool2d": "output_size",
-        "AvgPool2d": f"{_POOL} ceil_mode count_include_pad divisor_override",
-        "MaxPool2d": f"{_POOL} dilation ceil_mode",
-        "BatchNorm1d": "num_features eps affine track_running_stats",
-        "BatchNorm2d": "num_features eps affine track_running_stats",
-        "Conv1d": f"in_channels out_channels {_POOL} dilation groups bias padding_mode",
-        "ELU": "alpha", "Flatten": "start_dim end_dim", "GELU": "approximate",
-        "GroupNorm": "num_groups num_channels eps affine", "Hardsigmoid": "", "Hardswish": "",
-        "Hardtanh": "min_val max_val", "Identity": "", "LayerNorm": "normalized_shape eps elementwise_affine bias",
-        "LeakyReLU": "negative_slope", "Mish": "", "PReLU": "num_parameters", "PixelShuffle": "upscale_factor",
-        "ReLU": "", "ReLU6": "", "SiLU": "", "Sigmoid": "", "Softmax": "dim", "Softplus": "beta threshold", "Tanh": "",
-        "Upsample": "size scale_factor mode align_corners recompute_scale_factor", "ZeroPad2d": "padding",
-    }.items()
-}  # fmt: skip
-_CONSTANTS: dict[str, Any] = {
-    str(value): value
-    for value in (
-        *(float("inf"), float("-inf"), float("nan"), Ellipsis, torch.contiguous_format, torch.channels_last),
-        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
-        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-    )
-}
-_TAGGED = (float, torch.dtype, torch.memory_format, types.EllipsisType)
-_NAME_OF = {function: name for name, function in FUNCTIONS.items()}
-_HOLDERS = {"affine": "weight", "elementwise_affine": "weight", "bias": "bias", "track_running_stats": "running_mean"}
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 _KINDS = {"latent": ("nearest", "planes", "offset", "latent"), "nested": ("nearest", "planes")}  # packing -> roundings
 
@@ -88,20 +43,50 @@ def describe(gm: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
     modules: dict[str, Any] = {}
     tensors: dict[str, Tensor] = {}
     for node in gm.graph.nodes:
-        target = node.target
-        if node.op == "call_function":
-            target = _NAME_OF.get(target) or _cannot(f"the function {_full_name(target)}")
-        elif node.op == "call_method" and target not in METHODS:
-            _cannot(f"the tensor method {target!r}")
-        elif node.op == "call_module":
-            modules[target] = _describe_module(target, module := gm.get_submodule(target))
-            tensors |= {f"{target}.{name}": tensor for name, tensor in module.state_dict().items()}
+        nodes.append(_describe_node(node))
+        if node.op == "call_module":
+            modules[node.target] = _describe_module(node.target, module := gm.get_submodule(node.target))
+            tensors |= {f"{node.target}.{name}": tensor for name, tensor in module.state_dict().items()}
         elif node.op == "get_attr":
-            tensors[target] = functools.reduce(getattr, target.split("."), gm)  # type: ignore[assignment]
-        kwargs = {key: _encode(value) for key, value in node.kwargs.items()}
-        args = [_encode(value) for value in node.args]
-        nodes.append({"name": node.name, "op": node.op, "target": target, "args": args, "kwargs": kwargs})
+            tensors[node.target] = functools.reduce(getattr, node.target.split("."), gm)  # type: ignore[assignment]
     return {"nodes": nodes, "modules": modules}, tensors
+
+
+def require_storable(blocks: Iterable[fx.GraphModule]) -> None:
+    """Raises ArtifactError that names every operation, with its module path, that a model made of these float blocks
+    could not be saved with: to be asked before anything is fitted."""
+    refused: dict[str, None] = {}
+    for gm in blocks:
+        for node in gm.graph.nodes:
+            path = str(node.target) if node.op == "call_module" else node.meta.get("path", "")
+            try:
+                _describe_node(node)
+                if node.op == "call_module" and not isinstance(module := gm.get_submodule(path), QUANTIZABLE):
+                    _describe_module(path, module)
+            except _NotStorable as error:
+                refused[f"{error.what} (in {path!r})" if path and repr(path) not in error.what else error.what] = None
+    if refused:
+        raise _NotStorable("; ".join(refused))
+
+
+class _NotStorable(ArtifactError):
+    def __init__(self, what: str) -> None:
+        super().__init__(
+            f"the network uses {what}, which an artifact cannot store; expected an operation of the tables in "
+            f"ptmq_lightning/artifact/tables.py. Add it there if it is pure, or choose another network."
+        )
+        self.what = what
+
+
+def _describe_node(node: fx.Node) -> dict[str, Any]:
+    target: Any = node.target
+    if node.op == "call_function":
+        target = NAME_OF.get(target) or _cannot(f"the function {_full_name(target)}")
+    elif node.op == "call_method" and target not in METHODS:
+        _cannot(f"the tensor method {target!r}")
+    kwargs = {key: _encode(value) for key, value in node.kwargs.items()}
+    args = [_encode(value) for value in node.args]
+    return {"name": node.name, "op": node.op, "target": target, "args": args, "kwargs": kwargs}
 
 
 def _describe_module(path: str, module: nn.Module) -> dict[str, Any]:
@@ -113,12 +98,7 @@ def _describe_module(path: str, module: nn.Module) -> dict[str, Any]:
         return {"type": kind, "spec": module.spec()}  # type: ignore[operator]
     if kind not in LAYERS or type(module) is not getattr(nn, kind):
         _cannot(f"the module {path!r} of type {_full_name(type(module))}")
-    return {"type": kind, "spec": {name: _encode(_constructor_value(module, name)) for name in LAYERS[kind]}}
-
-
-def _constructor_value(module: nn.Module, name: str) -> Any:
-    """The argument a layer would be built with now (its affine part may have gone since it was built)."""
-    return getattr(module, _HOLDERS[name]) is not None if name in _HOLDERS else getattr(module, name)
+    return {"type": kind, "spec": {name: _encode(constructor_value(module, name)) for name in LAYERS[kind]}}
 
 
 def _encode(value: Any) -> Any:
@@ -129,7 +109,7 @@ def _encode(value: Any) -> Any:
         return {"tuple": items} if isinstance(value, tuple) else items
     if isinstance(value, slice):
         return {"slice": [_encode(value.start), _encode(value.stop), _encode(value.step)]}
-    if isinstance(value, _TAGGED) and str(value) in _CONSTANTS:
+    if isinstance(value, TAGGED) and str(value) in CONSTANTS:
         return {"const": str(value)}
     if value is None or type(value) in (bool, int, float, str):
         return value
@@ -141,10 +121,7 @@ def _full_name(thing: Any) -> str:
 
 
 def _cannot(what: str) -> Any:
-    raise ArtifactError(
-        f"the network uses {what}, which an artifact cannot store; expected an operation of the tables in "
-        f"ptmq_lightning/artifact/graph.py. Add it there if it is pure, or choose another network."
-    )
+    raise _NotStorable(what)
 
 
 def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphModule:
@@ -212,9 +189,9 @@ def _decode(value: Any, known: Mapping[str, fx.Node]) -> Any:
         return tuple(_decode(item, known) for item in held)
     if tag == "slice":
         return slice(*(_decode(item, known) for item in held))
-    if tag != "const" or held not in _CONSTANTS:
+    if tag != "const" or held not in CONSTANTS:
         _refuse(f"with the value {value!r}", "a node, tuple, slice or known constant")
-    return _CONSTANTS[held]
+    return CONSTANTS[held]
 
 
 def _rebuild_module(path: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:

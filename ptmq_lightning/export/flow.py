@@ -14,24 +14,25 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
-from ptmq_lightning.artifact.graph import FUNCTIONS
+from ptmq_lightning.artifact.tables import NAME_OF
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import MultiBitModel
 
-_NAME_OF = {function: name for name, function in FUNCTIONS.items()}
 IMAGE, CONSTANT = "image", "constant"
 
 
 @dataclass(eq=False, repr=False)
 class Op:
-    """One operation. key: a name of `artifact.graph`'s tables without its room ("add", "QuantConv2d"), "image" or
-    "constant"; path: the module called or the tensor read; shape: of its tensor at a batch of two, else None."""
+    """One operation. key: a name of `artifact.tables` without its room ("add", "QuantConv2d"), "image" or "constant";
+    path: the module called or the tensor read; where: the module in which it happens, "" in a loaded artifact; shape:
+    of its tensor at a batch of two, else None."""
 
     name: str
     key: str
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     path: str = ""
+    where: str = ""
     module: nn.Module | None = None
     value: Tensor | None = None
     shape: tuple[int, ...] | None = None
@@ -46,7 +47,18 @@ class Op:
         return self.args[0] if self.args and isinstance(self.args[0], Op) else None
 
 
-def operations(model: MultiBitModel, images: Tensor) -> list[Op]:
+@dataclass
+class Chain:
+    """Float blocks, as a model holds its own."""
+
+    blocks: list[fx.GraphModule]
+
+    @property
+    def block_names(self) -> list[str]:
+        return [str(index) for index in range(len(self.blocks))]
+
+
+def operations(model: MultiBitModel | Chain, images: Tensor) -> list[Op]:
     """All operations in the order of execution; the last one makes the logits. images (N >= 2, C, H, W)."""
     ops: list[Op] = []
     before: Op | None = None
@@ -82,6 +94,7 @@ def _block(index: int, block: fx.GraphModule, before: Op | None, ops: list[Op]) 
             known[node] = before
             continue
         op = known[node] = Op(_name(index, node), _key(block, node))
+        op.where = str(node.meta.get("path", ""))
         op.args, op.kwargs = (map_arg(a, look_up) for a in (node.args, node.kwargs))
         if node.op == "call_module":
             op.path, op.module = str(node.target), block.get_submodule(str(node.target))
@@ -98,7 +111,7 @@ def _key(block: fx.GraphModule, node: fx.Node) -> str:
         return CONSTANT
     if node.op == "call_module":
         return type(block.get_submodule(str(node.target))).__name__
-    return _NAME_OF.get(node.target, str(node.target)).rpartition(".")[2]  # type: ignore[arg-type]
+    return NAME_OF.get(node.target, str(node.target)).rpartition(".")[2]  # type: ignore[arg-type]
 
 
 def _name(index: int, node: fx.Node) -> str:
@@ -128,7 +141,7 @@ def _inputs(op: Op) -> list[Op]:
 
 
 @torch.no_grad()
-def record(model: MultiBitModel, images: Tensor, keep: Callable[[str, Tensor], None]) -> Tensor:
+def record(model: MultiBitModel | Chain, images: Tensor, keep: Callable[[str, Tensor], None]) -> Tensor:
     """Run the model as it is switched, telling `keep` every operation's name and tensor; returns the logits."""
     x = images
     for index, block in enumerate(model.blocks):

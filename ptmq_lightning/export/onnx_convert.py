@@ -16,7 +16,10 @@ import numpy as np
 from torch import nn
 
 from ptmq_lightning.export.flow import CONSTANT, IMAGE, Op
-from ptmq_lightning.export.onnx_ops import BINARY, FLOATS, MOVES, argument, names_of, pad, refuse, shape_of
+from ptmq_lightning.export.onnx_emit import flat, refuse, shape_of
+from ptmq_lightning.export.onnx_moves import MOVES, PADS, pad, pads_zeros
+from ptmq_lightning.export.onnx_ops import BINARY, FLOATS
+from ptmq_lightning.export.onnx_pools import pads_of
 from ptmq_lightning.export.onnx_writer import Writer
 from ptmq_lightning.export.plan import QUANTIZER, Plan
 from ptmq_lightning.export.values import Array
@@ -91,6 +94,10 @@ class Converter:
             self._floats[value.name] = self.writer.node("DequantizeLinear", inputs, f"{value.name}.float")
         return self._floats[value.name]
 
+    def float_value(self, op: Op) -> Any:
+        """What an operation of a float network makes."""
+        return self._emit(op)
+
     def _made(self, op: Op, value: Any) -> Any:
         """What an operation made, as codes where the plan has a quantizer at it."""
         if op not in self.plan.at or isinstance(value, Codes):
@@ -145,76 +152,77 @@ class Converter:
             return self.writer.input(IMAGES, np.float32, shape_of(op))
         if op.key == CONSTANT:
             assert op.value is not None
-            return self.writer.constant(op.value.cpu().numpy(), op.value.cpu().numpy().dtype)
+            value = op.value.cpu().numpy()  # whole numbers are factors here: indices are read where they are used
+            return self.writer.constant(value, np.float32 if value.dtype.kind in "iuf" else value.dtype)
         if op.key in ("QuantConv2d", "QuantLinear", "QuantMatmul"):
             return {"QuantConv2d": self._conv, "QuantLinear": self._linear, "QuantMatmul": self._matmul}[op.key](op)
         first = self.values[op.source] if op.source is not None else None
         if op.key == QUANTIZER or op in self.plan.absorbed:
             return first
         if op.key in MOVES and isinstance(first, Codes):
-            return Codes(MOVES[op.key](self.writer, op, first.name), first.quantizer)
-        if op.key == "pad" and isinstance(first, Codes):
+            return Codes(MOVES[op.key](self.writer, op, [first.name]), first.quantizer)
+        if op.key in PADS and isinstance(first, Codes) and pads_zeros(op):
             zero = self.writer.parameter(f"{first.quantizer}.zero_point")
             return Codes(pad(self.writer, op, first.name, zero), first.quantizer)
         if op.key == "getitem" and isinstance(first, list):
-            return first[op.args[1]]
+            return self._member(op, first)
         return self._float_operation(op, first)
+
+    def _member(self, op: Op, members: list[str]) -> Any:
+        try:
+            return members[op.args[1]]
+        except (IndexError, TypeError):
+            raise refuse(op, "it reads the places of a largest value") from None
 
     def _float_operation(self, op: Op, first: Any) -> Any:
         w = self.writer
         if op.key in BINARY:
             return self._binary(op)
-        if op.key == "cat":
-            rank = len(shape_of(op))
-            parts = [self.float(self.values[a]) for a in names_of(op.args[:1])]
-            return w.node("Concat", parts, op.name, axis=int(argument(op, 1, "dim", 0)) % rank)
-        if first is None or isinstance(first, (Size, list)):
+        if isinstance(first, Size) or (isinstance(first, list) and op.key not in ("cat", "concat", "stack")):
             raise refuse(op)
-        x = self.float(first)
         if op.key == "size":
-            return Size(w.node("Shape", [x], op.name, start=op.args[1], end=op.args[1] + 1))
-        if op.key == "expand":
-            sizes = [self.values[a] if isinstance(a, Op) else 1 if a == -1 else a for a in op.args[1:]]
-            parts = [s.name if isinstance(s, Size) else w.constant([s]) for s in sizes]
-            return w.node("Expand", [x, w.node("Concat", parts, f"{op.name}.shape", axis=0)], op.name)
-        if op.key == "unbind":
-            return self._unbind(op, x)
-        if op.key == "chunk":
-            return self._chunk(op, x)
-        if op.key == "pad":
-            return pad(w, op, x, w.constant(0, np.float32))
+            return Size(w.node("Shape", [self.float(first)], op.name, start=op.args[1], end=op.args[1] + 1))
+        if op.key in ("expand", "repeat", "tile"):
+            return self._repeated(op, self.float(first))
+        if op.key in PADS:
+            return pad(w, op, self.float(first), w.constant(0, np.float32))
         emit = MOVES.get(op.key) or FLOATS.get(op.key)
         if emit is None:
             raise refuse(op)
-        return emit(w, op, x)
+        return emit(w, op, self._names(op))
+
+    def _names(self, op: Op) -> list[str]:
+        """The float tensors among the arguments, in their order."""
+        given = [self.values[a] for a in flat((*op.args, *op.kwargs.values())) if isinstance(a, Op)]
+        return [self.float(value) for value in flat(given) if not isinstance(value, Size)]
+
+    def _repeated(self, op: Op, x: str) -> str:
+        w, rank = self.writer, len(shape_of(op))
+        given = [self.values[a] if isinstance(a, Op) else a for a in flat(op.args[1:])]
+        if op.key == "expand":
+            given = [1 if size == -1 else size for size in given]
+        elif rank > len(shape_of(op.source)):
+            x = w.node("Unsqueeze", [x, w.constant(list(range(rank - len(shape_of(op.source)))))], op.name)
+        parts = [size.name if isinstance(size, Size) else w.constant([size]) for size in given]
+        sizes = w.node("Concat", parts, f"{op.name}.shape", axis=0)
+        return str(w.node("Expand" if op.key == "expand" else "Tile", [x, sizes], op.name))
 
     def _binary(self, op: Op) -> Any:
         values = [self.values[a] if isinstance(a, Op) else a for a in op.args[:2]]
-        if op.kwargs:
-            raise refuse(op, "it has further arguments")
         sizes = any(isinstance(v, Size) for v in values)
+        if set(op.kwargs) - {"alpha"} or (op.kwargs and sizes):
+            raise refuse(op, "it has further arguments")
         kind: Any = np.int64 if sizes else np.float32
         names = [
             v.name if isinstance(v, Size) else self.writer.constant([v] if sizes else v, kind)
             if isinstance(v, (int, float)) else self.float(v)
             for v in values
         ]  # fmt: skip
+        if op.kwargs.get("alpha", 1) != 1:
+            scaled = [names[1], self.writer.constant(op.kwargs["alpha"], np.float32)]
+            names[1] = self.writer.node("Mul", scaled, f"{op.name}.alpha")
         made = self.writer.node(BINARY[op.key], names, op.name)
         return Size(made) if sizes else made
-
-    def _chunk(self, op: Op, x: str) -> list[str]:
-        assert op.source is not None
-        count, axis = int(argument(op, 1, "chunks", 1)), int(argument(op, 2, "dim", 0)) % len(shape_of(op.source))
-        if shape_of(op.source)[axis] % count or axis == 0:
-            raise refuse(op, f"its {count} pieces are not equal")
-        pieces: list[str] = self.writer.node("Split", [x], op.name, outputs=count, axis=axis, num_outputs=count)
-        return pieces
-
-    def _unbind(self, op: Op, x: str) -> list[str]:
-        w, axis = self.writer, int(argument(op, 1, "dim", 0))
-        count = shape_of(op.source)[axis]
-        parts = w.node("Split", [x], op.name, outputs=count, axis=axis, num_outputs=count)
-        return [w.node("Squeeze", [part, w.constant([axis])], f"{op.name}.squeezed") for part in parts]
 
     def _weight(self, op: Op, axis: int) -> str:
         w = self.writer
@@ -237,11 +245,9 @@ class Converter:
     def _conv(self, op: Op) -> Any:
         conv = op.module
         assert isinstance(conv, QuantConv2d) and isinstance(conv.weight, nn.Module)
-        if isinstance(conv.padding, str):
-            raise refuse(op, f"the padding {conv.padding!r}")
         attributes: dict[str, Any] = {
             "strides": list(conv.stride),
-            "pads": list(conv.padding) * 2,
+            "pads": pads_of(conv.padding, self.writer.parameters[f"{op.path}.weight"].shape[2:], conv.dilation),
             "dilations": list(conv.dilation),
         }
         value = self.values[op.args[0]]

@@ -1,233 +1,276 @@
-"""Operations without weights of their own, from the names of `artifact.graph` to ONNX.
+"""Operations without quantized weights, from the names of `artifact.tables` to ONNX: value by value, and the table.
 
-An emitter takes (writer, operation, name of its first tensor, the other arguments as they are) and gives a name.
-Those of MOVES only move values or take the largest of some: they work on integers too.
+Those that only move values are in `onnx_moves`, windows and plain convolutions in `onnx_pools`, norms in `onnx_norms`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ptmq_lightning.export.flow import Op
+from ptmq_lightning.export.onnx_emit import (
+    Emit,
+    argument,
+    axes_of,
+    constant_of,
+    numbers,
+    rank_of,
+    refuse,
+    shape_of,
+    with_batch,
+)
+from ptmq_lightning.export.onnx_moves import same
+from ptmq_lightning.export.onnx_norms import NORMS
+from ptmq_lightning.export.onnx_pools import POOLS
 from ptmq_lightning.export.onnx_writer import Writer
-from ptmq_lightning.runtime.errors import ExportError
-
-Emit = Callable[[Writer, Op, str], str]
-
-
-def shape_of(op: Op | None) -> tuple[int, ...]:
-    """Shape at a batch of two."""
-    assert op is not None and op.shape is not None
-    return op.shape
-
-
-def argument(op: Op, position: int, name: str, default: Any) -> Any:
-    return op.args[position] if len(op.args) > position else op.kwargs.get(name, default)
-
-
-def pair(value: Any) -> list[int]:
-    return [int(v) for v in value] if isinstance(value, (tuple, list)) else [int(value)] * 2
-
-
-def refuse(op: Op, why: str = "") -> ExportError:
-    what = f" of '{op.path}'" if op.path else ""
-    return ExportError(
-        f"the operation '{op.name}' ({op.key}{what}) cannot be exported{f': {why}' if why else ''}; expected one of "
-        f"the tables in ptmq_lightning/export/onnx_ops.py. Add it there, or run the artifact with load()."
-    )
-
-
-def _reshape(w: Writer, op: Op, x: str) -> str:
-    """reshape, flatten: the shape at a batch of two tells the sizes, the batch is what is left."""
-    shape = list(shape_of(op))
-    if op.key == "reshape":
-        asked = op.args[1] if isinstance(op.args[1], (tuple, list)) else op.args[1:]
-        sizes = [size if isinstance(size, int) else -1 for size in asked]
-    else:
-        sizes = [-1, *shape[1:]]
-    if sizes.count(-1) > 1:
-        raise refuse(op, "it leaves more than one size open")
-    return str(w.node("Reshape", [x, w.constant(sizes)], op.name))
-
-
-def _permute(w: Writer, op: Op, x: str) -> str:
-    rank = len(shape_of(op))
-    axes = op.args[1] if isinstance(op.args[1], (tuple, list)) else op.args[1:]
-    return str(w.node("Transpose", [x], op.name, perm=[int(a) % rank for a in axes]))
-
-
-def _transpose(w: Writer, op: Op, x: str) -> str:
-    rank = len(shape_of(op))
-    order = list(range(rank))
-    one, two = (int(a) % rank for a in op.args[1:3])
-    order[one], order[two] = order[two], order[one]
-    return str(w.node("Transpose", [x], op.name, perm=order))
-
-
-def _unsqueeze(w: Writer, op: Op, x: str) -> str:
-    axis = int(op.args[1]) % len(shape_of(op))
-    return str(w.node("Unsqueeze", [x, w.constant([axis])], op.name))
-
-
-def _same(w: Writer, op: Op, x: str) -> str:
-    return x
-
-
-def _getitem(w: Writer, op: Op, x: str) -> str:
-    """Slices with a step, single indices and None of a tensor."""
-    index = op.args[1] if isinstance(op.args[1], tuple) else (op.args[1],)
-    sliced: list[tuple[int, int, int, int]] = []
-    gone: list[int] = []
-    for axis, item in enumerate(index):
-        if isinstance(item, int):
-            sliced.append((item, item + 1 if item != -1 else 2**62, axis, 1))
-            gone.append(axis)
-        elif isinstance(item, slice) and all(isinstance(v, (int, type(None))) for v in (item.start, item.stop)):
-            if item != slice(None):
-                sliced.append((item.start or 0, 2**62 if item.stop is None else item.stop, axis, item.step or 1))
-        else:
-            raise refuse(op, f"the index {item!r}")
-    if sliced:
-        starts, stops, axes, steps = (w.constant(column) for column in zip(*sliced, strict=True))
-        x = w.node("Slice", [x, starts, stops, axes, steps], op.name)
-    return str(w.node("Squeeze", [x, w.constant(gone)], op.name)) if gone else x
-
-
-def _max_pool(w: Writer, op: Op, x: str) -> str:
-    m = op.module
-    size = pair(getattr(m, "kernel_size", None) or argument(op, 1, "kernel_size", None))
-    stride = pair(getattr(m, "stride", None) or argument(op, 2, "stride", None) or size)
-    padding = pair(getattr(m, "padding", None) or argument(op, 3, "padding", 0))
-    dilation = pair(getattr(m, "dilation", None) or argument(op, 4, "dilation", 1))
-    ceil = bool(getattr(m, "ceil_mode", False) or argument(op, 5, "ceil_mode", False))
-    return str(
-        w.node("MaxPool", [x], op.name, kernel_shape=size, strides=stride, pads=padding * 2, dilations=dilation,
-               ceil_mode=int(ceil))
-    )  # fmt: skip
-
-
-def _roll(w: Writer, op: Op, x: str) -> str:
-    """A cyclic shift along each axis: the tail in front of the head."""
-    shifts, axes = argument(op, 1, "shifts", None), argument(op, 2, "dims", None)
-    shifts, axes = ([v] if isinstance(v, int) else list(v) for v in (shifts, axes))
-    for shift, axis in zip(shifts, axes, strict=True):
-        size = shape_of(op)[axis]
-        if shift % size:
-            tail, one = [size - shift % size], w.constant([axis])
-            last = w.node("Slice", [x, w.constant(tail), w.constant([size]), one], op.name)
-            first = w.node("Slice", [x, w.constant([0]), w.constant(tail), one], op.name)
-            x = w.node("Concat", [last, first], op.name, axis=axis)
-    return x
-
-
-MOVES: dict[str, Emit] = {
-    "reshape": _reshape, "flatten": _reshape, "Flatten": _reshape, "permute": _permute, "transpose": _transpose,
-    "unsqueeze": _unsqueeze, "contiguous": _same, "Identity": _same, "getitem": _getitem, "MaxPool2d": _max_pool,
-    "max_pool2d": _max_pool, "roll": _roll,
-}  # fmt: skip
-
-
-def pad(w: Writer, op: Op, x: str, value: str) -> str:
-    """F.pad with a constant; value: the name of what to pad with, in the type of x."""
-    widths = list(op.args[1])
-    if argument(op, 2, "mode", "constant") != "constant" or argument(op, 3, "value", None) not in (None, 0, 0.0):
-        raise refuse(op, "it pads with other values than zero")
-    rank = len(shape_of(op))
-    before, after = [0] * rank, [0] * rank
-    for i in range(len(widths) // 2):
-        before[rank - 1 - i], after[rank - 1 - i] = widths[2 * i], widths[2 * i + 1]
-    return str(w.node("Pad", [x, w.constant(before + after), value], op.name))
 
 
 def _simple(name: str, **attributes: Any) -> Emit:
-    return lambda w, op, x: str(w.node(name, [x], op.name, **attributes))
+    return lambda w, op, names: str(w.node(name, list(names), op.name, **attributes))
 
 
-def _clip(low: float, high: float) -> Emit:
-    def emit(w: Writer, op: Op, x: str) -> str:
-        return str(w.node("Clip", [x, w.constant(low, np.float32), w.constant(high, np.float32)], op.name))
+def _one(name: str, **attributes: Any) -> Emit:
+    return lambda w, op, names: str(w.node(name, list(names[:1]), op.name, **attributes))
+
+
+def _with(name: str, to: str, key: str, default: float) -> Emit:
+    """An activation function with a number of its own: `key` in torch, `to` in ONNX."""
+
+    def emit(w: Writer, op: Op, names: Sequence[str]) -> str:
+        own: dict[str, Any] = {to: float(argument(op, 1, key, default))}
+        return str(w.node(name, list(names[:1]), op.name, **own))
 
     return emit
 
 
-def _gelu(w: Writer, op: Op, x: str) -> str:
+def _bounded(w: Writer, x: str, op: Op, low: Any, high: Any) -> str:
+    ends = ["" if end is None else numbers(w, float(end)) for end in (low, high)]
+    return str(w.node("Clip", [x, *(ends if ends[1] else ends[:1])], op.name))
+
+
+def _clamp(w: Writer, op: Op, names: Sequence[str]) -> str:
+    low, high = argument(op, 1, "min"), argument(op, 2, "max")
+    if op.key == "clamp_max":
+        low, high = None, argument(op, 1, "max")
+    if any(isinstance(end, Op) for end in (low, high)):
+        raise refuse(op, "its bounds are tensors")
+    return _bounded(w, names[0], op, low, high)
+
+
+def _hardtanh(w: Writer, op: Op, names: Sequence[str]) -> str:
+    return _bounded(w, names[0], op, argument(op, 1, "min_val", -1.0), argument(op, 2, "max_val", 1.0))
+
+
+def _gelu(w: Writer, op: Op, names: Sequence[str]) -> str:
     how = getattr(op.module, "approximate", None) or op.kwargs.get("approximate", "none")
-    return str(w.node("Gelu", [x], op.name, approximate=how))
+    return str(w.node("Gelu", list(names[:1]), op.name, approximate=how))
 
 
-def _silu(w: Writer, op: Op, x: str) -> str:
-    return str(w.node("Mul", [x, w.node("Sigmoid", [x], f"{op.name}.sigmoid")], op.name))
+def _silu(w: Writer, op: Op, names: Sequence[str]) -> str:
+    return str(w.node("Mul", [names[0], w.node("Sigmoid", list(names[:1]), f"{op.name}.sigmoid")], op.name))
 
 
-def _softmax(w: Writer, op: Op, x: str) -> str:
-    axis = getattr(op.module, "dim", None) if op.module is not None else argument(op, 1, "dim", -1)
-    return str(w.node("Softmax", [x], op.name, axis=int(axis if axis is not None else -1)))
+def _glu(w: Writer, op: Op, names: Sequence[str]) -> str:
+    axis = axes_of(argument(op, 1, "dim", -1), rank_of(op))[0]
+    one, two = w.node("Split", list(names[:1]), f"{op.name}.halves", outputs=2, axis=axis, num_outputs=2)
+    return str(w.node("Mul", [one, w.node("Sigmoid", [two], f"{op.name}.sigmoid")], op.name))
 
 
-def _layer_norm(w: Writer, op: Op, x: str) -> str:
-    m: Any = op.module
-    size = m.normalized_shape
-    scale = np.ones(size, np.float32) if m.weight is None else m.weight.detach().cpu().numpy()
-    inputs = [x, w.constant(scale, np.float32)]
-    if m.bias is not None:
-        inputs.append(w.constant(m.bias.detach().cpu().numpy(), np.float32))
-    return str(w.node("LayerNormalization", inputs, op.name, axis=-len(size), epsilon=m.eps))
+def _prelu(w: Writer, op: Op, names: Sequence[str]) -> str:
+    slope = constant_of(op, 1, "weight")
+    assert slope is not None
+    shape = (-1, *[1] * (rank_of(op) - 2)) if slope.size > 1 else (1,)
+    return str(w.node("PRelu", [names[0], numbers(w, slope.reshape(shape))], op.name))
 
 
-def _batch_norm(w: Writer, op: Op, x: str) -> str:
-    m: Any = op.module
-    ones = np.ones(m.num_features, np.float32)
-    own = [ones if m.weight is None else m.weight, ones * 0 if m.bias is None else m.bias]
-    values = [
-        v if isinstance(v, np.ndarray) else v.detach().cpu().numpy() for v in (*own, m.running_mean, m.running_var)
-    ]
-    names = [w.constant(v, np.float32) for v in values]
-    return str(w.node("BatchNormalization", [x, *names], op.name, epsilon=m.eps))
+def _softplus(w: Writer, op: Op, names: Sequence[str]) -> str:
+    beta = float(argument(op, 1, "beta", 1.0))
+    x = names[0] if beta == 1 else w.node("Mul", [names[0], numbers(w, beta)], f"{op.name}.scaled")
+    x = w.node("Softplus", [x], op.name)
+    return str(x if beta == 1 else w.node("Div", [x, numbers(w, beta)], op.name))
 
 
-def _average_pool(w: Writer, op: Op, x: str) -> str:
-    if op.module is not None and hasattr(op.module, "output_size"):
-        if shape_of(op)[2:] == (1, 1):
-            return str(w.node("GlobalAveragePool", [x], op.name))
-        if shape_of(op) == shape_of(op.source):
-            return x
-        raise refuse(op, "it averages to more than one value")
-    m: Any = op.module
-    if m.divisor_override:
-        raise refuse(op, "it divides by other than the size")
-    return str(
-        w.node("AveragePool", [x], op.name, kernel_shape=pair(m.kernel_size), strides=pair(m.stride),
-               pads=pair(m.padding) * 2, ceil_mode=int(m.ceil_mode), count_include_pad=int(m.count_include_pad))
-    )  # fmt: skip
+def _log_sigmoid(w: Writer, op: Op, names: Sequence[str]) -> str:
+    return str(w.node("Log", [w.node("Sigmoid", list(names[:1]), f"{op.name}.sigmoid")], op.name))
 
 
-def _mean(w: Writer, op: Op, x: str) -> str:
-    axes = argument(op, 1, "dim", None)
-    axes = [axes] if isinstance(axes, int) else list(axes)
-    keep = int(bool(argument(op, 2, "keepdim", False)))
-    return str(w.node("ReduceMean", [x, w.constant(axes)], op.name, keepdims=keep))
+def _rsqrt(w: Writer, op: Op, names: Sequence[str]) -> str:
+    return str(w.node("Reciprocal", [w.node("Sqrt", list(names[:1]), f"{op.name}.root")], op.name))
+
+
+def _square(w: Writer, op: Op, names: Sequence[str]) -> str:
+    return str(w.node("Mul", [names[0], names[0]], op.name))
+
+
+def _logarithm(base: float) -> Emit:
+    return lambda w, op, names: str(
+        w.node("Mul", [w.node("Log", list(names[:1]), op.name), numbers(w, 1 / math.log(base))], op.name)
+    )
+
+
+def _reduce(kind: str) -> Emit:
+    def emit(w: Writer, op: Op, names: Sequence[str]) -> str:
+        axes = axes_of(argument(op, 1, "dim"), rank_of(op))
+        keep = int(bool(argument(op, 2, "keepdim", False)))
+        return str(w.node(kind, [names[0], w.constant(axes)], op.name, keepdims=keep))
+
+    return emit
+
+
+def _extreme(kind: str) -> Emit:
+    """max and min: of two tensors, or along an axis (values alone: their places are not exported)."""
+
+    def emit(w: Writer, op: Op, names: Sequence[str]) -> Any:
+        if len(names) == 2:
+            return w.node(kind, list(names), op.name)
+        axis = argument(op, 1, "dim")
+        made = w.node(f"Reduce{kind}", [names[0], w.constant(axes_of(axis, rank_of(op)))], op.name,
+                      keepdims=int(bool(argument(op, 2, "keepdim", False))))  # fmt: skip
+        return made if axis is None else [made]
+
+    return emit
+
+
+def _spread(w: Writer, op: Op, names: Sequence[str]) -> str:
+    """var and std along axes; torch divides by one less than the number of values unless told otherwise."""
+    axes = axes_of(argument(op, 1, "dim"), rank_of(op))
+    less = op.kwargs.get("correction", int(bool(argument(op, 2, "unbiased", True))))
+    count = math.prod(shape_of(op.source)[axis] for axis in axes)
+    if 0 in axes:
+        raise refuse(op, "it is taken over the batch")
+    mean = w.node("ReduceMean", [names[0], w.constant(axes)], f"{op.name}.mean", keepdims=1)
+    apart = w.node("Sub", [names[0], mean], f"{op.name}.apart")
+    square = w.node("Mul", [apart, apart], f"{op.name}.square")
+    keep = int(bool(argument(op, 3, "keepdim", False)))
+    made = w.node("ReduceMean", [square, w.constant(axes)], op.name, keepdims=keep)
+    if less:
+        made = w.node("Mul", [made, numbers(w, count / (count - less))], op.name)
+    return str(w.node("Sqrt", [made], op.name) if op.key == "std" else made)
+
+
+def _addcmul(w: Writer, op: Op, names: Sequence[str]) -> str:
+    kind = "Mul" if op.key == "addcmul" else "Div"
+    made = w.node(kind, list(names[1:3]), f"{op.name}.product")
+    if (value := op.kwargs.get("value", 1)) != 1:
+        made = w.node("Mul", [made, numbers(w, value)], f"{op.name}.product")
+    return str(w.node("Add", [names[0], made], op.name))
+
+
+def _added_product(w: Writer, op: Op, names: Sequence[str]) -> str:
+    """baddbmm and addmm: beta * input + alpha * a b."""
+    parts = [names[0], w.node("MatMul", list(names[1:3]), f"{op.name}.product")]
+    for i, key in enumerate(("beta", "alpha")):
+        if (factor := op.kwargs.get(key, 1)) != 1:
+            parts[i] = w.node("Mul", [parts[i], numbers(w, factor)], f"{op.name}.{key}")
+    return str(w.node("Add", parts, op.name))
+
+
+def _einsum(w: Writer, op: Op, names: Sequence[str]) -> str:
+    if not isinstance(op.args[0], str):
+        raise refuse(op, "its equation is no text")
+    return str(w.node("Einsum", list(names), op.name, equation=op.args[0].replace(" ", "")))
+
+
+def _stack(w: Writer, op: Op, names: Sequence[str]) -> str:
+    (axis,) = axes_of(argument(op, 1, "dim", 0), len(shape_of(op)))
+    parts = [w.node("Unsqueeze", [name, w.constant([axis])], f"{op.name}.part") for name in names]
+    return str(w.node("Concat", parts, op.name, axis=axis))
+
+
+def _cat(w: Writer, op: Op, names: Sequence[str]) -> str:
+    (axis,) = axes_of(argument(op, 1, "dim", 0), len(shape_of(op)))
+    return str(w.node("Concat", list(names), op.name, axis=axis))
+
+
+def _expand_as(w: Writer, op: Op, names: Sequence[str]) -> str:
+    return str(w.node("Expand", [names[0], w.node("Shape", [names[1]], f"{op.name}.shape")], op.name))
+
+
+def _repeat_interleave(w: Writer, op: Op, names: Sequence[str]) -> str:
+    times, axis = argument(op, 1, "repeats"), argument(op, 2, "dim")
+    if not isinstance(times, int) or axis is None:
+        raise refuse(op, "it repeats by other than a number along an axis")
+    (axis,) = axes_of(axis, rank_of(op))
+    x = w.node("Unsqueeze", [names[0], w.constant([axis + 1])], op.name)
+    counts = [1] * (rank_of(op) + 1)
+    counts[axis + 1] = times
+    x = w.node("Tile", [x, w.constant(counts)], op.name)
+    return str(w.node("Reshape", [x, w.constant(with_batch(op))], op.name))
+
+
+def _topk(w: Writer, op: Op, names: Sequence[str]) -> list[str]:
+    count, (axis,) = int(argument(op, 1, "k")), axes_of(argument(op, 2, "dim", -1), rank_of(op))
+    largest = int(bool(argument(op, 3, "largest", True)))
+    made = w.node("TopK", [names[0], w.constant([count])], op.name, outputs=2, axis=axis, largest=largest)
+    return list(made)
+
+
+def _cast(w: Writer, op: Op, names: Sequence[str]) -> str:
+    if any(str(a).startswith("torch.") and str(a) != "torch.float32" for a in (*op.args[1:], *op.kwargs.values())):
+        raise refuse(op, "it changes the type")
+    return names[0]
+
+
+def pieces(w: Writer, op: Op, names: Sequence[str]) -> list[str]:
+    """split and chunk: pieces of given sizes, the last one what is left."""
+    (axis,) = axes_of(argument(op, 2, "dim", 0), rank_of(op))
+    size = shape_of(op.source)[axis]
+    given = next((op.kwargs[k] for k in ("split_size", "split_size_or_sections", "chunks") if k in op.kwargs), None)
+    given = op.args[1] if given is None else given
+    if axis == 0:
+        raise refuse(op, "it divides the batch")
+    if op.key == "chunk":
+        given = -(-size // int(given))
+    sizes = [min(given, size - at) for at in range(0, size, given)] if isinstance(given, int) else list(given)
+    return list(w.node("Split", [names[0], w.constant(sizes)], op.name, outputs=len(sizes), axis=axis))
+
+
+def _unbind(w: Writer, op: Op, names: Sequence[str]) -> list[str]:
+    (axis,) = axes_of(argument(op, 1, "dim", 0), rank_of(op))
+    count = shape_of(op.source)[axis]
+    parts = w.node("Split", list(names[:1]), op.name, outputs=count, axis=axis, num_outputs=count)
+    return [w.node("Squeeze", [part, w.constant([axis])], f"{op.name}.squeezed") for part in parts]
 
 
 FLOATS: dict[str, Emit] = {
-    **{key: _simple("Relu") for key in ("ReLU", "relu")},
-    **{key: _clip(0.0, 6.0) for key in ("ReLU6", "relu6")},
+    **NORMS,
+    **POOLS,
+    **{key: _one("Relu") for key in ("ReLU", "relu")},
+    **{key: lambda w, op, names: _bounded(w, names[0], op, 0.0, 6.0) for key in ("ReLU6", "relu6")},
     **{key: _gelu for key in ("GELU", "gelu")},
     **{key: _silu for key in ("SiLU", "silu")},
-    **{key: _simple("Sigmoid") for key in ("Sigmoid", "sigmoid")},
-    **{key: _simple("Tanh") for key in ("Tanh", "tanh")},
-    **{key: _simple("HardSwish") for key in ("Hardswish", "hardswish")},
-    **{key: _simple("HardSigmoid", alpha=1 / 6, beta=0.5) for key in ("Hardsigmoid", "hardsigmoid")},
-    **{key: _softmax for key in ("Softmax", "softmax")},
-    "exp": _simple("Exp"), "sqrt": _simple("Sqrt"), "neg": _simple("Neg"), "abs": _simple("Abs"),
-    "LayerNorm": _layer_norm, "BatchNorm2d": _batch_norm, "mean": _mean,
-    "AdaptiveAvgPool2d": _average_pool, "AvgPool2d": _average_pool,
+    **{key: _glu for key in ("GLU", "glu")},
+    **{key: _one("Sigmoid") for key in ("Sigmoid", "sigmoid")},
+    **{key: _one("Tanh") for key in ("Tanh", "tanh")},
+    **{key: _one("Mish") for key in ("Mish", "mish")},
+    **{key: _one("Selu") for key in ("SELU", "selu")},
+    **{key: _one("Softsign") for key in ("Softsign", "softsign")},
+    **{key: _one("HardSwish") for key in ("Hardswish", "hardswish")},
+    **{key: _one("HardSigmoid", alpha=1 / 6, beta=0.5) for key in ("Hardsigmoid", "hardsigmoid")},
+    **{key: _with("LeakyRelu", "alpha", "negative_slope", 0.01) for key in ("LeakyReLU", "leaky_relu")},
+    **{key: _with("Elu", "alpha", "alpha", 1.0) for key in ("ELU", "elu")},
+    **{key: _with("Celu", "alpha", "alpha", 1.0) for key in ("CELU", "celu")},
+    **{key: _hardtanh for key in ("Hardtanh", "hardtanh")},
+    **{key: _prelu for key in ("PReLU", "prelu")},
+    **{key: _softplus for key in ("Softplus", "softplus")},
+    **{key: _log_sigmoid for key in ("LogSigmoid", "logsigmoid")},
+    **{key: _clamp for key in ("clamp", "clip", "clamp_min", "clamp_max")},
+    **{key: _simple(name) for key, name in (("matmul", "MatMul"), ("bmm", "MatMul"), ("maximum", "Max"),
+                                            ("minimum", "Min"))},
+    **{key: _one(key.capitalize()) for key in ("exp", "sqrt", "neg", "abs", "log", "erf", "cos", "sin", "floor", "ceil",
+                                               "round", "sign", "reciprocal")},
+    **{key: _reduce(name) for key, name in (("mean", "ReduceMean"), ("sum", "ReduceSum"), ("amax", "ReduceMax"),
+                                            ("amin", "ReduceMin"), ("logsumexp", "ReduceLogSumExp"))},
+    **{key: _addcmul for key in ("addcmul", "addcdiv")},
+    **{key: _added_product for key in ("baddbmm", "addmm")},
+    **{key: _spread for key in ("var", "std")},
+    **{key: pieces for key in ("split", "chunk")},
+    **{key: _cat for key in ("cat", "concat")},
+    **{key: _cast for key in ("to", "float")},
+    "rsqrt": _rsqrt, "square": _square, "log2": _logarithm(2.0), "max": _extreme("Max"), "min": _extreme("Min"),
+    "einsum": _einsum, "stack": _stack, "expand_as": _expand_as, "type_as": same, "topk": _topk, "unbind": _unbind,
+    "repeat_interleave": _repeat_interleave,
 }  # fmt: skip
 BINARY = {"add": "Add", "sub": "Sub", "mul": "Mul", "truediv": "Div", "div": "Div", "pow": "Pow"}
-
-
-def names_of(values: Sequence[Any]) -> list[Any]:
-    """Flat list of operations in an argument."""
-    return [item for value in values for item in (value if isinstance(value, (tuple, list)) else [value])]

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ptmq_lightning.export.flow import Op
+from ptmq_lightning.export.onnx_moves import pads_zeros
 from ptmq_lightning.export.values import LayerRow, QuantizerRow, Table
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 
@@ -20,7 +21,7 @@ RELU = {"ReLU", "relu"}
 RELU6 = {"ReLU6", "relu6"}
 MOVES = {
     "reshape", "permute", "transpose", "flatten", "Flatten", "contiguous", "getitem", "MaxPool2d", "max_pool2d",
-    "roll", "unsqueeze", "Identity", "pad",
+    "roll", "unsqueeze", "squeeze", "Identity", "pad",
 }  # fmt: skip
 LAYERS = ("QuantConv2d", "QuantLinear")
 QUANTIZER = "ActivationQuantizer"
@@ -98,6 +99,8 @@ def _moves(op: Op) -> bool:
         return len(op.args) == 2 and isinstance(op.args[1], (int, float)) and op.args[1] > 0
     if op.source is None or op.source.shape is None:
         return False  # a member of a tuple, a size
+    if op.key == "pad" and not pads_zeros(op):
+        return False
     return op.key in MOVES | RELU | RELU6
 
 

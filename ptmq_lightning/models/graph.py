@@ -6,6 +6,7 @@ helper functions are opened. Two batch sizes are traced; where the graphs differ
 What is normalized (each step keeps the result bitwise):
 - in-place operations become out-of-place, operations that return their input (dropout, identity, drop path) vanish;
 - linear, convolution, batch norm and layer norm called as functions on constant weights become plain torch.nn modules;
+- attention, as torch.nn and torch.nn.functional have it, is opened into its products (`models.attention`);
 - every matrix product of two activations is `torch.matmul`, every softmax `F.softmax`, every view a `reshape`.
 
 Node meta: "path" (module in which the operation happens), and for tensors "shape" (at a batch of two) and "rows"
@@ -15,15 +16,18 @@ Node meta: "path" (module in which the operation happens), and for tensors "shap
 from __future__ import annotations
 
 import copy
+import functools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.fx.node import map_aggregate
 
+from ptmq_lightning.models.attention import OPEN_MODULES, attend, multi_head
 from ptmq_lightning.models.nodes import attribute, execute
 from ptmq_lightning.models.normalize import BATCHES, normalize
 from ptmq_lightning.runtime.errors import ModelError
@@ -87,12 +91,19 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         return attr_val if self.executing else super().getattr(attr, attr_val, parameter_proxy_cache)
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) and not isinstance(m, OPEN_MODULES)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if isinstance(m, nn.MultiheadAttention):
+            forward = functools.partial(multi_head, m)
         return forward(*args, **kwargs) if self.executing else super().call_module(m, forward, args, kwargs)
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         if kind == "placeholder" and any(node.op == "placeholder" for node in self.graph.nodes):
             return args[0] if args else None  # only the image enters; everything else keeps its default
+        if target is F.scaled_dot_product_attention:
+            return attend(*args, **kwargs)
         kind, target, kwargs, in_place = _out_of_place(kind, target, kwargs)
         value = self.image if kind == "placeholder" else self._run(kind, target, args, kwargs)
         if not _holds_tensor(value):
