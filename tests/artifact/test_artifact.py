@@ -36,14 +36,12 @@ KINDS = {
 
 
 @functools.cache
-def base(step_size: StepSize | None) -> MultiBitModel:
+def base(step_size: str) -> MultiBitModel:
     """Rounded to nearest; making it anew for every test would cost seconds."""
-    return small_model(step_size=step_size)
+    return small_model(step_size=StepSize(step_size))
 
 
-def committed(
-    kind: str, step_size: StepSize | None = None, kinds: Mapping[str, RoundingKeys | None] = KINDS
-) -> MultiBitModel:
+def committed(kind: str, step_size: str = "free", kinds: Mapping[str, RoundingKeys | None] = KINDS) -> MultiBitModel:
     """A model whose rounding is random."""
     model, how = copy.deepcopy(base(step_size)), kinds[kind]
     torch.manual_seed(4)
@@ -94,7 +92,7 @@ def test_a_latent_weight_takes_eleven_bits_and_its_rounding(kind: str, bits: int
     assert 8 * sum(stored) == bits * count
 
 
-NESTED = StepSize("nested", anchor=4)
+NESTED = "nested"
 NESTED_PLANES = {
     "nearest": None,
     "shared": RoundingKeys("shared"),

@@ -51,7 +51,7 @@ def test_lines_are_at_least_ten_seconds_apart(caplog: pytest.LogCaptureFixture) 
         for step in range(1, 100):
             clock.now = step / 4
             progress.on_train_batch_end(trainer(step), module(0))
-    assert ["step 40/100" in caplog.messages[0], "step 80/100" in caplog.messages[1]] == [True, True]
+    assert ["iter 40/100" in caplog.messages[0], "iter 80/100" in caplog.messages[1]] == [True, True]
     assert len(caplog.messages) == 2
 
 
