@@ -26,7 +26,7 @@ def run(tmp_path: Path, results: dict[str, Any]) -> MakeRun:
         folder = tmp_path / "runs" / f"{seed}-{top1}"
         first, second = results["rows"]
         write_results(folder, {**results, "seed": seed, "rows": [{**first, "top1": top1}, second], **changes})
-        (folder / "config.yaml").write_text(yaml.safe_dump({"mixer": mixer, "loss": {"form": "mse"}}))
+        (folder / "config.yaml").write_text(yaml.safe_dump({"mixer": mixer, "loss": {"name": "mse"}}))
         return folder
 
     return make
