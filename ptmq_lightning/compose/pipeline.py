@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
+from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
@@ -33,11 +34,14 @@ from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.evaluate.accuracy import measure_accuracy
+from ptmq_lightning.export.foresee import unexportable
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.blocks import Block, cut, opaque_layers
+from ptmq_lightning.models.faithful import require_same
 from ptmq_lightning.models.fold import FoldReport, fold
 from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize
+from ptmq_lightning.models.unwrap import plain
 from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.quant.insert import insert
 from ptmq_lightning.quant.steps import calibrate
@@ -175,16 +179,21 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
 
     norms: false keeps every norm, for a method that trains them.
     """
-    gm = trace(network.module, network.preprocessing.input_size)
+    module = plain(network.module)
+    gm = trace(module, network.preprocessing.input_size)
     report = fold(gm, equalize=config.equalize) if norms else FoldReport()
     if config.reparam:
         report += reparametrize(gm, images[:FOLD_IMAGES])
     blocks = cut(gm, images[:2], name=network.name)
+    require_same(module, blocks, images, name=network.name)
+    require_storable(block.module for block in blocks)
     log.info("%d blocks, %d norms and scales folded", len(blocks), len(report.folded))
     for what, why in report.kept:
         log.info("not folded: %s: %s", what, why)
-    for hidden in opaque_layers(gm, network.module):
+    for hidden in opaque_layers(gm, module):
         log.warning("not quantized: %s", hidden)
+    for what in unexportable((block.module for block in blocks), images[:2]):
+        log.warning("cannot be exported to ONNX: %s", what)
     return blocks
 
 

@@ -75,7 +75,7 @@ def operations(model: MultiBitModel | Chain, images: Tensor) -> list[Op]:
         value, inputs = values.get(op.name), _inputs(op)
         op.shape = None if value is None else tuple(value.shape)
         if value is not None and inputs and all(i.key == CONSTANT for i in inputs):  # a Swin's table of biases, read
-            op.key, op.args, op.kwargs, op.value, inputs = CONSTANT, (), {}, value, []
+            op.key, op.args, op.kwargs, op.value, inputs = CONSTANT, (), {}, value.detach(), []
         for argument in inputs:
             argument.users.append(op)
     used = {argument for op in ops for argument in _inputs(op)}

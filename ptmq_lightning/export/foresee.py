@@ -20,10 +20,9 @@ LAYERS = ("Conv2d", "Linear", "matmul")  # become quantized layers, which every 
 def require_exportable(blocks: Iterable[fx.GraphModule], images: Tensor) -> None:
     """Raises ExportError that names every operation of these float blocks that has no form in ONNX.
 
-    images: (N >= 2, C, H, W). Nothing is refused where the onnx package is missing.
+    images: (N >= 2, C, H, W).
     """
-    refused = unexportable(blocks, images) if find_spec("onnx") else []
-    if refused:
+    if refused := unexportable(blocks, images):
         raise ExportError(
             f"the network cannot be exported: {'; '.join(refused)}. Expected operations of the tables in "
             f"ptmq_lightning/export/onnx_ops.py. Add them there, or run the artifact with load()."
@@ -31,7 +30,10 @@ def require_exportable(blocks: Iterable[fx.GraphModule], images: Tensor) -> None
 
 
 def unexportable(blocks: Iterable[fx.GraphModule], images: Tensor) -> list[str]:
-    """A line for each operation that ONNX has no form of, with the path of its module."""
+    """A line for each operation that ONNX has no form of, with the path of its module; none where the onnx package is
+    missing or fewer than two images are given."""
+    if not find_spec("onnx") or len(images) < 2:
+        return []
     ops = operations(Chain(list(blocks)), images)
     converter, refused, unknown = Converter(Plan(), {}), dict[str, None](), set[Op]()
     for op in ops:

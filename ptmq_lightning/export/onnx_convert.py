@@ -152,7 +152,9 @@ class Converter:
             return self.writer.input(IMAGES, np.float32, shape_of(op))
         if op.key == CONSTANT:
             assert op.value is not None
-            value = op.value.cpu().numpy()  # whole numbers are factors here: indices are read where they are used
+            value = (
+                op.value.detach().cpu().numpy()
+            )  # whole numbers are factors here: indices are read where they are used
             return self.writer.constant(value, np.float32 if value.dtype.kind in "iuf" else value.dtype)
         if op.key in ("QuantConv2d", "QuantLinear", "QuantMatmul"):
             return {"QuantConv2d": self._conv, "QuantLinear": self._linear, "QuantMatmul": self._matmul}[op.key](op)

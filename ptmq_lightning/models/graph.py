@@ -30,6 +30,7 @@ from torch.fx.node import map_aggregate
 from ptmq_lightning.models.attention import OPEN_MODULES, attend, multi_head
 from ptmq_lightning.models.nodes import attribute, execute
 from ptmq_lightning.models.normalize import BATCHES, normalize
+from ptmq_lightning.models.unwrap import only_tensor
 from ptmq_lightning.runtime.errors import ModelError
 
 _OPEN_OPERATORS = {getattr(operator, f"i{name}"): getattr(operator, name) for name in ("add", "sub", "mul", "truediv")}
@@ -140,11 +141,28 @@ def _trace_once(module: nn.Module, size: tuple[int, ...]) -> fx.GraphModule:
     image = torch.zeros(size, device=first.device, dtype=first.dtype)
     with mock.patch.dict(fx._symbolic_trace._wrapped_fns_to_patch, clear=True):  # open what timm wraps for plain fx
         graph = _Tracer(image).trace(module)
+    _one_output(graph)
     gm = fx.GraphModule(module, graph, type(module).__name__)
     for node in gm.graph.nodes:
         if node.op == "get_attr" and "shape" not in node.meta:
             node.meta = {"path": "", "shape": tuple(attribute(gm, node.target).shape)}
     return gm
+
+
+def _one_output(graph: fx.Graph) -> None:
+    """The only tensor of a tuple, list or dict becomes the output. Raises ModelError where there are several."""
+    (output,) = graph.find_nodes(op="output")
+    if not isinstance(output.args[0], fx.Node):
+        shaped: Any = lambda v: _Shaped(v) if isinstance(v, fx.Node) else v  # noqa: E731
+        shapes: Any = map_aggregate(output.args[0], shaped)
+        output.args = (only_tensor(shapes).node,)  # type: ignore[attr-defined]
+
+
+class _Shaped:
+    """A node of the output, with the shape that a message tells."""
+
+    def __init__(self, node: fx.Node) -> None:
+        self.node, self.shape = node, node.meta.get("shape", ())
 
 
 def _holds_tensor(value: Any) -> bool:
