@@ -32,7 +32,7 @@ NETWORKS = {  # of benchmarks/results/accuracy_NAME.json: its title
 METHODS = {  # in the order of drawing: label, color (Okabe and Ito's, for the color-blind), marker, shift to the side
     "rtn": ("nearest rounding: one model", "#7F7F7F", "^", 0.0),
     "qdrop": ("QDrop: a model for each width", "#D55E00", "s", 0.13),
-    "qdrop+quant.gelu=table": ("QDrop with ptmq's GELU tables", "#E69F00", "D", 0.26),
+    "qdrop+placement.gelu=table": ("QDrop with ptmq's GELU tables", "#E69F00", "D", 0.26),
     "ptmq": ("ptmq: one model for all widths", "#0072B2", "o", -0.13),
 }
 BITS = range(2, 9)

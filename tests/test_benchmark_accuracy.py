@@ -91,6 +91,7 @@ def test_what_is_done_is_not_run_again(benchmark: Any, tmp_path: Path, monkeypat
     finish(cell, tmp_path, {"w3a3": 60.0}, seconds=0.0)
     monkeypatch.setattr(benchmark.subprocess, "Popen", None)
     config = asdict(configuration(cell.overrides()))
+    (cell.folder(tmp_path) / ".ptmq-run").touch()  # a run was here
     (cell.folder(tmp_path) / "config.yaml").write_text(yaml.safe_dump(config))
     assert cell.run(tmp_path) is None
     config["recon"]["iters"] = 8

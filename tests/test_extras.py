@@ -15,7 +15,7 @@ def without(code: str, *names: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_training_command_names_its_extra() -> None:
-    done = without("from ptmq_lightning.compose import main; main()", *TRAINING)
+    done = without("from ptmq_lightning.compose.command import main; main()", *TRAINING)
     assert done.returncode == 1 and "Traceback" not in done.stderr
     assert "pip install 'ptmq-lightning[train]'" in done.stderr
 

@@ -35,7 +35,7 @@ def signed_factors() -> tuple[MultiBitModel, torch.Tensor]:
     """Attention whose second factors are s8 and whose levels behind a GELU stand in tables."""
     network = zoo.build("cifar_vit", pretrained=False, depth=1).module
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    return quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["quant.gelu=table"]), x
+    return quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["placement.gelu=table"]), x
 
 
 def test_the_probe_is_the_product_that_saturates() -> None:
