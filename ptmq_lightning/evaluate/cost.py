@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, passthrough, quantizers_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
@@ -90,8 +89,7 @@ def size_bytes(model: MultiBitModel, assignment: BitAssignment) -> int:
     for name, pair in assignment.items():
         layer = model.layers[name]
         if layer.weight_shape:
-            module = modules[name]
-            biased = isinstance(module, WeightLayer) and not (module.bias is None and module.biases is None)
+            biased = any(getattr(modules[name], held, None) is not None for held in ("bias", "biases"))
             floats = layer.weight_shape[0] * (2 if biased else 1)
             total += math.ceil(layer.weights * layer.width(pair).w / 8) + FLOAT_BYTES * floats
     return total
