@@ -93,7 +93,9 @@ def test_a_network_of_any_family_is_fitted_saved_and_switched_bit_for_bit(name: 
     for which in ("w4a4", "w8a8", "w4a4"):
         made.append(at(loaded, which, x))
         assert torch.equal(made[-1], at(model, which, x)), which
-    assert torch.equal(made[0], made[2]) and not torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+    # Not the logits: layer scales start at 1e-5 in some families, and the widths' logits may round to the same codes.
+    assert any(not torch.equal(weight.at(4), weight.at(8)) for weight in stored.values() if 4 in weight.widths)
     rows = json.loads((tmp_path / "run" / "results.json").read_text(encoding="utf-8"))["rows"]
     assert {row["config"] for row in rows} >= {"w4a4", "w8a8"}
 
