@@ -20,6 +20,7 @@ from ptmq_lightning.quant import rounding as soft
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
 from ptmq_lightning.quant.roundings import LearnedWeight
 from ptmq_lightning.reconstruct.features import FeatureBatch
+from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.model import quantizers_of, select, weights_of
 from ptmq_lightning.runtime.spec import BitWidth
 
@@ -54,9 +55,24 @@ class BlockReconstruction(L.LightningModule):
         target, weight = self.read(batch.target), None if batch.weight is None else self.read(batch.weight)
         reconstruction, own = self.recipe.objective(outputs, target, self.channel, weight)  # §1.8
         rounding = self.regularizer(drawn, index, target)  # §1.5
-        if index % self.recipe.schedule.log_every == 0 or index == self.recipe.schedule.iters - 1:
+        loss = reconstruction + self.recipe.schedule.lambda_rounding * rounding
+        told = index % self.recipe.schedule.log_every == 0 or index == self.recipe.schedule.iters - 1
+        if told or not loss.is_cuda:  # a GPU would wait for the answer in every iteration
+            self.require_finite(loss, index)
+        if told:
             self.report(index, drawn, own, rounding)
-        return reconstruction + self.recipe.schedule.lambda_rounding * rounding
+        return loss
+
+    def require_finite(self, loss: Tensor, index: int) -> None:
+        """Raises ModelError for a fit that diverged: what it would go on to learn is worth nothing."""
+        if not bool(loss.isfinite()):
+            s = self.recipe.schedule
+            raise ModelError(
+                f"the loss of {self.place.name} is {float(loss)} in iteration {index} of {s.iters}; expected a finite "
+                f"number. Lower recon.lr_rounding ({s.lr_rounding:g}), recon.lr_activation ({s.lr_activation:g}) or "
+                f"recon.lr_weight_step_size ({s.lr_weight_step_size:g}), or look for features that are not finite; "
+                f"finished blocks are kept for resume=true."
+            )
 
     def read(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T', C): the tokens that the rest of the network reads; all where it reads all."""

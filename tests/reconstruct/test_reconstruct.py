@@ -246,3 +246,12 @@ def test_tokens_that_nothing_reads_are_found() -> None:
     read = tokens_read(First(), x)
     assert read is not None and read.tolist() == [0]
     assert tokens_read(torch.nn.Identity(), x) is None
+
+
+def test_a_fit_that_diverges_stops_at_once_and_names_the_block_iteration_and_rates() -> None:
+    model = small_model()
+    wild = replace(RECIPE, schedule=replace(RECIPE.schedule, lr_activation=1e30, lr_rounding=1e30))
+    with pytest.raises(ModelError) as caught:
+        reconstruct_model(model, images(), wild, trainer)
+    told = str(caught.value)
+    assert "layer1.0 is nan in iteration 1 of 8" in told and "recon.lr_rounding (1e+30)" in told
