@@ -19,6 +19,7 @@ from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import MultiBitModel
 
 IMAGE, CONSTANT = "image", "constant"
+WIDTH_DEPENDENT = ("ActivationQuantizer", "QuantConv2d", "QuantLinear", "QuantMatmul")
 
 
 @dataclass(eq=False, repr=False)
@@ -74,7 +75,8 @@ def operations(model: MultiBitModel | Chain, images: Tensor) -> list[Op]:
     for op in ops:
         value, inputs = values.get(op.name), _inputs(op)
         op.shape = None if value is None else tuple(value.shape)
-        if value is not None and inputs and all(i.key == CONSTANT for i in inputs):  # a Swin's table of biases, read
+        folds = inputs and all(i.key == CONSTANT for i in inputs) and op.key not in WIDTH_DEPENDENT
+        if value is not None and folds:  # a Swin's table of biases, read
             op.key, op.args, op.kwargs, op.value, inputs = CONSTANT, (), {}, value.detach(), []
         for argument in inputs:
             argument.users.append(op)

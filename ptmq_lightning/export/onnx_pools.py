@@ -87,8 +87,13 @@ def _resize(w: Writer, op: Op, names: Sequence[str]) -> str:
         raise refuse(op, f"the mode {mode!r}, or antialias")
     how = known[mode]
     how.setdefault("coordinate_transformation_mode", "align_corners" if aligned else "pytorch_half_pixel")
-    axes = list(range(2, 2 + len(made)))
-    return str(w.node("Resize", [names[0], "", "", w.constant(list(made))], op.name, axes=axes, **how))
+    # Neither sizes alone nor axes: ONNX Runtime turns the axes of its convolutions and loses count of them.
+    scales = [np.float32(m / n) for n, m in zip(given, made, strict=True)]
+    if all(int(n * scale) == m for n, scale, m in zip(given, scales, made, strict=True)):
+        return str(w.node("Resize", [names[0], "", numbers(w, [1, 1, *scales])], op.name, **how))
+    front = w.node("Shape", list(names[:1]), f"{op.name}.front", start=0, end=2)
+    sizes = w.node("Concat", [front, w.constant(list(made))], f"{op.name}.sizes", axis=0)
+    return str(w.node("Resize", [names[0], "", "", sizes], op.name, **how))
 
 
 def pads_of(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import onnxruntime
@@ -11,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ptmq_lightning.compose.library import quantize
+from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.foresee import float_graph, require_exportable, unexportable
 from ptmq_lightning.models import blocks, fold, graph
 from ptmq_lightning.runtime.errors import ExportError
@@ -195,3 +198,24 @@ def test_all_operations_that_cannot_be_exported_are_named_at_once() -> None:
         require_exportable(chain, x)
     assert "cumsum" in str(error.value)
     assert len(unexportable(chain, x)) == 2
+
+
+class Positions(nn.Module):
+    """A product of an activation and a constant, as relative positions in attention have it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(2, 4, 1), nn.Linear(4 * 6 * 5, 3)
+        self.relative = nn.Parameter(torch.randn(5, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc((self.conv(x) @ self.relative.transpose(0, 1)).flatten(1))
+
+
+def test_a_product_with_a_constant_runs_on_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 2, 6, 8, generator=torch.Generator().manual_seed(1))
+    model = quantize(Positions().eval(), x, bits=[["w4a4"], ["w8a8"]])
+    for report in write_export(model, tmp_path / "out", x, ["w4a4", "w8a8"]).values():
+        assert report.largest_step is not None and report.largest_step <= 1
+        assert report.logit_error < 0.1 and "MatMul" not in report.float_kernels
