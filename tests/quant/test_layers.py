@@ -146,3 +146,14 @@ def test_masks_repeat_with_their_seed_and_have_their_share() -> None:
     assert torch.equal(first(shape), second(shape))
     # 1e5 draws: standard error 0.0014
     assert abs(float(first(shape).mean()) - 0.25) < 0.01
+
+
+def test_masks_are_slices_of_the_bank_at_other_places_each_time() -> None:
+    bank = MaskBank(0)
+    masks = [bank(torch.Size([4, 64])) for _ in range(8)]
+    assert all(not torch.equal(one, other) for i, one in enumerate(masks) for other in masks[:i])
+
+
+def test_a_mask_larger_than_half_the_bank_leaves_room_for_others() -> None:
+    bank = MaskBank(0, size=128)
+    assert not torch.equal(bank(torch.Size([100])), bank(torch.Size([100])))
