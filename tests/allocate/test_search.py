@@ -46,6 +46,30 @@ def test_no_layer_could_go_up_within_the_budget(model: Any, seed: int) -> None:
         assert all(average(model, chosen) + counts[name] * (w - chosen[name].w) / total > budget for w in wider), name
 
 
+def harms(model: Any, **ends: tuple[float, float]) -> Sensitivity:
+    """Of each layer the harm at 6 and at 8 bits; narrower pairs harm a thousandfold."""
+    return {
+        name: {pair: {8: at_eight, 6: at_six}.get(pair.w, 1000.0) for pair in model.pairs}
+        for name, (at_six, at_eight) in ends.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "first"),
+    [
+        ((10.0, 9.9), (2.5, 0.0), "a"),  # what counts is what is added, not what was there before
+        ((1.0, 0.0), (1.2, 0.0), "b"),  # and per bit saved: b has three times the weights
+        ((1.0, 0.0), (4.0, 0.0), "a"),
+    ],
+)
+def test_the_layer_goes_down_first_that_loses_least_per_bit(
+    model: Any, a: tuple[float, float], b: tuple[float, float], first: str
+) -> None:
+    counts = {"a": 100, "b": 300}
+    chosen = greedy(model, harms(model, a=a, b=b, c=(1e6, 0.0)), 8 - 2 * counts[first] / 1000)
+    assert {name: chosen[name].w for name in "abc"} == {"a": 8, "b": 8, "c": 8} | {first: 6}
+
+
 def test_a_generous_budget_keeps_every_layer_at_its_widest(model: Any, harm: Sensitivity) -> None:
     assert {pair for _, pair in greedy(model, harm, 8.0).items()} == {BitWidth(8, 8)}
 
