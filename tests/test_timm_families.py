@@ -54,9 +54,8 @@ FAMILIES = {  # timm name -> image size; the smallest networks of their families
     "vit_tiny_r_s16_p8_224": 224,
 }
 SHORT = [
-    "recon=smoke", "recon.steps=1", "recon.batch=2", "recon.log_every=1", "recon.calibration_images=4",
-    "data.calibration_images=4", "data.step_images=4", "data.val_images=4", "step_size.p=2",
-    "bits.groups=[[[4,4]],[[8,8]]]", "bits.evaluate=[w4a4,w8a8]",
+    "recon=smoke", "recon.iters=1", "recon.batch=2", "recon.log_every=1", "data.calibration_images=4",
+    "data.step_size_images=4", "data.val_images=4", "step_size.p=2", "bits.groups=[[w4a4],[w8a8]]",
 ]  # fmt: skip
 
 
