@@ -111,7 +111,7 @@ class BitGroups:
     def from_json(cls, data: Any) -> BitGroups:
         """What `to_json` gave. Raises ConfigError for anything else."""
         if not isinstance(data, list) or not all(isinstance(group, list) for group in data):
-            raise ConfigError(f"found the bit groups {data!r}; expected lists of pairs, e.g. [["w3a3"], ["w8a8"]].")
+            raise ConfigError(f"found the bit groups {data!r}; expected lists of pairs, such as [['w3a3'], ['w8a8']].")
         return cls.of(data)
 
     @classmethod
