@@ -34,7 +34,7 @@ class BlockReconstruction(L.LightningModule):
         super().__init__()
         recipe, place, s = fit.recipe, fit.place, fit.recipe.schedule
         self.block, self.layers, self.recipe, self.place = fit.unit.module, fit.unit.layers, recipe, place
-        self.channel, self.tokens = fit.channel, fit.tokens
+        self.channel, self.read, self.starts = fit.channel, fit.read, fit.starts
         self.weights = [w for _, w in weights_of(self.block) if isinstance(w, LearnedWeight)]
         self.activations = [q for _, q in quantizers_of(self.block) if isinstance(q, TrainableActivation)]
         self.beta = soft.BetaSchedule(s.iters, s.warmup, s.beta_start, s.beta_end)
@@ -52,15 +52,12 @@ class BlockReconstruction(L.LightningModule):
             drawn, inputs = [drawn[pick]], [inputs[pick]]
         outputs = [self.read(self.at(width, x)) for width, x in zip(drawn, inputs, strict=True)]
         target, weight = self.read(batch.target), None if batch.weight is None else self.read(batch.weight)
-        reconstruction, own = self.recipe.objective(outputs, target, self.channel, weight)  # §1.8
+        units = None if self.starts is None else [self.starts[width] for width in drawn]
+        reconstruction, own = self.recipe.objective(outputs, target, self.channel, weight, units)  # §1.8
         rounding = self.regularizer(drawn, index, target)  # §1.5
         if index % self.recipe.schedule.log_every == 0 or index == self.recipe.schedule.iters - 1:
             self.report(index, drawn, own, rounding)
         return reconstruction + self.recipe.schedule.lambda_rounding * rounding
-
-    def read(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T', C): the tokens that the rest of the network reads; all where it reads all."""
-        return x if self.tokens is None else x[:, self.tokens]
 
     def regularizer(self, drawn: list[BitWidth], index: int, like: Tensor) -> Tensor:
         """sum of 1 - |2h(V) - 1|^beta over the weights, none in the warmup: what is learned there is the error alone,
