@@ -44,7 +44,7 @@ class BlockReconstruction(L.LightningModule):
         self.pinned = all(layer.pinned for layer in self.layers.values())
         self.latest: dict[str, float] = {}
 
-    def training_step(self, batch: FeatureBatch, index: int) -> Tensor:
+    def training_step(self, batch: FeatureBatch, index: int) -> Tensor | None:
         drawn = self.draw()  # K pairs, low to high
         inputs = self.recipe.mixer.inputs(batch.fp, batch, drawn, self.masks, self.draws)  # §1.7
         if self.pinned:  # K runs would compute nearly the same: learn from one of them
@@ -57,7 +57,8 @@ class BlockReconstruction(L.LightningModule):
         rounding = self.regularizer(drawn, index, target)  # §1.5
         if index % self.recipe.schedule.log_every == 0 or index == self.recipe.schedule.iters - 1:
             self.report(index, drawn, own, rounding)
-        return reconstruction + self.recipe.schedule.lambda_rounding * rounding
+        loss = reconstruction + self.recipe.schedule.lambda_rounding * rounding
+        return loss if loss.requires_grad else None  # none: nothing is learned at the drawn widths
 
     def regularizer(self, drawn: list[BitWidth], index: int, like: Tensor) -> Tensor:
         """sum of 1 - |2h(V) - 1|^beta over the weights, none in the warmup: what is learned there is the error alone,

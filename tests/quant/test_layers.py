@@ -146,3 +146,28 @@ def test_masks_repeat_with_their_seed_and_have_their_share() -> None:
     assert torch.equal(first(shape), second(shape))
     # 1e5 draws: standard error 0.0014
     assert abs(float(first(shape).mean()) - 0.25) < 0.01
+
+
+def test_a_width_without_a_plane_starts_and_ends_with_the_codes_of_nearest_rounding() -> None:
+    nearest = frozen()
+    weight = trainable(frozen(), RoundingKeys("per_group", [[2], [3]]), learn_step_sizes=True)
+    for bits in (4, 8):
+        weight.select(bits)
+        assert torch.equal(weight(), nearest.at(bits)), bits
+    with torch.no_grad():
+        for parameter in weight.parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    committed = weight.committed()
+    assert [torch.equal(committed.code(bits), nearest.code(bits)) for bits in WIDTHS] == [False, False, True, True]
+    assert not torch.equal(committed.steps[-1], nearest.steps[-1])
+
+
+def test_a_width_without_a_plane_is_not_regularized_and_never_undecided() -> None:
+    weight = trainable(frozen(), RoundingKeys("per_group", [[2], [3]]), learn_step_sizes=True)
+    assert float(weight.regularizer({4, 8}, 20.0)) == 0 and weight.undecided({4, 8}) == []
+    assert len(weight.undecided({2, 8})) == 1
+
+
+def test_a_weight_without_any_plane_is_committed_as_nearest() -> None:
+    weight = trainable(frozen(), RoundingKeys("per_group", [[5]]), learn_step_sizes=True)
+    assert weight.learned() == [] and weight.committed().kind == "nearest"
