@@ -21,7 +21,7 @@ WIDTHS = (2, 3, 4, 8)
 KINDS = [
     RoundingKeys("shared"),
     RoundingKeys("offset"),
-    RoundingKeys("per_group", [[3], [4, 8]]),
+    RoundingKeys("per_group", [[2, 3], [4, 8]]),
     RoundingKeys("per_width"),
 ]
 
