@@ -68,8 +68,8 @@ def page(found: dict[str, dict[str, Any]]) -> str:
     widths = list(first["rows"])
     parts = [
         "# Every width beside nearest rounding",
-        f"Made by `PTMQ_DATA=DIR python benchmarks/every_width.py`; ResNet-20 on CIFAR-10, {first['evaluation_images']} "
-        f"evaluation images, one seed, float {first['fp']:.1f} %.",
+        "Made by `PTMQ_DATA=DIR python benchmarks/every_width.py`; ResNet-20 on CIFAR-10, one seed, "
+        f"{first['evaluation_images']} evaluation images, float {first['fp']:.1f} %.",
     ]
     for figure, title in FIGURES.items():
         lines = [f"| method | {' | '.join(widths)} |", "|---" + "|---:" * len(widths) + "|"]
