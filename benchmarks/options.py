@@ -1,4 +1,4 @@
-"""What the options are worth: method.bias_correction and the losses fim and aph, each on and off.
+"""What the options are worth: method.bias_correction after the fit and the losses fim and aph, each on and off.
 
     PTMQ_DATA=DIR python benchmarks/options.py                     # every case, on the CPU
     PTMQ_DATA=DIR python benchmarks/options.py --cases resnet20_learned
@@ -26,16 +26,17 @@ from ptmq_lightning.runtime.files import write_atomically
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "benchmarks" / "results" / "options.json"
 RESNET20 = ["experiment=cifar_resnet20", "data.calibration_images=512", "bits.evaluate=[w2a4,w3a3,w4a4,w6a6,w8a8]"]
-CORRECTION = {"method.bias_correction=false": [], "method.bias_correction=true": ["method.bias_correction=true"]}
+CORRECTION = {f"method.bias_correction={when}": [f"method.bias_correction={when}"] for when in ("none", "after")}
+FORMER = ["method.bias_correction=none", "loss.relative=false", "rounding.planes=[[2],[3],[4,5,6,7,8]]"]  # the default
 CASES: dict[str, tuple[list[str], dict[str, list[str]]]] = {  # what all rows share, and what each adds
     "resnet20": ([*RESNET20, "rounding=nearest"], CORRECTION),
     "resnet20_learned": (
-        [*RESNET20, "recon.iters=50"],
+        [*RESNET20, "recon.iters=50", *FORMER],
         {
             "loss=gd_direct": [],
             "loss=fim": ["loss=fim"],
             "loss=aph": ["loss=aph"],
-            "method.bias_correction=true": ["method.bias_correction=true"],
+            "method.bias_correction=after": ["method.bias_correction=after"],
         },
     ),
 }

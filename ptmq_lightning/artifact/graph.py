@@ -238,8 +238,10 @@ def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Te
         _refuse(f"whose weight {path!r} has ratios of shape {tuple(ratios.shape)}", f"{tuple(steps.shape)}")
     weight = MultiBitWeight(latent, latent_step, widths, steps, ratios)
     if spec["kind"] != "nearest":
-        if spec["kind"] != "latent" and set(plane_of) != set(widths):
-            _refuse(f"whose weight {path!r} has no plane for some of its widths {widths}", "one for each")
+        if not set(plane_of) <= set(widths):
+            _refuse(f"whose weight {path!r} has planes for the widths {sorted(plane_of)}", f"some of {widths}")
+        if spec["kind"] == "offset" and set(plane_of) != set(widths):
+            _refuse(f"whose weight {path!r} has no offset for some of its widths {widths}", "one for each")
         weight.set_rounding(spec["kind"], own["rounding"], plane_of)
     return weight
 

@@ -127,7 +127,7 @@ def nested_of(weight: MultiBitWeight) -> NestedWeight:
     parts: dict[str, Tensor] = {}
     plane_of: dict[int, int] = {}
     if tied:
-        twice = weight.kind != "planes"
+        twice = not _reads_plane(weight, tied[-1])
         position = torch.floor(
             grid.position(weight.integers, weight.ratios[weight.widths.index(tied[-1])]) * (1 + twice)
         )
@@ -138,10 +138,15 @@ def nested_of(weight: MultiBitWeight) -> NestedWeight:
             plane_of = {b: used.index(weight.plane_of[b]) for b in tied}
             parts["rounding"] = weight.rounding[used] * (position >= low)
     parts |= {f"code_{b}": weight.code(b) for b in weight.widths if b not in tied}
-    kind = "planes" if weight.kind in ("planes", "offset") else "nearest"
+    # Where nothing is tied the codes tell all, and the kind is that of the weight they were made of.
+    kind = "planes" if (plane_of if tied else weight.kind in ("planes", "offset")) else "nearest"
     nested = NestedWeight(weight.widths, weight.steps, tied, kind, plane_of, parts)
     nested.bits = weight.bits or nested.bits
     return nested
+
+
+def _reads_plane(weight: MultiBitWeight, bits: int) -> bool:
+    return weight.kind == "planes" and bits in weight.plane_of
 
 
 def _trunk(weight: MultiBitWeight) -> tuple[tuple[int, ...], Tensor]:
@@ -151,8 +156,10 @@ def _trunk(weight: MultiBitWeight) -> tuple[tuple[int, ...], Tensor]:
     shifts = torch.zeros((0, shape[0]), dtype=torch.uint8, device=weight.latent.device)
     least = bits_per_weight(_spec(shape, widths, best, "planes", 0))
     for top in widths if weight.kind != "offset" else ():
-        found = {b: k for b in widths if b <= top and (k := _shift(weight, b, top)) is not None}
-        kind = "planes" if weight.kind == "planes" else "nearest"
+        # A floor code holds either the position, for widths with a plane, or twice the position, for those without.
+        alike = [b for b in widths if b <= top and _reads_plane(weight, b) == _reads_plane(weight, top)]
+        found = {b: k for b in alike if (k := _shift(weight, b, top)) is not None}
+        kind = "planes" if _reads_plane(weight, top) else "nearest"
         planes = len({weight.plane_of[b] for b in found}) if kind == "planes" else 0
         bits = bits_per_weight(_spec(shape, widths, tuple(found), kind, planes))
         if len(found) > 1 and bits < least:

@@ -53,7 +53,7 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
     to the power of 2.4, none weighted (as BRECQ's code).
     """
     method, nearest = config.method, not ROUNDINGS[config.rounding.name].learns
-    if nearest and not method.bias_correction:
+    if nearest and method.bias_correction == "none":
         return ()
     attention = any(row.kind == "matmul" for row in model.layers.values())
     first = Recipe(
@@ -84,7 +84,9 @@ def recipes(config: Config, model: MultiBitModel) -> tuple[Recipe, ...]:
         quantize_inputs=True,
         learn_inputs=True,
     )
-    return replace(first, bias_correction=False), second
+    if method.bias_correction == "after":  # once, behind the last pass
+        first = replace(first, bias_correction="none")
+    return first, second
 
 
 def activation_iters(recon: Schedule) -> int:

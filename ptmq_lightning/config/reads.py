@@ -46,7 +46,7 @@ RULES = (
     Rule((*FIT, *METHOD, "method.bias_correction"), TRAINED),
     Rule(tuple(key for key in (*FIT, *METHOD) if key != "recon.*"), NEAREST),
     rule("recon.iters recon.activation_iters recon.l* recon.warmup recon.beta_*", rounding__name=("nearest",)),
-    Rule(("recon.*",), NEAREST | {"method.bias_correction": (False,)}),
+    Rule(("recon.*",), NEAREST | {"method.bias_correction": ("none",)}),
     rule("recon.lambda_rounding recon.warmup recon.beta_*", rounding__name=("ste", "flexround")),
     rule("recon.lr_activation", method__activation=("fixed",)),
     rule("recon.activation_iters", method__activation=("joint", "fixed")),

@@ -28,7 +28,9 @@ class RoundingKeys:
     """What is learned about rounding, and from where it starts."""
 
     name: str = key("shared", "what is learned about rounding", choices=ROUNDINGS.names)
-    planes: list[list[int]] = key(factory=list, help="per_group: sets of weight widths that share one rounding")
+    planes: list[list[int]] = key(
+        factory=list, help="per_group: sets of weight widths that share a rounding; others: nearest"
+    )
     init_width: int = key(4, "width whose fractions the rounding starts from", least=MIN_BITS, most=MAX_BITS)
     rate: float = key(1.0, "factor on recon.lr_rounding")
 
@@ -63,6 +65,10 @@ class LearnedWeight(SwitchableWeight):
     @property
     def frozen(self) -> MultiBitWeight:
         return self._frozen[0]
+
+    def at(self, bits: None) -> Tensor:
+        """The float network's weight (O, ...)."""
+        return self.frozen.at(bits)
 
     def step_size(self, bits: int) -> Tensor:
         """s_b (O,), learned or frozen."""

@@ -43,7 +43,8 @@ class _SoftWeight(torch.autograd.Function):
 
 
 class SoftWeight(LearnedWeight):
-    """A weight whose rounding V (O, ...) is a parameter for each plane; widths of one plane share it (PTMQ §1.2).
+    """A weight whose rounding V (O, ...) is a parameter for each plane; widths of one plane share it (PTMQ §1.2). A
+    width without a plane is rounded to nearest: its codes stay, its step size may be learned.
 
     Which width has which plane is all in which the variants differ; `Offset` reads one V in another way.
     """
@@ -56,12 +57,17 @@ class SoftWeight(LearnedWeight):
         positions = {b: grid.position(frozen.latent, rho) for b, rho in zip(frozen.widths, frozen.ratios, strict=True)}
         self.floors = {bits: torch.floor(u) for bits, u in positions.items()}
         fractions = {bits: u - self.floors[bits] for bits, u in positions.items()}
+        self.nearest = {
+            b: grid.levels(frozen.latent, rho, b)
+            for b, rho in zip(frozen.widths, frozen.ratios, strict=True)
+            if b not in self.plane_of
+        }
         self.v = nn.ParameterList(nn.Parameter(start) for start in self.starts(fractions))
 
     @classmethod
     @abstractmethod
     def planes(cls, widths: Sequence[int], keys: RoundingKeys) -> dict[int, int]:
-        """Weight width -> plane."""
+        """Weight width -> plane; a width that is left out is rounded to nearest."""
 
     def starts(self, fractions: dict[int, Tensor]) -> list[Tensor]:
         """V at the start, for each plane: h(V) is the fraction of u of one of its widths."""
@@ -81,17 +87,19 @@ class SoftWeight(LearnedWeight):
         return list(self.v)
 
     def undecided(self, widths: set[int]) -> list[Tensor]:
-        rows = {row for bits, row in self.plane_of.items() if bits in widths} or set(self.plane_of.values())
+        rows = {self.plane_of[bits] for bits in self._penalized(widths)}
         return [soft.rectified_sigmoid(self.v[row]) for row in sorted(rows)]
 
     def regularizer(self, drawn: set[int], beta: float) -> Tensor:
         """sum of 1 - |2h(V) - 1|^beta, once per plane that a drawn width uses (PTMQ §1.5)."""
         one_per_plane = {self.plane_of[bits]: bits for bits in self._penalized(drawn)}.values()
-        return self._penalties(list(one_per_plane), beta).sum()
+        return self._penalties(list(one_per_plane), beta).sum() if one_per_plane else super().regularizer(drawn, beta)
 
     def _penalized(self, drawn: set[int]) -> list[int]:
-        """The drawn widths that this weight has; its widest where it has none of them (a pinned layer)."""
-        return [b for b in self.frozen.widths if b in drawn] or list(self.frozen.widths[-1:])
+        """The drawn widths that this weight has, its widest where it has none of them (a pinned layer); of these, the
+        ones with a plane."""
+        widths = [b for b in self.frozen.widths if b in drawn] or list(self.frozen.widths[-1:])
+        return [b for b in widths if b in self.plane_of]
 
     def _penalties(self, widths: list[int], beta: float) -> Tensor:
         return torch.stack([soft.regularizer(soft.rectified_sigmoid(self.logits(b)), beta) for b in widths])
@@ -101,6 +109,8 @@ class SoftWeight(LearnedWeight):
             return self.frozen.at(None)
         floor = self.floors[self.bits]
         step = grid.per_channel(self.step_size(self.bits), floor)
+        if self.bits in self.nearest:
+            return self.nearest[self.bits] * step
         limits = grid.limits(self.bits)
         result: Tensor = _SoftWeight.apply(self.logits(self.bits), floor, step, *limits)  # type: ignore[no-untyped-call]
         return result
@@ -114,7 +124,8 @@ class SoftWeight(LearnedWeight):
         """The runtime weight with the learned rounding and step sizes; the integers are the same."""
         frozen = self.frozen
         weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, self.step_sizes(), frozen.ratios)
-        weight.set_rounding(self.stored, self.decided(), self.plane_of)
+        if self.plane_of:
+            weight.set_rounding(self.stored, self.decided(), self.plane_of)
         weight.select(self.bits)
         return weight
 
@@ -155,7 +166,12 @@ class Offset(Shared):
 
 @ROUNDINGS.register("per_group")
 class PerGroup(SoftWeight):
-    """One R for each listed set of weight widths."""
+    """One R for each listed set of weight widths; a width in none of them is rounded to nearest.
+
+    The wide widths need no R: with a step size of their own and their biases corrected, nearest rounding is level with
+    a rounding that is learned for one width alone, while an R that several of them share is wrong for most
+    (PTMQ §1.4).
+    """
 
     @classmethod
     def check(cls, keys: RoundingKeys) -> None:
@@ -166,9 +182,8 @@ class PerGroup(SoftWeight):
 
     @classmethod
     def planes(cls, widths: Sequence[int], keys: RoundingKeys) -> dict[int, int]:
-        """A width in no listed set takes the plane of the nearest listed width, the wider first."""
         listed = {bits: row for row, plane in enumerate(keys.planes) for bits in plane}
-        chosen = {b: listed[min(listed, key=lambda other: (abs(other - b), -other))] for b in widths}
+        chosen = {b: listed[b] for b in widths if b in listed}
         used = sorted(set(chosen.values()))
         return {bits: used.index(row) for bits, row in chosen.items()}
 

@@ -35,7 +35,7 @@ class BlockReconstruction(L.LightningModule):
         super().__init__()
         recipe, place, s = fit.recipe, fit.place, fit.recipe.schedule
         self.block, self.layers, self.recipe, self.place = fit.unit.module, fit.unit.layers, recipe, place
-        self.channel, self.tokens = fit.channel, fit.tokens
+        self.channel, self.read, self.starts = fit.channel, fit.read, fit.starts
         self.weights = [w for _, w in weights_of(self.block) if isinstance(w, LearnedWeight)]
         self.activations = [q for _, q in quantizers_of(self.block) if isinstance(q, TrainableActivation)]
         self.beta = soft.BetaSchedule(s.iters, s.warmup, s.beta_start, s.beta_end)
@@ -45,7 +45,7 @@ class BlockReconstruction(L.LightningModule):
         self.pinned = all(layer.pinned for layer in self.layers.values())
         self.latest: dict[str, float] = {}
 
-    def training_step(self, batch: FeatureBatch, index: int) -> Tensor:
+    def training_step(self, batch: FeatureBatch, index: int) -> Tensor | None:
         drawn = self.draw()  # K pairs, low to high
         inputs = self.recipe.mixer.inputs(batch.fp, batch, drawn, self.masks, self.draws)  # §1.7
         if self.pinned:  # K runs would compute nearly the same: learn from one of them
@@ -53,7 +53,8 @@ class BlockReconstruction(L.LightningModule):
             drawn, inputs = [drawn[pick]], [inputs[pick]]
         outputs = [self.read(self.at(width, x)) for width, x in zip(drawn, inputs, strict=True)]
         target, weight = self.read(batch.target), None if batch.weight is None else self.read(batch.weight)
-        reconstruction, own = self.recipe.objective(outputs, target, self.channel, weight)  # §1.8
+        units = None if self.starts is None else [self.starts[width] for width in drawn]
+        reconstruction, own = self.recipe.objective(outputs, target, self.channel, weight, units)  # §1.8
         rounding = self.regularizer(drawn, index, target)  # §1.5
         loss = reconstruction + self.recipe.schedule.lambda_rounding * rounding
         told = index % self.recipe.schedule.log_every == 0 or index == self.recipe.schedule.iters - 1
@@ -61,7 +62,7 @@ class BlockReconstruction(L.LightningModule):
             self.require_finite(loss, index)
         if told:
             self.report(index, drawn, own, rounding)
-        return loss
+        return loss if loss.requires_grad else None  # none: nothing is learned at the drawn widths
 
     def require_finite(self, loss: Tensor, index: int) -> None:
         """Raises ModelError for a fit that diverged: what it would go on to learn is worth nothing."""
@@ -73,10 +74,6 @@ class BlockReconstruction(L.LightningModule):
                 f"recon.lr_weight_step_size ({s.lr_weight_step_size:g}), or look for features that are not finite; "
                 f"finished blocks are kept for resume=true."
             )
-
-    def read(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T', C): the tokens that the rest of the network reads; all where it reads all."""
-        return x if self.tokens is None else x[:, self.tokens]
 
     def regularizer(self, drawn: list[BitWidth], index: int, like: Tensor) -> Tensor:
         """sum of 1 - |2h(V) - 1|^beta over the weights, none in the warmup: what is learned there is the error alone,

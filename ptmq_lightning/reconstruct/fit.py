@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import lightning as L
 import torch
@@ -16,13 +17,16 @@ from torch.utils.data import DataLoader
 from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.reconstruct.block import BlockReconstruction
 from ptmq_lightning.reconstruct.commit import commit, make_trainable
+from ptmq_lightning.reconstruct.correction import correct_biases, mean_inputs, means_kept
 from ptmq_lightning.reconstruct.features import FeatureBatch, Features, loader, map_batches
 from ptmq_lightning.reconstruct.place import Place
 from ptmq_lightning.reconstruct.recipe import Recipe
 from ptmq_lightning.reconstruct.units import Unit
 from ptmq_lightning.runtime.model import select, weights_of
+from ptmq_lightning.runtime.spec import BitWidth
 
 NewTrainer = Callable[[], L.Trainer]
+START_IMAGES = 128  # calibration images that tell the error of nearest rounding
 
 
 class Fit:
@@ -44,6 +48,7 @@ class Fit:
         self.inputs, self.target = inputs, target
         self.batch = recipe.schedule.batch
         self.channel = channel_dim(unit.module, target)
+        self.starts: dict[BitWidth, float] | None = None  # each width's error at nearest rounding
         # A class token is all that the head reads: errors of the other tokens must not count.
         self.tokens = tokens_read(unit.rest, target) if unit.whole else None
         # Behind a layer the rest of its block needs the block's input too, for the shortcut.
@@ -53,19 +58,25 @@ class Fit:
         """Fit and commit the unit; the last logged losses, none where nothing is learned."""
         # The weights come first: they are of the unit as it was calibrated, not of what is being learned.
         weight = self.recipe.objective.error_weight(self)
+        if self.recipe.objective.keys.relative:
+            self.starts = self.nearest_errors(weight)
         losses = self.learn(weight, new_trainer)
         self.unit.settle()
+        if self.recipe.bias_correction == "during":
+            correct_biases(self.unit.module, self.inputs.fp, self.batch)
         return losses
 
     def learn(self, weight: Tensor | None, new_trainer: NewTrainer) -> dict[str, float]:
         """Learn the rounding and the step sizes, and freeze them; weight (N or 1, ...): of the squared errors."""
         drop, block = self.recipe.drop, self.unit.module
         masks = MaskBank(self.place.unit_seed, drop, self.target.device) if drop else None
+        means = mean_inputs(block, self.inputs.fp, self.batch) if self.recipe.bias_correction == "during" else None
         make_trainable(block, self.recipe, masks)
         module = BlockReconstruction(self)
         if module.learns:
             module.train()  # QDrop's inner drop is on in training mode alone
-            new_trainer().fit(module, self.batches(weight))
+            with nullcontext() if means is None else means_kept(block, means):
+                new_trainer().fit(module, self.batches(weight))
             module.to(self.target.device)  # the Trainer leaves it on the CPU
         block.eval()
         commit(block)
@@ -82,12 +93,37 @@ class Fit:
     def narrowest_output(self) -> Tensor:
         """The unit's output (N, ...) at the narrowest width, rounded to nearest, from its own quantized features (from
         float ones where the mixer keeps no others)."""
-        narrowest = self.recipe.groups.pairs[0]
-        widths = {name: layer.width(narrowest) for name, layer in self.unit.layers.items()}
+        x = next(iter(self.inputs.streams.values()), self.inputs.fp)
+        return self.nearest_output(self.recipe.groups.pairs[0], x)
+
+    def nearest_output(self, pair: BitWidth, x: Tensor) -> Tensor:
+        """The unit's output at a width before it is made trainable, rounded to nearest; x (N, ...)."""
+        widths = {name: layer.width(pair) for name, layer in self.unit.layers.items()}
         select(self.unit.module, widths, activations=self.recipe.quantize_inputs)
-        output = map_batches(self.unit.module, next(iter(self.inputs.streams.values()), self.inputs.fp), self.batch)
+        output = map_batches(self.unit.module, x, self.batch)
         select(self.unit.module, None)
         return output
+
+    @torch.no_grad()
+    def nearest_errors(self, weight: Tensor | None) -> dict[BitWidth, float]:
+        """Each width's error with nearest rounding on a few images, from its own quantized features (from float ones
+        where the mixer keeps none of a single width): the units of a relative loss.
+
+        In them the 8-bit error, a thousandth of the 2-bit one, counts like it, and lambda means the same in every
+        network: squared errors of features differ by a factor of a thousand from one to the next.
+        """
+        target = self.read(self.target[:START_IMAGES])
+        weight = None if weight is None else self.read(weight[:START_IMAGES])
+        errors = {}
+        for pair in self.recipe.groups.pairs:
+            x = self.inputs.streams.get(pair, self.inputs.fp)[:START_IMAGES]
+            output = self.read(self.nearest_output(pair, x))
+            errors[pair] = float(self.recipe.objective([output], target, self.channel, weight)[1][0]) or 1.0
+        return errors
+
+    def read(self, x: Tensor) -> Tensor:
+        """(B, T, C) -> (B, T', C): the tokens that the rest of the network reads; all where it reads all."""
+        return x if self.tokens is None else x[:, self.tokens]
 
 
 def channel_dim(block: nn.Module, output: Tensor) -> int:

@@ -35,6 +35,7 @@ class LossKeys:
     gammas: list[float] = key(factory=lambda: [1.0, 1.0, 1.0], help="gd_figure: weights of its terms")
     chain_k: float = key(0.5, "gd_chain: share of the next wider width's guidance", least=0, most=1)
     stop_gradient: bool = key(False, "gd_figure: on the widest width's output")
+    relative: bool = key(False, "each width's error in units of nearest rounding's in the same block")
 
     def __post_init__(self) -> None:
         if not self.gammas:

@@ -53,7 +53,12 @@ class Objective:
         self.error_weight: ErrorWeight = tokens if self.normed else weight
 
     def __call__(
-        self, outputs: Sequence[Tensor], target: Tensor, channel: int, weight: Tensor | None = None
+        self,
+        outputs: Sequence[Tensor],
+        target: Tensor,
+        channel: int,
+        weight: Tensor | None = None,
+        units: Sequence[float] | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Loss and each width's own distance to the target.
 
@@ -62,12 +67,16 @@ class Objective:
             target: the float output (B, ...).
             channel: dimension of the channels.
             weight: of the squared errors, (B, ...) or (1, ...).
+            units: of the distances, one for each output; those between two outputs are in the lowest one's.
         """
         outputs = [self._normed(output, channel) for output in outputs]
         target = self._normed(target, channel)
         far = partial(distance, channel=channel, weight=weight, p=self.p)
         own = [far(output, target) for output in outputs]
-        return self.loss(outputs, target, own, far), own
+        if units is None:
+            return self.loss(outputs, target, own, far), own
+        own = [error / unit for error, unit in zip(own, units, strict=True)]
+        return self.loss(outputs, target, own, lambda x, y: far(x, y) / units[0]), own
 
     def _normed(self, x: Tensor, channel: int) -> Tensor:
         if not self.normed or x.dim() < 3:  # logits (B, classes) stay as they are

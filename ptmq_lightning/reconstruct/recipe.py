@@ -13,6 +13,8 @@ from ptmq_lightning.runtime.keys import key
 from ptmq_lightning.runtime.model import LayerInfo
 from ptmq_lightning.runtime.spec import BitGroups
 
+CORRECTIONS = ("none", "after", "during")
+
 
 @dataclass(frozen=True)
 class Schedule:
@@ -45,7 +47,11 @@ class MethodKeys:
         choices=("joint", "fixed", "second_phase"),
     )
     drop: float = key(0.5, "share of activations that pass unquantized inside the unit", least=0, most=1)
-    bias_correction: bool = key(False, "take the rounding's mean error off each bias, for every weight width")
+    bias_correction: str = key(
+        "none",
+        "take the rounding's mean error off each bias, for every weight width: after the fit, or during it too",
+        choices=CORRECTIONS,
+    )
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Recipe:
         unit: a name of `UNITS`.
         quantize_inputs: False fits on quantized weights alone, in the unit and before it; activations stay in float.
         learn_inputs: False keeps the activations' step sizes as they were calibrated.
-        bias_correction: of every block, once it is committed.
+        bias_correction: of `CORRECTIONS`: of every block, once it is committed; during: in the fit too.
         drop: share of elements that activation quantizers pass unquantized (PTMQ §1.9).
         seed: of all draws.
     """
@@ -71,7 +77,7 @@ class Recipe:
     unit: str = "block"
     quantize_inputs: bool = True
     learn_inputs: bool = True
-    bias_correction: bool = False
+    bias_correction: str = "none"
     drop: float = 0.5
     seed: int = 0
 

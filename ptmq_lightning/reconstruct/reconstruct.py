@@ -86,7 +86,7 @@ class _Walk:
             losses = self.fit_of(unit, place.at(place.block, unit.name)).run(new_trainer)
             place = place.after(1, self.recipe.schedule.iters)
         result = BlockResult(self.block.name, time.perf_counter() - started, losses, self.end.offset)
-        if self.recipe.bias_correction:
+        if self.recipe.bias_correction == "after":
             correct_biases(self.block.module, self.features.fp, self.batch)
         return result
 

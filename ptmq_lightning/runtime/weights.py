@@ -92,8 +92,9 @@ class MultiBitWeight(CommittedWeight):
     """A weight on the latent grid. P rounding planes.
 
     latent n int16 (O, ...), latent_step s_L (O,), ratios rho (K, O), steps s (K, O), rounding uint8 (P, O, ...):
-    kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of), "offset" (tau in 31sts, P = 1),
-    "latent" (int16, P = 1: learned integers n' that are rounded to nearest in the place of n).
+    kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of; a width in none is rounded to nearest),
+    "offset" (tau in 31sts, P = 1), "latent" (int16, P = 1: learned integers n' that are rounded to nearest in the place
+    of n).
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class MultiBitWeight(CommittedWeight):
 
     def levels_into(self, out: Tensor, bits: int, rows: slice) -> Tensor:
         rho, latent = self.ratios[index_of(bits, self.widths, "the weight")][rows], self.latent[rows]
-        if self.kind == "planes":
+        if self.kind == "planes" and bits in self.plane_of:
             return grid.levels(latent, rho, bits, self.rounding[self.plane_of[bits], rows], out)
         if self.kind == "offset":
             tau = self.rounding[0, rows].double() / (2**grid.OFFSET_BITS - 1)

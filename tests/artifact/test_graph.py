@@ -11,6 +11,7 @@ from torch import fx
 
 from ptmq_lightning.artifact.graph import describe, rebuild
 from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.model import weights_of
 from tests.networks import images, small_model
 
 
@@ -114,3 +115,26 @@ def test_a_whole_model_is_storable() -> None:
     rebuilt = torch.nn.Sequential(*[rebuild(*describe(block)) for block in model.blocks])  # type: ignore[arg-type]
     with torch.no_grad():
         assert torch.equal(rebuilt(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("kind", "plane_of", "says"),
+    [("planes", {"2": 0}, "planes for the widths [2]"), ("offset", {"3": 0}, "no offset for some of its widths")],
+)
+def test_planes_of_no_width_and_widths_without_an_offset_are_refused(
+    parts: Any, kind: str, plane_of: dict[str, int], says: str
+) -> None:
+    data, tensors, _ = parts
+    path = next(path for path, module in data["modules"].items() if len(module.get("weight", {}).get("widths", [])) > 1)
+    data["modules"][path]["weight"] |= {"kind": kind, "planes": 1, "plane_of": plane_of}
+    with pytest.raises(ArtifactError) as error:
+        rebuild(data, tensors)
+    assert f"whose weight '{path}.weight' has {says}" in str(error.value)
+
+
+def test_a_weight_some_of_whose_widths_have_a_plane_is_rebuilt_with_its_codes() -> None:
+    block = small_model().blocks[1]
+    for _, weight in weights_of(block):
+        weight.set_rounding("planes", torch.ones((1, *weight.shape), dtype=torch.uint8), {weight.widths[0]: 0})
+    for (_, weight), (_, found) in zip(weights_of(block), weights_of(rebuild(*describe(block))), strict=True):
+        assert all(torch.equal(found.code(bits), weight.code(bits)) for bits in weight.widths)

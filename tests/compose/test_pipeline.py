@@ -216,7 +216,7 @@ def decided(model: MultiBitModel) -> dict[str, Any]:
 
 
 DEFAULT = {
-    "rounding": {("planes", 3)}, "octaves": False, "pins": {None, 8}, "corrected": {False},
+    "rounding": {("planes", 3)}, "octaves": False, "pins": {None, 8}, "corrected": {True},
     "pairs": ["w3a3", "w4a4", "w8a8", "w2a4"],
 }  # fmt: skip
 
@@ -224,12 +224,13 @@ DEFAULT = {
 @pytest.mark.parametrize(
     ("options", "change"),
     [([], {}),
-     (["method=ptmq_paper"], {"rounding": {("planes", 1)}}),
+     (["method=ptmq_paper"], {"rounding": {("planes", 1)}, "corrected": {False}}),
      (["rounding=offset", "mixer=case1"], {"rounding": {("offset", 1)}}),
      (["rounding=per_width", "loss=gd_chain"], {"rounding": {("planes", 4)}}),
      (["rounding=nearest", "step_size=power_of_two"], {"rounding": {("nearest", 0)}, "octaves": True}),
-     (["loss=mse", "mixer=case2", "placement.edge=none"], {"pins": {None}}),
-     (["loss=aph", "method.bias_correction=true"], {"corrected": {True}}),
+     (["loss=mse", "mixer=case2", "placement.edge=none", "method.bias_correction=none"],
+      {"pins": {None}, "corrected": {False}}),
+     (["loss=aph", "method.bias_correction=after"], {}),
      (["bits=vit", "bits.groups=[[w4a6],[w8a8]]", "bits.evaluate=[w4a6,w8a8]", "mixer=none"],
       {"rounding": {("planes", 2)}, "pairs": ["w4a6", "w8a8", "w2a4"]})],
 )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.config import parts
 from ptmq_lightning.reconstruct.objective import Objective
@@ -45,6 +47,18 @@ def test_a_learned_weight_moves_at_a_share_of_the_rate_of_the_rounding_variables
 
 
 def test_options_of_the_quantizers_and_of_the_commit_reach_their_rooms() -> None:
-    config = configuration(["placement.gelu=table", "method.bias_correction=true"])
+    config = configuration(["placement.gelu=table", "method.bias_correction=after"])
     assert config.placement.gelu == "table"
-    assert [recipe.bias_correction for recipe in parts.recipes(config, small_model(calibrated=False))] == [True]
+    assert [recipe.bias_correction for recipe in parts.recipes(config, small_model(calibrated=False))] == ["after"]
+
+
+@pytest.mark.parametrize(("when", "phases"), [("after", ["none", "after"]), ("during", ["during", "during"])])
+def test_of_two_phases_the_last_corrects_biases_and_the_first_where_they_are_kept(when: str, phases: list[str]) -> None:
+    config = configuration(["method=brecq", "bits=w4a4", f"method.bias_correction={when}"])
+    assert [recipe.bias_correction for recipe in parts.recipes(config, small_model(calibrated=False))] == phases
+
+
+@pytest.mark.parametrize("method", ["ptmq_paper", "qdrop", "brecq", "adaround", "genie", "flexround", "rtn"])
+def test_no_other_method_corrects_biases_or_has_a_relative_loss(method: str) -> None:
+    config = configuration([f"method={method}"])
+    assert (config.method.bias_correction, config.loss.relative) == ("none", False)

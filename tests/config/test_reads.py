@@ -44,7 +44,7 @@ def said(caplog: pytest.LogCaptureFixture, *overrides: str) -> list[str]:
         ("rounding.planes=[[2,4]] rounding=shared", "rounding=shared"),
         ("recon.warmup=0.1 rounding=ste", "rounding=ste"),
         ("recon.iters=9 method=rtn", "rounding=nearest"),
-        ("recon.batch=9 method=rtn", "rounding=nearest and method.bias_correction=false"),
+        ("recon.batch=9 method=rtn", "rounding=nearest and method.bias_correction=none"),
         ("recon.iters=9 method=multiquant", "finetune=multiquant"),
         ("recon.lr_weight_step_size=1 method=qdrop", "step_size.learn=false"),
         ("recon.lr_activation=1 method=adaround", "method.activation=fixed"),
@@ -72,7 +72,7 @@ def test_a_key_that_the_run_does_not_read_is_refused_with_the_choice_that_leaves
     "command",
     [
         "loss.gammas=[1] loss=gd_figure", "loss.chain_k=0.1 loss=gd_chain", "step_size.anchor=3 step_size=nested",
-        "rounding.planes=[[2,4]]", "recon.batch=9 method=rtn method.bias_correction=true",
+        "rounding.planes=[[2,4]]", "recon.batch=9 method=rtn method.bias_correction=after",
         "recon.activation_iters=9 method=brecq", "mixer.weights=[0.1,0.2,0.3,0.4] mixer=case3",
         "mixer.weights=[0.1,0.2,0.3,0.4] loss=gd_figure", "allocate.averages=[4] allocate=greedy",
         "finetune.epochs=3 method=robustquant", "logger.project=mine logger=wandb",
@@ -100,8 +100,7 @@ def rule_key(pattern: str, key: str) -> bool:
 
 def test_an_option_that_changes_nothing_is_said(caplog: pytest.LogCaptureFixture) -> None:
     assert said(caplog, "method=rtn", "recon=fast") == [
-        "recon=fast changes nothing in this run: with rounding=nearest and "
-        "method.bias_correction=false nothing reads it"
+        "recon=fast changes nothing in this run: with rounding=nearest and method.bias_correction=none nothing reads it"
     ]
 
 

@@ -21,7 +21,7 @@ WIDTHS = (2, 3, 4, 8)
 KINDS = [
     RoundingKeys("shared"),
     RoundingKeys("offset"),
-    RoundingKeys("per_group", [[3], [4, 8]]),
+    RoundingKeys("per_group", [[2, 3], [4, 8]]),
     RoundingKeys("per_width"),
 ]
 
@@ -157,3 +157,28 @@ def test_masks_are_slices_of_the_bank_at_other_places_each_time() -> None:
 def test_a_mask_larger_than_half_the_bank_leaves_room_for_others() -> None:
     bank = MaskBank(0, size=128)
     assert not torch.equal(bank(torch.Size([100])), bank(torch.Size([100])))
+
+
+def test_a_width_without_a_plane_starts_and_ends_with_the_codes_of_nearest_rounding() -> None:
+    nearest = frozen()
+    weight = trainable(frozen(), RoundingKeys("per_group", [[2], [3]]), learn_step_sizes=True)
+    for bits in (4, 8):
+        weight.select(bits)
+        assert torch.equal(weight(), nearest.at(bits)), bits
+    with torch.no_grad():
+        for parameter in weight.parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    committed = weight.committed()
+    assert [torch.equal(committed.code(bits), nearest.code(bits)) for bits in WIDTHS] == [False, False, True, True]
+    assert not torch.equal(committed.steps[-1], nearest.steps[-1])
+
+
+def test_a_width_without_a_plane_is_not_regularized_and_never_undecided() -> None:
+    weight = trainable(frozen(), RoundingKeys("per_group", [[2], [3]]), learn_step_sizes=True)
+    assert float(weight.regularizer({4, 8}, 20.0)) == 0 and weight.undecided({4, 8}) == []
+    assert len(weight.undecided({2, 8})) == 1
+
+
+def test_a_weight_without_any_plane_is_committed_as_nearest() -> None:
+    weight = trainable(frozen(), RoundingKeys("per_group", [[5]]), learn_step_sizes=True)
+    assert weight.learned() == [] and weight.committed().kind == "nearest"

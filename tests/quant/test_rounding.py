@@ -55,10 +55,10 @@ def test_beta_is_the_golden_one() -> None:
     [
         (RoundingKeys("shared"), {2: 0, 3: 0, 4: 0, 8: 0}),
         (RoundingKeys("per_width"), {2: 0, 3: 1, 4: 2, 8: 3}),
-        (RoundingKeys("per_group", planes=[[3], [4, 8]]), {2: 0, 3: 0, 4: 1, 8: 1}),
-        (RoundingKeys("per_group", planes=[[5], [3], [8]]), {2: 1, 3: 1, 4: 0, 8: 2}),
+        (RoundingKeys("per_group", planes=[[3], [4, 8]]), {3: 0, 4: 1, 8: 1}),
+        (RoundingKeys("per_group", planes=[[5], [3], [8]]), {3: 0, 8: 1}),
     ],
-    ids=["shared", "per_width", "unlisted takes the nearest", "a tie takes the wider"],
+    ids=["shared", "per_width", "an unlisted width has none", "a plane without a width is left out"],
 )
 def test_widths_find_their_plane(how: RoundingKeys, expected: dict[int, int]) -> None:
     kind = ROUNDINGS[how.name]

@@ -15,15 +15,16 @@ from ptmq_lightning.artifact.graph import describe, rebuild
 from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.reconstruct import commit
-from ptmq_lightning.reconstruct.correction import correct_biases
+from ptmq_lightning.reconstruct.correction import correct_biases, mean_inputs, means_kept
 from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
 from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.hooks import watched_inputs
 from ptmq_lightning.runtime.layers import WeightLayer
-from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, select, weights_of
 from tests.networks import images, small_model, trainer
 from tests.reconstruct.test_reconstruct import RECIPE
 
-NEAREST = replace(RECIPE, rounding=RoundingKeys("nearest"), bias_correction=True)
+NEAREST = replace(RECIPE, rounding=RoundingKeys("nearest"), bias_correction="after")
 
 
 def layers_of(model: nn.Module) -> dict[str, Any]:
@@ -74,7 +75,7 @@ def test_the_float_network_stays_as_it_is(corrected: MultiBitModel) -> None:
 
 def test_without_the_option_no_layer_has_biases_of_its_own() -> None:
     model = small_model()
-    reconstruct_model(model, images(), replace(NEAREST, bias_correction=False), trainer)
+    reconstruct_model(model, images(), replace(NEAREST, bias_correction="none"), trainer)
     assert all(layer.biases is None for layer in layers_of(model).values())
 
 
@@ -104,9 +105,10 @@ def test_a_layer_that_learns_again_starts_from_its_own_bias() -> None:
     assert all(layer.biases is None for layer in layers_of(block).values())
 
 
-def test_a_corrected_run_taken_up_from_a_saved_block_ends_with_the_same_tensors(tmp_path: Path) -> None:
+@pytest.mark.parametrize("when", ["after", "during"])
+def test_a_corrected_run_taken_up_from_a_saved_block_ends_with_the_same_tensors(when: str, tmp_path: Path) -> None:
     whole, resumed = small_model(), small_model()
-    recipe = replace(RECIPE, bias_correction=True)
+    recipe = replace(RECIPE, bias_correction=when)
     reconstruct_model(
         whole, images(), recipe, trainer,
         after_block=lambda i, _: commit.save_block(whole.blocks[i], tmp_path / f"{i}.safetensors"),
@@ -125,3 +127,70 @@ def test_a_layer_without_a_bias_gets_biases() -> None:
     layer.bias = None
     correct_biases(block, torch.randn(4, 8, 8, 8), batch=2)
     assert layer.biases is not None and layer.biases.shape == dict(weights_of(block))["layer1.0.conv1"].steps.shape
+
+
+@pytest.mark.parametrize("bits", [3, 8])
+@pytest.mark.parametrize("kind", ["shared", "flexround"])
+@torch.no_grad()
+def test_during_the_fit_every_layers_mean_output_is_the_float_one_whatever_the_rounding(kind: str, bits: int) -> None:
+    block, x = small_model().blocks[1], torch.randn(16, 8, 8, 8, generator=torch.Generator().manual_seed(0))
+    means = mean_inputs(block, x, batch=8)
+    commit.make_trainable(block, replace(RECIPE, rounding=RoundingKeys(kind)), None)
+    for parameter in block.parameters():
+        parameter.add_(torch.randn(parameter.shape) / 10)  # somewhere in the middle of a fit
+    select(block, None)
+    wanted = mean_outputs(block, x, None)
+    with means_kept(block, means):
+        found = mean_outputs(block, x, bits)
+    assert found.keys() == wanted.keys() and len(found) == 2
+    for name, mean in found.items():
+        torch.testing.assert_close(mean, wanted[name], rtol=0, atol=1e-5)  # float32 means of outputs of size one
+    assert not all(torch.equal(mean, wanted[name]) for name, mean in mean_outputs(block, x, bits).items())
+
+
+def mean_outputs(block: nn.Module, x: Tensor, bits: int | None) -> dict[str, Tensor]:
+    """Of each layer at a width, on its float inputs."""
+    means = {}
+    inputs: dict[str, Tensor] = {}
+    with watched_inputs(layers_of(block), inputs.__setitem__):
+        select(block, None)
+        block(x)
+    for name, layer in layers_of(block).items():
+        layer.weight.select(bits)
+        means[name] = layer(inputs[name]).movedim(layer.channel, -1).flatten(0, -2).mean(0)
+        layer.weight.select(None)
+    return means
+
+
+def test_gradients_reach_the_weight_through_the_correction() -> None:
+    block, x = small_model().blocks[1], torch.randn(16, 8, 8, 8)
+    means = mean_inputs(block, x, batch=8)
+    commit.make_trainable(block, RECIPE, None)
+    layer = layers_of(block)["layer1.0.conv1"]
+    layer.weight.select(3)
+    with means_kept(block, means):
+        layer(means["layer1.0.conv1"]).sum().backward()
+    # The mean output is the float network's: no change of the rounding moves it.
+    assert float(layer.weight.v[0].grad.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("unit", ["block", "layer"])
+def test_kept_during_the_fit_the_biases_are_those_of_the_committed_codes(unit: str) -> None:
+    model, expected = small_model(), small_model()
+    reconstruct_model(model, images(), replace(RECIPE, bias_correction="during", unit=unit), trainer)
+    assert all(layer.biases is not None for layer in layers_of(model).values())
+    assert not any(module._forward_hooks for module in model.modules())
+    (first, layer), *_ = layers_of(model).items()
+    bias = layer.biases.clone()
+    correct_biases(model.blocks[0], images(), batch=8)
+    assert torch.equal(layer.biases, bias) and layers_of(expected)[first].biases is None
+
+
+def test_a_second_pass_corrects_no_bias_twice() -> None:
+    model = small_model()
+    first = replace(RECIPE, bias_correction="during", quantize_inputs=False)
+    reconstruct_model(model, images(), first, trainer)
+    before = {name: layer.biases.clone() for name, layer in layers_of(model).items()}
+    reconstruct_model(model, images(), replace(NEAREST, bias_correction="during"), trainer)
+    for name, layer in layers_of(model).items():
+        torch.testing.assert_close(layer.biases, before[name], rtol=0, atol=1e-6)  # the codes are the same

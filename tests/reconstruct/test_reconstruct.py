@@ -24,6 +24,7 @@ from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
 from ptmq_lightning.reconstruct.units import UNITS
 from ptmq_lightning.runtime.errors import ArtifactError, ModelError
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
+from ptmq_lightning.runtime.spec import BitGroups
 from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.networks import GROUPS, RECIPE, images, mixer, objective, small_model, trainer
 
@@ -36,15 +37,19 @@ KINDS = {
 
 
 def module_of(model: MultiBitModel, index: int, recipe: Recipe = RECIPE) -> BlockReconstruction:
+    fit = fit_of(model, index, recipe)
+    commit.make_trainable(fit.unit.module, recipe, MaskBank(0))
+    return BlockReconstruction(fit).train()
+
+
+def fit_of(model: MultiBitModel, index: int, recipe: Recipe = RECIPE) -> Fit:
     block = model.chain[index]
     (unit,) = UNITS["block"].units(block, torch.nn.Sequential(*list(model.blocks)[index + 1 :]))
     with passthrough(model), torch.no_grad():
         x = torch.nn.Sequential(*list(model.blocks)[:index])(images(8))
         target = block.module(x)
     place = Place(index, len(model.blocks), block.name, 0, index)
-    fit = Fit(recipe, unit, Features(x, dict.fromkeys(GROUPS.pairs, x)), target, x, place)
-    commit.make_trainable(block.module, recipe, MaskBank(0))
-    return BlockReconstruction(fit).train()
+    return Fit(recipe, unit, Features(x, dict.fromkeys(GROUPS.pairs, x)), target, x, place)
 
 
 def frozen_tensors(model: MultiBitModel) -> dict[str, Tensor]:
@@ -255,3 +260,42 @@ def test_a_fit_that_diverges_stops_at_once_and_names_the_block_iteration_and_rat
         reconstruct_model(model, images(), wild, trainer)
     told = str(caught.value)
     assert "layer1.0 is nan in iteration 1 of 8" in told and "recon.lr_rounding (1e+30)" in told
+
+
+RELATIVE = replace(RECIPE, objective=objective("gd_direct", relative=True))
+
+
+@pytest.mark.parametrize("index", [1, 3], ids=["convolutions", "attention"])
+def test_in_a_relative_loss_nearest_rounding_is_one_for_each_width(index: int) -> None:
+    fit = fit_of(small_model(), index, RELATIVE)
+    starts = fit.nearest_errors(None)
+    assert set(starts) == set(GROUPS.pairs) and max(starts.values()) > 10 * min(starts.values())
+    for pair in GROUPS.pairs:
+        output = fit.nearest_output(pair, fit.inputs.fp)
+        found = fit.recipe.objective([output], fit.target, fit.channel, None, [starts[pair]])
+        assert [float(found[0]), float(found[1][0])] == pytest.approx([1, 1])
+
+
+def test_a_block_that_rounding_leaves_alone_is_in_units_of_one() -> None:
+    fit = fit_of(small_model(), 1, RELATIVE)
+    for layer in fit.unit.module.modules():
+        if isinstance(weight := getattr(layer, "weight", None), MultiBitWeight):
+            weight.latent.zero_()
+    fit.target = fit.nearest_output(GROUPS.pairs[0], fit.inputs.fp)
+    assert fit.nearest_errors(None)[GROUPS.pairs[0]] == 1
+
+
+def test_a_relative_loss_is_learned_from_the_same_blocks_start() -> None:
+    model = small_model()
+    results = reconstruct_model(model, images(), replace(RELATIVE, schedule=Schedule(iters=1, batch=16)), trainer)
+    # One iteration with all images, half of whose features are float: never far above nearest rounding's own error.
+    for result in results:
+        assert all(0 < loss < 2 for name, loss in result.losses.items() if name.startswith("loss/w"))
+
+
+def test_a_draw_that_learns_nothing_is_passed_over() -> None:
+    keys = RoundingKeys("per_group", [[3]])
+    recipe = replace(RECIPE, rounding=keys, learn_step_sizes=False, learn_inputs=False, groups=BitGroups.of([[3, 8]]))
+    recipe = replace(recipe, schedule=Schedule(iters=8, batch=8))
+    model = small_model(pairs=recipe.groups.pairs)
+    assert len(reconstruct_model(model, images(), recipe, trainer)) == len(model.blocks)
