@@ -49,11 +49,12 @@ _BY_SIZE = {
         mobilenetv2_035 mobilenetv3_small_050 mobilenetv4_conv_small_035 semnasnet_050 tinynet_e lcnet_035 ghostnet_050
         repghostnet_050 hardcorenas_a rexnetr_100 mixnet_s tf_efficientnet_b0 starnet_s050 edgenext_xx_small
         convnext_atto convnextv2_atto mobilevit_xxs mobilevitv2_050 repvit_m0_9 efficientvit_b0 poolformer_s12 pvt_v2_b0
-        coat_lite_tiny fasternet_t0""",
-    224: """vit_tiny_patch16_224 deit_tiny_patch16_224 cait_xxs24_224 resmlp_12_224 mixer_s32_224 gmlp_ti16_224
-        tnt_s_legacy_patch16_224 convit_tiny levit_128s pit_ti_224 xcit_nano_12_p16_224 crossvit_9_240
-        efficientformer_l1 efficientformerv2_s0 efficientvit_m0 fastvit_t8 vit_tiny_r_s16_p8_224 swiftformer_xs
-        eva02_tiny_patch14_224 gcvit_xxtiny""",
+        coat_lite_tiny fasternet_t0 vit_tiny_patch16_224 deit_tiny_patch16_224 cait_xxs24_224 resmlp_12_224
+        mixer_s32_224 gmlp_ti16_224 convit_tiny xcit_nano_12_p16_224""",
+    128: "gcvit_xxtiny efficientformerv2_s0 swiftformer_xs",
+    224: """tnt_s_legacy_patch16_224 levit_128s pit_ti_224 efficientformer_l1 efficientvit_m0 fastvit_t8
+        vit_tiny_r_s16_p8_224 eva02_tiny_patch14_224""",
+    240: "crossvit_9_240",
 }
 FAMILIES: dict[str, int] = {name: size for size, names in _BY_SIZE.items() for name in names.split()}
 
