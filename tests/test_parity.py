@@ -106,8 +106,9 @@ def test_qdrop_without_drop_is_brecq_with_joint_activations() -> None:
 @pytest.mark.parametrize(("mixer", "loss"), [("case3", "gd_figure"), ("matched", "gd_direct"), ("case1", "gd_chain")])
 def test_p10_ptmq_with_one_width_makes_qdrops_steps(mixer: str, loss: str) -> None:
     found, losses = learned(
-        "method=ptmq", f"mixer={mixer}", f"loss={loss}", "rounding=shared", "step_size=free", "step_size.learn=false"
-    )
+        "method=ptmq", f"mixer={mixer}", f"loss={loss}", "rounding=shared", "step_size=free", "step_size.learn=false",
+        "method.bias_correction=none", "loss.relative=false",
+    )  # fmt: skip
     qdrop, expected = learned("method=qdrop")
     assert [result.losses for result in losses] == [result.losses for result in expected]
     assert same(found, qdrop)

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import fx
 
-from ptmq_lightning.artifact.graph import describe, rebuild
+from ptmq_lightning.artifact.graph import describe, rebuild, require_storable
+from ptmq_lightning.models.graph import trace
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.model import weights_of
-from tests.networks import images, small_model
+from tests.networks import images, small_model, small_network
 
 
 @pytest.fixture
@@ -138,3 +139,20 @@ def test_a_weight_some_of_whose_widths_have_a_plane_is_rebuilt_with_its_codes() 
         weight.set_rounding("planes", torch.ones((1, *weight.shape), dtype=torch.uint8), {weight.widths[0]: 0})
     for (_, weight), (_, found) in zip(weights_of(block), weights_of(rebuild(*describe(block))), strict=True):
         assert all(torch.equal(found.code(bits), weight.code(bits)) for bits in weight.widths)
+
+
+def test_all_that_cannot_be_stored_is_named_with_its_module_before_anything_is_fitted() -> None:
+    class Odd(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cumsum(x, 1).cummax(1)[0]
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), Odd(), torch.nn.AlphaDropout(), torch.nn.Conv2d(4, 2, 1))
+    network[2].forward = lambda x: x.clone()  # type: ignore[method-assign]  # no table knows the class
+    gm = trace(network, (3, 8, 8))
+    with pytest.raises(ArtifactError) as error:
+        require_storable([gm])
+    assert all(part in str(error.value) for part in ("cumsum", "'cummax'", "(in '1')", "AlphaDropout", "'2'"))
+
+
+def test_everything_a_float_block_of_the_small_network_holds_is_storable() -> None:
+    require_storable([trace(small_network(), (3, 8, 8))])

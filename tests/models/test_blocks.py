@@ -80,11 +80,11 @@ class Hidden(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.unused = nn.Conv2d(3, 8, 1), nn.Linear(2, 2)
-        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.decoder = nn.TransformerDecoderLayer(8, 2, 8, batch_first=True)  # an encoder's attention is opened
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv(x).flatten(2).transpose(1, 2)
-        x = self.attention(x, x, x, need_weights=False)[0]
+        x = self.decoder(x, x)
         return torch.einsum("btc,btc->bc", x, x)
 
 
@@ -92,6 +92,10 @@ def test_what_tracing_cannot_see_is_reported():
     module = Hidden().eval()
     assert blocks.opaque_layers(graph.trace(module, (3, 4, 4)), module) == [
         "unused: not called on the image",
+        *(
+            f"decoder.{layer}: hidden inside decoder"
+            for layer in ("self_attn.out_proj", "multihead_attn.out_proj", "linear1", "linear2")
+        ),
         ": einsum is called as a function",
     ]
 
