@@ -76,6 +76,7 @@ def _place(op: Op, result: Plan, early: bool, signed: bool) -> None:
         root = root.source
     if not early or root is None or len(root.users) != 1 or root.key == QUANTIZER:
         root, chain = op, []
+    signed = signed and root.key != "QuantConv2d"  # QLinearConv makes the type that it reads, which is u8
     relu, upper, factor = False, None, 1.0
     for link in chain:
         if link.key in RELU | RELU6:

@@ -219,3 +219,26 @@ def test_a_product_with_a_constant_runs_on_integers(tmp_path: Path) -> None:
     for report in write_export(model, tmp_path / "out", x, ["w4a4", "w8a8"]).values():
         assert report.largest_step is not None and report.largest_step <= 1
         assert report.logit_error < 0.1 and "MatMul" not in report.float_kernels
+
+
+class ConvolvedKeys(nn.Module):
+    """A product whose second factor comes straight out of a convolution."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.q, self.k = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.fc = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        return self.fc((self.q(x).flatten(2) @ self.k(x).flatten(2).transpose(1, 2)).flatten(1))
+
+
+def test_a_product_with_what_a_convolution_makes_runs_on_integers(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(8, 2, 6, 8, generator=torch.Generator().manual_seed(1))
+    model = quantize(ConvolvedKeys().eval(), x, bits=[["w4a4"], ["w8a8"]])
+    for form in ("static", "switchable"):
+        for report in write_export(model, tmp_path / form, x, ["w4a4", "w8a8"], form=form).values():
+            assert report.largest_step is not None and report.largest_step <= 1
+            assert report.float_kernels == {}
