@@ -134,7 +134,7 @@ def quantized(module: nn.Module, x: Tensor, row: dict[str, Any]) -> MultiBitMode
     row["fold_error"] = float((made - wanted).norm() / wanted.norm())
     layers = {path for path, part in module.named_modules() if isinstance(part, (nn.modules.conv._ConvNd, nn.Linear))}
     row["all_layers"] = len(layers)
-    model = insert(chain, Placement(PAIRS), STEPS)
+    model = insert(chain, PAIRS, Placement(), STEPS)
     called = {name for name, info in model.layers.items() if info.kind != "matmul"}
     row["quantized_layers"], row["products"] = len(called), len(model.layers) - len(called)
     row["hidden"] = blocks.opaque_layers(gm, module)

@@ -23,3 +23,8 @@ def test_sixty_families_are_saved_bit_for_bit_and_fifty_five_exported() -> None:
     rows = json.loads((RESULTS / "families.json").read_text(encoding="utf-8")).values()
     assert len(rows) >= 60 and all(row.get("equal") for row in rows)
     assert sum(bool(row.get("exported")) for row in rows) >= 55
+
+
+def test_a_family_goes_through_every_column() -> None:
+    row = families.measure("test_byobnet", families.FAMILIES["test_byobnet"])
+    assert "reason" not in row and row["equal"] and row["exported"] and row["largest_step"] <= 1
