@@ -26,7 +26,7 @@ from ptmq_lightning.artifact.artifact import save
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import Sources, open_data
-from ptmq_lightning.evaluate.cost import size_bytes
+from ptmq_lightning.evaluation.cost import size_bytes
 from ptmq_lightning.models.fold import fold
 from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize

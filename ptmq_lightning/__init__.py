@@ -6,7 +6,6 @@ The public names load on first use: ``import ptmq_lightning`` itself imports nei
 from __future__ import annotations
 
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from ptmq_lightning.runtime import torchvision_shim
@@ -29,20 +28,6 @@ _OWNERS = {
     "load": "ptmq_lightning.artifact.artifact",
     "at_bits": "ptmq_lightning.runtime.model",
 }
-
-
-class _Room(ModuleType):  # a room with the name of a public function, which it hides
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.__wrapped__(*args, **kwargs)
-
-    @property
-    def __wrapped__(self) -> Any:
-        """The function; `inspect.signature` looks here too."""
-        return _public(self.__name__.rpartition(".")[2])
-
-    @property
-    def __doc__(self) -> str | None:  # type: ignore[override]
-        return self.__wrapped__.__doc__
 
 
 def _public(name: str) -> Any:
@@ -68,8 +53,5 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     return sorted({*globals(), *_OWNERS})
 
-
-for _name in ("evaluate", "reconstruct"):
-    import_module(f"{__name__}.{_name}").__class__ = _Room
 
 torchvision_shim.install()  # before any room imports timm, torchmetrics or lightning

@@ -15,10 +15,10 @@ from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.learned import LearnedWeight
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
 from ptmq_lightning.quant.steps import StepSize, calibrate
-from ptmq_lightning.reconstruct.losses import LossKeys
-from ptmq_lightning.reconstruct.mixer import MIXERS, Mixer, MixerKeys
-from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
+from ptmq_lightning.reconstruction.losses import LossKeys
+from ptmq_lightning.reconstruction.mixer import MIXERS, Mixer, MixerKeys
+from ptmq_lightning.reconstruction.objective import Objective
+from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 from ptmq_lightning.runtime.weights import MultiBitWeight

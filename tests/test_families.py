@@ -13,8 +13,8 @@ from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.quant.steps import StepSize, calibrate
-from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
-from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
+from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
+from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitGroups

@@ -1,7 +1,7 @@
 """What the single-pair methods and PTMQ have in common, as equalities of the tensors they learn (PTMQ §3, P1 to P14).
 
 P1 to P5 stand in tests/quant/test_rounding.py and test_layers.py, P4's schedule inside a fit in
-tests/reconstruct/test_reconstruct.py and tests/compose/test_pipeline.py, P14 in tests/test_families.py.
+tests/reconstruction/test_reconstruct.py and tests/compose/test_pipeline.py, P14 in tests/test_families.py.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from ptmq_lightning.config.reads import unread
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
 from ptmq_lightning.quant.planes import Shared
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
-from ptmq_lightning.reconstruct.recipe import Recipe
-from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_model
+from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.reconstruction.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of, weights_of

@@ -16,10 +16,10 @@ from ptmq_lightning.finetune.fit import Batches, fit
 from ptmq_lightning.models.zoo import build
 from ptmq_lightning.quant.planes import Shared
 from ptmq_lightning.quant.roundings import ROUNDINGS
-from ptmq_lightning.reconstruct.fit import Fit
-from ptmq_lightning.reconstruct.importance import WEIGHTS, ErrorWeight
-from ptmq_lightning.reconstruct.losses import LOSSES, Loss
-from ptmq_lightning.reconstruct.mixer import MIXERS, GroupMixer
+from ptmq_lightning.reconstruction.fit import Fit
+from ptmq_lightning.reconstruction.importance import WEIGHTS, ErrorWeight
+from ptmq_lightning.reconstruction.losses import LOSSES, Loss
+from ptmq_lightning.reconstruction.mixer import MIXERS, GroupMixer
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 from ptmq_lightning.runtime.registry import Registry
 from tests.finetune.networks import images as digits

@@ -12,7 +12,7 @@ from ptmq_lightning.compose.folder import CONFIG
 from ptmq_lightning.config.schema import Config, DataConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import open_data
-from ptmq_lightning.device.export_cli import report, widths
+from ptmq_lightning.device.export_cli import report_lines, widths
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
 from ptmq_lightning.runtime.preprocessing import Preprocessing
@@ -58,7 +58,7 @@ def run_export(config: Config, folder: Path) -> float:
     bits = widths(",".join(config.export.bits))
     asked = config.export
     reports = write_export(model, out, images, bits, form=asked.form, backend=asked.name, weights=asked.weights)
-    for line in report(out, reports):
+    for line in report_lines(out, reports):
         log.info("%s", line)
     return min(report.agreement for report in reports.values())
 

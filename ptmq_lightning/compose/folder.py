@@ -27,8 +27,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.manifest import MANIFEST
 from ptmq_lightning.config.schema import Config
-from ptmq_lightning.reconstruct.commit import load_block, save_block
-from ptmq_lightning.reconstruct.reconstruct import BlockResult
+from ptmq_lightning.reconstruction.commit import load_block, save_block
+from ptmq_lightning.reconstruction.reconstruct import BlockResult
 from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError
 from ptmq_lightning.runtime.files import remove_unfinished, write_atomically

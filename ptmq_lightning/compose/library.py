@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from ptmq_lightning.compose import pipeline, process
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.config.options import option
-from ptmq_lightning.evaluate.accuracy import measure_accuracy
+from ptmq_lightning.evaluation.accuracy import measure_accuracy
 from ptmq_lightning.models.zoo import Network, timm_preprocessing
 from ptmq_lightning.quant.roundings import ROUNDINGS
 from ptmq_lightning.quant.steps import calibrate
-from ptmq_lightning.reconstruct.losses import LOSSES
-from ptmq_lightning.reconstruct.mixer import MIXERS
-from ptmq_lightning.reconstruct.reconstruct import BlockResult
+from ptmq_lightning.reconstruction.losses import LOSSES
+from ptmq_lightning.reconstruction.mixer import MIXERS
+from ptmq_lightning.reconstruction.reconstruct import BlockResult
 from ptmq_lightning.runtime.errors import ConfigError, DataError
 from ptmq_lightning.runtime.info import Evaluation
 from ptmq_lightning.runtime.model import MultiBitModel, Which, device_of

@@ -19,7 +19,7 @@ from ptmq_lightning.compose.trained import record_costs
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_images
 from ptmq_lightning.data.sources import Sources
-from ptmq_lightning.evaluate.cost import layer_macs
+from ptmq_lightning.evaluation.cost import layer_macs
 from ptmq_lightning.finetune import store
 from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.report.page import write_page

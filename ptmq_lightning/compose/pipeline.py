@@ -33,7 +33,7 @@ from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
-from ptmq_lightning.evaluate.accuracy import measure_accuracy
+from ptmq_lightning.evaluation.accuracy import measure_accuracy
 from ptmq_lightning.export.foresee import unexportable
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.blocks import Block, cut, opaque_layers
@@ -45,8 +45,8 @@ from ptmq_lightning.models.unwrap import plain
 from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.quant.insert import insert
 from ptmq_lightning.quant.steps import calibrate
-from ptmq_lightning.reconstruct.features import predict_bytes
-from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_model
+from ptmq_lightning.reconstruction.features import predict_bytes
+from ptmq_lightning.reconstruction.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.report.trackers import log_summary, open_trackers
 from ptmq_lightning.runtime.errors import DataError
 from ptmq_lightning.runtime.info import Evaluation, ModelInfo

@@ -22,13 +22,13 @@ from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_labels, eval_loader
 from ptmq_lightning.data.sources import Sources
-from ptmq_lightning.evaluate.accuracy import measure_accuracy
+from ptmq_lightning.evaluation.accuracy import measure_accuracy
 from ptmq_lightning.finetune.baselines import BASELINES, FineTuning
 from ptmq_lightning.finetune.fit import Batches, fit
 from ptmq_lightning.finetune.network import SharedModel, commit
 from ptmq_lightning.finetune.switching import switch_milliseconds
 from ptmq_lightning.models.zoo import Network
-from ptmq_lightning.reconstruct.reconstruct import BlockResult
+from ptmq_lightning.reconstruction.reconstruct import BlockResult
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel
 

@@ -13,9 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from ptmq_lightning.config.schema import BitsConfig, Config, LoggerConfig, TrainerConfig
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
-from ptmq_lightning.reconstruct.mixer import MIXERS, Mixer, MixerKeys
-from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
+from ptmq_lightning.reconstruction.mixer import MIXERS, Mixer, MixerKeys
+from ptmq_lightning.reconstruction.objective import Objective
+from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
 from ptmq_lightning.report.trackers import TrackerSettings
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel

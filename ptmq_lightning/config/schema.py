@@ -14,9 +14,9 @@ from ptmq_lightning.finetune.baselines import FinetuneKeys
 from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.quant.steps import StepSize
-from ptmq_lightning.reconstruct.losses import LossKeys
-from ptmq_lightning.reconstruct.mixer import MixerKeys
-from ptmq_lightning.reconstruct.recipe import MethodKeys, Schedule
+from ptmq_lightning.reconstruction.losses import LossKeys
+from ptmq_lightning.reconstruction.mixer import MixerKeys
+from ptmq_lightning.reconstruction.recipe import MethodKeys, Schedule
 from ptmq_lightning.runtime.keys import key
 
 

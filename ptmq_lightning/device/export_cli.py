@@ -31,10 +31,10 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
     options = {"form": args.form, "backend": args.backend, "weights": args.weights, "float_image": args.float_image}
-    yield from report(out, write_export(model, out, images, bits, **options))
+    yield from report_lines(out, write_export(model, out, images, bits, **options))
 
 
-def report(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
+def report_lines(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
     """What was written, where it runs exactly, and the check of each width."""
     yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
     yield f"x86 processors: {read_manifest(out)['old_processors']}"

@@ -17,7 +17,7 @@ from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.fields import bits_per_weight
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
 from ptmq_lightning.quant.steps import StepSize
-from ptmq_lightning.reconstruct.commit import make_trainable
+from ptmq_lightning.reconstruction.commit import make_trainable
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError, PTMQError
 from ptmq_lightning.runtime.info import Evaluation, ModelInfo, Row
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of

@@ -6,7 +6,7 @@ import pytest
 
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.config import parts
-from ptmq_lightning.reconstruct.objective import Objective
+from ptmq_lightning.reconstruction.objective import Objective
 from tests.networks import small_model
 
 

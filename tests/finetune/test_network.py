@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.evaluate.cost import size_bytes
+from ptmq_lightning.evaluation.cost import size_bytes
 from ptmq_lightning.finetune.any_precision import AnyPrecision
 from ptmq_lightning.finetune.fit import FinetuneKeys, FineTuning
 from ptmq_lightning.finetune.layers import LsqWeight, SwitchNorm

@@ -13,8 +13,8 @@ from functools import partial
 import torch.nn.functional as F
 from torch import Tensor
 
-from ptmq_lightning.reconstruct.importance import TOKENS, WEIGHTS, ErrorWeight
-from ptmq_lightning.reconstruct.losses import LOSSES, NORMS, LossKeys
+from ptmq_lightning.reconstruction.importance import TOKENS, WEIGHTS, ErrorWeight
+from ptmq_lightning.reconstruction.losses import LOSSES, NORMS, LossKeys
 from ptmq_lightning.runtime.errors import ConfigError
 
 

@@ -14,14 +14,14 @@ from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.quant.steps import StepSize
-from ptmq_lightning.reconstruct import commit, features
-from ptmq_lightning.reconstruct.block import BlockReconstruction
-from ptmq_lightning.reconstruct.features import Features, predict_bytes
-from ptmq_lightning.reconstruct.fit import Fit, tokens_read
-from ptmq_lightning.reconstruct.place import Place
-from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
-from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
-from ptmq_lightning.reconstruct.units import UNITS
+from ptmq_lightning.reconstruction import commit, features
+from ptmq_lightning.reconstruction.block import BlockReconstruction
+from ptmq_lightning.reconstruction.features import Features, predict_bytes
+from ptmq_lightning.reconstruction.fit import Fit, tokens_read
+from ptmq_lightning.reconstruction.place import Place
+from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
+from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
+from ptmq_lightning.reconstruction.units import UNITS
 from ptmq_lightning.runtime.errors import ArtifactError, ModelError
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, weights_of
 from ptmq_lightning.runtime.spec import BitGroups

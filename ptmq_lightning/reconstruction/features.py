@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ptmq_lightning.reconstruct.mixer import Mixer
-from ptmq_lightning.reconstruct.recipe import Recipe
+from ptmq_lightning.reconstruction.mixer import Mixer
+from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, select
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth

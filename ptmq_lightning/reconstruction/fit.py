@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from ptmq_lightning.quant.layers import MaskBank
-from ptmq_lightning.reconstruct.block import BlockReconstruction
-from ptmq_lightning.reconstruct.commit import commit, make_trainable
-from ptmq_lightning.reconstruct.correction import correct_biases, mean_inputs, means_kept
-from ptmq_lightning.reconstruct.features import FeatureBatch, Features, loader, map_batches
-from ptmq_lightning.reconstruct.place import Place
-from ptmq_lightning.reconstruct.recipe import Recipe
-from ptmq_lightning.reconstruct.units import Unit
+from ptmq_lightning.reconstruction.block import BlockReconstruction
+from ptmq_lightning.reconstruction.commit import commit, make_trainable
+from ptmq_lightning.reconstruction.correction import correct_biases, mean_inputs, means_kept
+from ptmq_lightning.reconstruction.features import FeatureBatch, Features, loader, map_batches
+from ptmq_lightning.reconstruction.place import Place
+from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.reconstruction.units import Unit
 from ptmq_lightning.runtime.model import select, weights_of
 from ptmq_lightning.runtime.spec import BitWidth
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from ptmq_lightning.reconstruct.features import ImageSampler
+from ptmq_lightning.reconstruction.features import ImageSampler
 from ptmq_lightning.runtime.errors import ConfigError
 
 

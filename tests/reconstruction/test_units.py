@@ -11,9 +11,9 @@ from torch import nn
 
 from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.roundings import RoundingKeys
-from ptmq_lightning.reconstruct.recipe import Recipe, Schedule
-from ptmq_lightning.reconstruct.reconstruct import BlockResult, reconstruct_model
-from ptmq_lightning.reconstruct.units import UNITS, Unit
+from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
+from ptmq_lightning.reconstruction.reconstruct import BlockResult, reconstruct_model
+from ptmq_lightning.reconstruction.units import UNITS, Unit
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, quantizers_of, weights_of

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ptmq_lightning.reconstruct.correction import correct_biases
-from ptmq_lightning.reconstruct.features import Features, advance, run_float
-from ptmq_lightning.reconstruct.fit import Fit, NewTrainer
-from ptmq_lightning.reconstruct.place import Place
-from ptmq_lightning.reconstruct.recipe import Recipe
-from ptmq_lightning.reconstruct.units import UNITS, Unit
+from ptmq_lightning.reconstruction.correction import correct_biases
+from ptmq_lightning.reconstruction.features import Features, advance, run_float
+from ptmq_lightning.reconstruction.fit import Fit, NewTrainer
+from ptmq_lightning.reconstruction.place import Place
+from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.reconstruction.units import UNITS, Unit
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.model import ModelBlock, MultiBitModel, quantizers_of
 

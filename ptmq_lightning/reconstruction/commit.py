@@ -13,7 +13,7 @@ from torch import nn
 
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
 from ptmq_lightning.quant.roundings import ROUNDINGS, LearnedWeight
-from ptmq_lightning.reconstruct.recipe import Recipe
+from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.files import replacing_file
 from ptmq_lightning.runtime.model import device_of, quantizers_of, weights_of

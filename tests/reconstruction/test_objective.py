@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptmq_lightning.reconstruct.losses import LOSSES
-from ptmq_lightning.reconstruct.objective import Objective
+from ptmq_lightning.reconstruction.losses import LOSSES
+from ptmq_lightning.reconstruction.objective import Objective
 from ptmq_lightning.runtime.errors import ConfigError
 from tests.golden_values import golden
 from tests.networks import objective

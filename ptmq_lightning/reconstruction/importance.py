@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from ptmq_lightning.runtime.registry import Registry
 
 if TYPE_CHECKING:
-    from ptmq_lightning.reconstruct.fit import Fit
+    from ptmq_lightning.reconstruction.fit import Fit
 
 WEIGHTS: Registry[type[ErrorWeight]] = Registry("loss weight")
 TOKENS: Registry[type[ErrorWeight]] = Registry("loss tokens")

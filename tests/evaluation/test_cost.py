@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.evaluate.cost import bit_ops, layer_bit_ops, layer_macs, size_bytes
+from ptmq_lightning.evaluation.cost import bit_ops, layer_bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel

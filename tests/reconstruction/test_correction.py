@@ -8,21 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+from tests.reconstruct.test_reconstruct import RECIPE
 from torch import Tensor, nn
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.graph import describe, rebuild
 from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.quant.roundings import RoundingKeys
-from ptmq_lightning.reconstruct import commit
-from ptmq_lightning.reconstruct.correction import correct_biases, mean_inputs, means_kept
-from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
+from ptmq_lightning.reconstruction import commit
+from ptmq_lightning.reconstruction.correction import correct_biases, mean_inputs, means_kept
+from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.hooks import watched_inputs
 from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, select, weights_of
 from tests.networks import images, small_model, trainer
-from tests.reconstruct.test_reconstruct import RECIPE
 
 NEAREST = replace(RECIPE, rounding=RoundingKeys("nearest"), bias_correction="after")
 

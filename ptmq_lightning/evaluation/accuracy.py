@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from ptmq_lightning.evaluate.cost import bit_ops, layer_macs, size_bytes
+from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.errors import DataError, ModelError
 from ptmq_lightning.runtime.info import Evaluation, Row
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, device_of, passthrough

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptmq_lightning.reconstruct.mixer import MIXERS, group_weights
+from ptmq_lightning.reconstruction.mixer import MIXERS, group_weights
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 from tests.golden_values import golden

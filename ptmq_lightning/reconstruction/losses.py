@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ptmq_lightning.reconstruct.importance import TOKENS, WEIGHTS
-from ptmq_lightning.reconstruct.mixer import weighted
+from ptmq_lightning.reconstruction.importance import TOKENS, WEIGHTS
+from ptmq_lightning.reconstruction.mixer import weighted
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.keys import key
 from ptmq_lightning.runtime.registry import Registry

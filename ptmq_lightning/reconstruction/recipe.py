@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ptmq_lightning.quant.roundings import RoundingKeys
-from ptmq_lightning.reconstruct.mixer import Mixer
-from ptmq_lightning.reconstruct.objective import Objective
-from ptmq_lightning.reconstruct.units import UNITS
+from ptmq_lightning.reconstruction.mixer import Mixer
+from ptmq_lightning.reconstruction.objective import Objective
+from ptmq_lightning.reconstruction.units import UNITS
 from ptmq_lightning.runtime.keys import key
 from ptmq_lightning.runtime.model import LayerInfo
 from ptmq_lightning.runtime.spec import BitGroups

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptmq_lightning.evaluate import accuracy
-from ptmq_lightning.evaluate.accuracy import measure_accuracy
+from ptmq_lightning.evaluation import accuracy
+from ptmq_lightning.evaluation.accuracy import measure_accuracy
 from ptmq_lightning.runtime.errors import DataError, ModelError
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ptmq_lightning.reconstruct.features import FeatureBatch, Features
-from ptmq_lightning.reconstruct.fit import Fit
-from ptmq_lightning.reconstruct.importance import (
+from ptmq_lightning.reconstruction.features import FeatureBatch, Features
+from ptmq_lightning.reconstruction.fit import Fit
+from ptmq_lightning.reconstruction.importance import (
     PERTURBATION,
     TEMPERATURE,
     TOKENS,
@@ -23,7 +23,7 @@ from ptmq_lightning.reconstruct.importance import (
     scaled,
     token_weight,
 )
-from ptmq_lightning.reconstruct.reconstruct import reconstruct_model
+from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
 from ptmq_lightning.runtime.errors import ConfigError
 from tests.networks import RECIPE, images, mixer, objective, small_model, trainer
 

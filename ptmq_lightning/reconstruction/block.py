@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from ptmq_lightning.quant import rounding as soft
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
 from ptmq_lightning.quant.roundings import LearnedWeight
-from ptmq_lightning.reconstruct.features import FeatureBatch
+from ptmq_lightning.reconstruction.features import FeatureBatch
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.model import quantizers_of, select, weights_of
 from ptmq_lightning.runtime.spec import BitWidth
 
 if TYPE_CHECKING:
-    from ptmq_lightning.reconstruct.fit import Fit
+    from ptmq_lightning.reconstruction.fit import Fit
 
 
 class BlockReconstruction(L.LightningModule):
