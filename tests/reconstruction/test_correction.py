@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.reconstruct.test_reconstruct import RECIPE
+from tests.reconstruction.test_reconstruct import RECIPE
 from torch import Tensor, nn
 
 from ptmq_lightning.artifact import artifact
