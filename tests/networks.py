@@ -25,7 +25,7 @@ from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
 GROUPS = BitGroups.of([[3, 4], [[5, 5], [6, 6]], [8]])
-MADE: dict[str, MultiBitModel] = {}
+MADE: dict[str, tuple[MultiBitModel, Tensor]] = {}  # and the state that torch's generator was left in
 
 
 class Residual(nn.Module):
@@ -102,11 +102,13 @@ def small_model(
     if key not in MADE:
         gm = graph.trace(small_network(), (3, 8, 8))
         fold.fold(gm)
-        MADE[key] = insert(blocks.cut(gm, images(2)), pairs, placement, step_size)
+        model = insert(blocks.cut(gm, images(2)), pairs, placement, step_size)
         if calibrated:
-            calibrate(MADE[key], images())
-    torch.manual_seed(0)
-    return copy.deepcopy(MADE[key])
+            calibrate(model, images())
+        MADE[key] = model, torch.get_rng_state()
+    model, state = MADE[key]
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
 
 
 def trainer() -> L.Trainer:
