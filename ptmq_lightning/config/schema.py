@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ptmq_lightning.export.folder import WEIGHTS
+from ptmq_lightning.export.targets import backends, forms
 from ptmq_lightning.finetune.baselines import FinetuneKeys
 from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.roundings import RoundingKeys
@@ -107,12 +109,12 @@ class FoldConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    name: str = key("none", "no run, the artifact is written for this runtime", choices=("none", "onnx", "openvino"))
-    form: str = key("static", "switchable: one graph for all widths (onnx)", choices=("static", "switchable"))
+    name: str = key("none", "no run, the artifact is written for this runtime", choices=lambda: ("none", *backends()))
+    form: str = key("static", "switchable: one graph for all widths (onnx)", choices=forms)
     weights: str = key(
         "signed",
         "portable: exact on every processor, without any setting of the runtime",
-        choices=("signed", "portable"),
+        choices=WEIGHTS,
     )
     bits: tuple[str, ...] = key((), "pairs and named assignments; empty: all")
     images: int = key(64, "of the calibration images: for ranges and the check", least=2)

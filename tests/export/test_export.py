@@ -447,11 +447,11 @@ def test_images_that_the_network_does_not_take_are_refused() -> None:
 
 
 def test_openvino_has_no_switchable_form(tmp_path: Path) -> None:
-    with pytest.raises(ExportError) as error:
+    with pytest.raises(ConfigError) as error:
         write_export(small_model(), tmp_path / "out", images(), form="switchable", backend="openvino")
     assert str(error.value) == (
-        "found form='switchable' for backend 'openvino'; expected form static or switchable for onnx, and static for "
-        "openvino, which compiles its weights in."
+        "found backend='openvino' with form='switchable'; expected a backend and form of onnx static, onnx switchable, "
+        "openvino static."
     )
 
 
