@@ -33,9 +33,11 @@ class Rule:
     where: Mapping[str, tuple[Any, ...] | Callable[[], tuple[Any, ...]]]
 
     def idle(self, config: Config) -> bool:
-        return all(
-            value_of(config, key) in (values() if callable(values) else values) for key, values in self.where.items()
-        )
+        return all(value_of(config, key) in self.values(key) for key in self.where)
+
+    def values(self, key: str) -> tuple[Any, ...]:
+        values = self.where[key]
+        return values() if callable(values) else values
 
     def about(self, key: str) -> bool:
         return any(fnmatchcase(key, pattern) for pattern in self.keys)

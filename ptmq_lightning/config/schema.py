@@ -19,6 +19,7 @@ from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruction.losses import LossKeys
 from ptmq_lightning.reconstruction.mixer import MixerKeys
 from ptmq_lightning.reconstruction.recipe import MethodKeys, Schedule
+from ptmq_lightning.report.keys import LoggerKeys
 from ptmq_lightning.runtime.keys import key
 
 
@@ -91,17 +92,6 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
-class LoggerConfig:
-    name: str = key(help="besides metrics.csv", choices=("csv", "wandb", "tensorboard"))
-    mode: str = key("online", "of wandb", choices=("online", "offline", "disabled"))
-    project: str = key("ptmq", "of wandb")
-    entity: str | None = key(None, "of wandb")
-    group: str | None = key(None, "of wandb; null: the runs of one sweep together")
-    run_name: str | None = key(None, "of wandb; null: the run folder's name")
-    tags: tuple[str, ...] = key((), "of wandb")
-
-
-@dataclass(frozen=True)
 class FoldConfig:
     equalize: bool = key(False, "balance channel ranges over ReLU; the same function, easier to quantize")
     reparam: bool = key(False, "one range for all channels behind a LayerNorm; likewise")
@@ -137,7 +127,7 @@ class Config:
     finetune: FinetuneKeys = key(help="training with labels, in place of a reconstruction")
     method: MethodConfig = key(help="what makes a method, and its options of the groups above")
     trainer: TrainerConfig = key(help="hardware")
-    logger: LoggerConfig = key(help="where metrics go besides metrics.csv")
+    logger: LoggerKeys = key(help="where metrics go besides metrics.csv")
     export: ExportConfig = key(help="no run, but artifact=DIR written for a runtime")
     recon: ReconConfig = key(help="the schedule of each fit")
     fold: FoldConfig = key(help="what is done to the float network before it is cut")

@@ -109,14 +109,14 @@ def test_the_saved_configuration_is_resolved_and_complete(whole: Path) -> None:
 
 def test_metrics_hold_each_blocks_losses_against_a_step_that_only_grows(whole: Path) -> None:
     lines = metrics(whole)
-    steps = [int(line["recon/step"]) for line in lines]
+    steps = [int(line["iter"]) for line in lines]
     blocks = len({line["block"] for line in lines})
     assert steps == list(range(3 * blocks))
     assert all(any(line[f"loss/w{b}a{b}"] for b in (3, 4, 8)) for line in lines)
 
 
 def test_the_regularizer_is_zero_in_every_block_until_its_warmup_is_over(whole: Path) -> None:
-    found = [(line["block"], int(line["recon/step"]) % 3, float(line["loss/rounding"]) > 0) for line in metrics(whole)]
+    found = [(line["block"], int(line["iter"]) % 3, float(line["loss/rounding"]) > 0) for line in metrics(whole)]
     soft = {block for block, _, pulled in found if pulled}  # stem and head are pinned to 8 bits, which have no plane
     assert len(soft) == 3
     counts = {(iteration, pulled) for block, iteration, pulled in found if block in soft}
