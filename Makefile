@@ -24,8 +24,8 @@ test test-slow: export OMP_NUM_THREADS = 1
 RUNTIMES := tests/export
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 $(addprefix --ignore=,$(RUNTIMES))
-	$(BIN)/python -m pytest -m "not slow" -n 2 $(RUNTIMES)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --durations=20 $(addprefix --ignore=,$(RUNTIMES))
+	$(BIN)/python -m pytest -m "not slow" -n 2 --durations=20 $(RUNTIMES)
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow -n 2 $(addprefix --ignore=,$(RUNTIMES))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -11,6 +12,13 @@ import torch
 import ptmq_lightning  # noqa: F401  first, also where a test module imports timm or lightning before it
 
 torch.set_num_threads(1)  # the processes of pytest-xdist share the cores, and sums keep their order
+
+
+def pytest_collection_finish() -> None:
+    """Every fit of Lightning ends with a full garbage collection. What the libraries hold is left out of it: going
+    through it each time took most of a small fit's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

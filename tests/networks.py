@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -24,6 +25,7 @@ from ptmq_lightning.runtime.spec import BitGroups, BitWidth
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
 GROUPS = BitGroups.of([[3, 4], [[5, 5], [6, 6]], [8]])
+MADE: dict[str, tuple[MultiBitModel, Tensor]] = {}  # and the state that torch's generator was left in
 
 
 class Residual(nn.Module):
@@ -92,12 +94,21 @@ def small_model(
     step_size: StepSize | None = None,
     calibrated: bool = True,
 ) -> MultiBitModel:
-    gm = graph.trace(small_network(), (3, 8, 8))
-    fold.fold(gm)
-    model = insert(blocks.cut(gm, images(2)), pairs, placement or Placement(), step_size or StepSize())
-    if calibrated:
-        calibrate(model, images())
-    return model
+    """SmallNet, quantized: a copy of its own for each call, made once for each configuration, as calibration searches
+    for seconds. Torch's generator is in the same state after each."""
+    placement, step_size = placement or Placement(), step_size or StepSize()
+    pairs = tuple(pairs)
+    key = repr((pairs, placement, step_size, calibrated))
+    if key not in MADE:
+        gm = graph.trace(small_network(), (3, 8, 8))
+        fold.fold(gm)
+        model = insert(blocks.cut(gm, images(2)), pairs, placement, step_size)
+        if calibrated:
+            calibrate(model, images())
+        MADE[key] = model, torch.get_rng_state()
+    model, state = MADE[key]
+    torch.set_rng_state(state)
+    return copy.deepcopy(model)
 
 
 def trainer() -> L.Trainer:

@@ -23,18 +23,23 @@ from tests.networks import mixer, objective, trainer
 SLOW = pytest.mark.slow
 GROUPS = BitGroups.of([[3, 4], [[5, 5], [6, 6]], [8]])
 SWIN = {"img_size": 64, "window_size": 2}
+NARROW = {"layers": (1, 1, 1, 1), "channels": (16, 16, 32, 32)}  # the same kinds of blocks, of fewer weights
 NETWORKS = [
-    pytest.param((name, size, options), id=name, marks=marks)
+    pytest.param((name, size, options), id=name if marks else f"small {name}", marks=marks)
     for name, size, options, marks in (
         ("cifar_resnet20", 32, {}, ()),
         ("digits_resnet", 16, {}, ()),
         ("mobileone_s0", 64, {}, SLOW),
-        ("resnet18", 32, {}, ()),
+        ("resnet18", 32, NARROW, ()),
+        ("resnet18", 32, {}, SLOW),
         ("resnet50", 32, {}, SLOW),
-        ("mobilenetv2", 32, {}, ()),
+        ("mobilenetv2_035", 32, {}, ()),
+        ("mobilenetv2", 32, {}, SLOW),
         ("regnetx_600mf", 32, {}, SLOW),
-        ("cifar_vit", 32, {}, ()),
-        ("vit_t", 32, {"img_size": 32}, ()),
+        ("cifar_vit", 32, {"depth": 2}, ()),
+        ("cifar_vit", 32, {}, SLOW),
+        ("vit_t", 32, {"img_size": 32, "depth": 1}, ()),
+        ("vit_t", 32, {"img_size": 32}, SLOW),
         ("vit_s", 32, {"img_size": 32}, SLOW),
         ("vit_b", 32, {"img_size": 32}, SLOW),
         ("deit_t", 32, {"img_size": 32}, SLOW),

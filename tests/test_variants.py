@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
+import onnx
 import pytest
 import torch
+from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.compose.library import quantize, reconstruct
+from ptmq_lightning.export.export import write_export
+from ptmq_lightning.export.session import Session
+from ptmq_lightning.export.targets import TARGETS, OpenVino, Run, backends
 from ptmq_lightning.finetune.baselines import BASELINES, FinetuneKeys, FineTuning
 from ptmq_lightning.finetune.fit import Batches, fit
 from ptmq_lightning.models.zoo import build
@@ -20,7 +28,8 @@ from ptmq_lightning.reconstruction.fit import Fit
 from ptmq_lightning.reconstruction.importance import WEIGHTS, ErrorWeight
 from ptmq_lightning.reconstruction.losses import LOSSES, Loss
 from ptmq_lightning.reconstruction.mixer import MIXERS, GroupMixer
-from ptmq_lightning.runtime.model import MultiBitModel, weights_of
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, weights_of
 from ptmq_lightning.runtime.registry import Registry
 from tests.finetune.networks import images as digits
 from tests.finetune.networks import labels, network
@@ -29,19 +38,30 @@ from tests.networks import trainer
 
 @pytest.fixture
 def images() -> Tensor:
+    return _images()
+
+
+def _images() -> Tensor:
     return torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def model(images: Tensor) -> MultiBitModel:
+@pytest.fixture(scope="module")
+def quantized() -> MultiBitModel:
+    """Made once; a test gets a copy of it."""
     torch.manual_seed(0)
-    return quantize(build("digits_resnet", pretrained=False).module, images, bits=[["w3a3", "w4a4"], ["w8a8"]])
+    module = build("digits_resnet", pretrained=False).module
+    return quantize(module, _images(), bits=[["w3a3", "w4a4"], ["w8a8"]])
+
+
+@pytest.fixture
+def model(quantized: MultiBitModel) -> MultiBitModel:
+    return copy.deepcopy(quantized)
 
 
 @pytest.fixture(autouse=True)
 def leave_no_trace() -> Iterator[None]:
     """What a test registers is gone after it."""
-    registries: list[Registry] = [MIXERS, LOSSES, WEIGHTS, ROUNDINGS, BASELINES]
+    registries: list[Registry] = [MIXERS, LOSSES, WEIGHTS, ROUNDINGS, BASELINES, TARGETS]
     before = [dict(registry.variants) for registry in registries]
     yield
     for registry, variants in zip(registries, before, strict=True):
@@ -100,6 +120,44 @@ def test_a_rounding_from_outside_is_learned_and_committed(model: MultiBitModel, 
 
     reconstruct(model, images, rounding="downwards", iters=1, overrides=["recon.batch=4"])
     assert all(not weight.rounding.any() for _, weight in weights_of(model))
+
+
+def test_an_export_target_from_outside_is_written_compared_and_run(
+    model: MultiBitModel, images: Tensor, tmp_path: Path
+) -> None:
+    """onnx's own reference implementation, which reads what OpenVINO reads."""
+
+    def outputs_of(model: bytes, feed: Mapping[str, Any]) -> dict[str, Any]:
+        runtime = ReferenceEvaluator(onnx.load_from_string(model))
+        return dict(zip(runtime.output_names, runtime.run(None, feed), strict=True))
+
+    @TARGETS.register("reference_static")
+    class Reference(OpenVino):
+        backend = "reference"
+        packages = ()
+
+        def opened(self, model: Path | bytes, threads: int | None) -> Run:
+            graph = model if isinstance(model, bytes) else model.read_bytes()
+            return lambda x: outputs_of(graph, {"images": x})["logits"]
+
+        def saturates(self) -> bool:
+            return False
+
+        def layers(self, graph: Any, given: Mapping[str, Any], portable: bool) -> dict[str, Any]:
+            return outputs_of(graph.SerializeToString(), {i.name: given[i.name] for i in graph.graph.input})
+
+        def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
+            return {}
+
+    out = tmp_path / "export"
+    (report,) = write_export(model, out, images[:4], ["w4a4"], backend="reference").values()
+    assert report.largest_step is not None and report.logit_error < 0.1
+    with at_bits(model, "w4a4"), torch.no_grad():
+        assert torch.allclose(Session(out)(images), model(images), atol=0.1)
+    config = configuration(["export.name=reference", "artifact=DIR"])
+    assert config.export.name in backends() and config.export.form == "static"
+    with pytest.raises(ConfigError, match=r"^recon\.iters=3 would change nothing: with export=reference"):
+        configuration(["export.name=reference", "artifact=DIR", "recon.iters=3"])
 
 
 def test_a_baseline_from_outside_trains() -> None:

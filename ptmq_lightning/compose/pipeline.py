@@ -26,7 +26,7 @@ from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.inputs import describe_inputs
 from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
-from ptmq_lightning.compose.progress import Progress, now_and_then
+from ptmq_lightning.compose.progress import Progress, log_at_intervals
 from ptmq_lightning.compose.sanity import count_classes, tell_preprocessing, try_float_network
 from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
@@ -73,7 +73,7 @@ def run(config: Config, path: Path) -> float:
         folder.open()
         with open_trackers(
             folder.work,
-            parts.trackers(config.logger),
+            config.logger,
             run=path,
             widths=[str(pair) for pair in parts.groups(config.bits).pairs],
             hyperparameters=asdict(config),
@@ -98,14 +98,14 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
     with stage("fine-tune", seconds):
         tuned = trained.tune(network, images.to(device), sources, indices, config, loggers)
     with stage("fold and cut", seconds):
-        blocks = prepare(tuned, images, config.fold, norms=not trained.as_a_whole(config))
+        blocks = prepare(tuned, images, config.fold, norms=not trained.trains_whole_network(config))
     with stage("insert", seconds):
         model = quantize(blocks, config, network).to(device)
     images = images.to(device)
     with stage("calibrate", seconds):
         calibrate(model, images[: config.data.step_size_images], p=config.step_size.p, seed=config.seed)
     with stage("reconstruct", seconds):
-        if trained.as_a_whole(config):
+        if trained.trains_whole_network(config):
             model, fits = trained.train(model, images, sources, indices, config, loggers)
         else:
             fits = learn(model, images, config, loggers, folder)
@@ -242,7 +242,7 @@ def allocate_bits(model: MultiBitModel, images: Tensor, config: Config) -> Sensi
     """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
     if config.allocate.name == "none":
         return {}
-    tell = now_and_then()
+    tell = log_at_intervals()
     sensitivity = layer_sensitivity(
         model,
         images[: config.allocate.sensitivity_images],
@@ -258,7 +258,7 @@ def measure(model: MultiBitModel, sources: Sources, config: Config, float_networ
     """Every pair and every named assignment on the evaluation images, beside the network as it came."""
     loader = eval_loader(sources.val, config.data.eval_batch, workers=config.data.workers)
     names = [*config.bits.evaluate, *model.assignments]
-    tell = now_and_then()
+    tell = log_at_intervals()
     evaluation = measure_accuracy(
         model,
         loader,

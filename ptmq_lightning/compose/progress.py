@@ -56,7 +56,7 @@ class Progress(Callback):
         return (self.clock() - self.started) / max(done, 1e-9) * (total - done)
 
 
-def now_and_then(every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Callable[[str], None]:
+def log_at_intervals(every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Callable[[str], None]:
     """A way to log a line that says nothing where the last line, or the start, is less than ``every`` seconds ago."""
     shown = clock()
 

@@ -40,7 +40,7 @@ def baseline(config: Config) -> type[FineTuning] | None:
     return None if config.finetune.name == "none" else BASELINES[config.finetune.name]
 
 
-def as_a_whole(config: Config) -> bool:
+def trains_whole_network(config: Config) -> bool:
     """Whether the quantized network itself is trained: its norms stay, and no block is reconstructed."""
     kind = baseline(config)
     return kind is not None and not kind.before_folding

@@ -18,6 +18,7 @@ from ptmq_lightning.config.build import built
 from ptmq_lightning.config.declared import every_value, keys_of
 from ptmq_lightning.config.names import nearest, unknown
 from ptmq_lightning.config.schema import AllocateConfig, BitsConfig, Config, ModelConfig
+from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.keys import choices_of, range_of
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
@@ -65,8 +66,10 @@ def check(config: Config) -> None:
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
     _check_finetune(config)
     _check_method(config)
-    if config.export.name != "none" and config.artifact is None:
-        raise ConfigError(f"export={config.export.name} wants an artifact; set artifact=DIR, a run's model/ folder")
+    if config.export.name != "none":
+        target_of(config.export.name, config.export.form)
+        if config.artifact is None:
+            raise ConfigError(f"export={config.export.name} wants an artifact; set artifact=DIR, a run's model/ folder")
 
 
 def _check_values(plain: Any) -> None:

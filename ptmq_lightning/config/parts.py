@@ -11,12 +11,11 @@ import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from ptmq_lightning.config.schema import BitsConfig, Config, LoggerConfig, TrainerConfig
+from ptmq_lightning.config.schema import BitsConfig, Config, TrainerConfig
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
 from ptmq_lightning.reconstruction.mixer import MIXERS, Mixer, MixerKeys
 from ptmq_lightning.reconstruction.objective import Objective
 from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
-from ptmq_lightning.report.trackers import TrackerSettings
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.registry import made
@@ -107,12 +106,6 @@ def objective(config: Config, attention: bool, *, p: float = 2.0) -> Objective:
         p: of the error |d|^p.
     """
     return Objective(config.loss, mixture=config.mixer.weights, attention=attention, p=p)
-
-
-def trackers(config: LoggerConfig) -> TrackerSettings:
-    return TrackerSettings(
-        config.name, config.mode, config.project, config.entity, config.group, config.run_name, tuple(config.tags)
-    )
 
 
 def quieten() -> None:

@@ -5,7 +5,7 @@ A new variant reads every key of its group unless a rule here says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -13,25 +13,31 @@ from typing import Any
 from ptmq_lightning.config.declared import value_of
 from ptmq_lightning.config.options import option
 from ptmq_lightning.config.schema import Config
+from ptmq_lightning.export.targets import backends
 from ptmq_lightning.runtime.errors import ConfigError
 
 TRAINED = {"finetune.name": ("any_precision", "multiquant")}  # the network as a whole: no block is reconstructed
 NEAREST = {"rounding.name": ("nearest",)}
 PAIRED = {"loss.name": ("gd_direct", "gd_chain", "mse")}  # no mixture, no gammas
-EXPORTED = {"export.name": ("onnx", "openvino")}
+EXPORTED = {"export.name": backends}
 FIT = ("recon.*", "mixer.*", "loss.*", "rounding.*", "step_size.learn")
 METHOD = ("method.unit", "method.quantize", "method.activation", "method.drop")
 
 
 @dataclass(frozen=True)
 class Rule:
-    """keys: patterns of keys that nothing reads where each key of `where` has one of its values."""
+    """keys: patterns of keys that nothing reads where each key of `where` has one of its values (a function where a
+    registry has them)."""
 
     keys: tuple[str, ...]
-    where: Mapping[str, tuple[Any, ...]]
+    where: Mapping[str, tuple[Any, ...] | Callable[[], tuple[Any, ...]]]
 
     def idle(self, config: Config) -> bool:
-        return all(value_of(config, key) in values for key, values in self.where.items())
+        return all(value_of(config, key) in self.values(key) for key in self.where)
+
+    def values(self, key: str) -> tuple[Any, ...]:
+        values = self.where[key]
+        return values() if callable(values) else values
 
     def about(self, key: str) -> bool:
         return any(fnmatchcase(key, pattern) for pattern in self.keys)

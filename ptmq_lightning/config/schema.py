@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ptmq_lightning.export.folder import WEIGHTS
+from ptmq_lightning.export.targets import backends, forms
 from ptmq_lightning.finetune.baselines import FinetuneKeys
 from ptmq_lightning.quant.insert import Placement
 from ptmq_lightning.quant.roundings import RoundingKeys
@@ -17,6 +19,7 @@ from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruction.losses import LossKeys
 from ptmq_lightning.reconstruction.mixer import MixerKeys
 from ptmq_lightning.reconstruction.recipe import MethodKeys, Schedule
+from ptmq_lightning.report.keys import LoggerKeys
 from ptmq_lightning.runtime.keys import key
 
 
@@ -89,17 +92,6 @@ class TrainerConfig:
 
 
 @dataclass(frozen=True)
-class LoggerConfig:
-    name: str = key(help="besides metrics.csv", choices=("csv", "wandb", "tensorboard"))
-    mode: str = key("online", "of wandb", choices=("online", "offline", "disabled"))
-    project: str = key("ptmq", "of wandb")
-    entity: str | None = key(None, "of wandb")
-    group: str | None = key(None, "of wandb; null: the runs of one sweep together")
-    run_name: str | None = key(None, "of wandb; null: the run folder's name")
-    tags: tuple[str, ...] = key((), "of wandb")
-
-
-@dataclass(frozen=True)
 class FoldConfig:
     equalize: bool = key(False, "balance channel ranges over ReLU; the same function, easier to quantize")
     reparam: bool = key(False, "one range for all channels behind a LayerNorm; likewise")
@@ -107,12 +99,12 @@ class FoldConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    name: str = key("none", "no run, the artifact is written for this runtime", choices=("none", "onnx", "openvino"))
-    form: str = key("static", "switchable: one graph for all widths (onnx)", choices=("static", "switchable"))
+    name: str = key("none", "no run, the artifact is written for this runtime", choices=lambda: ("none", *backends()))
+    form: str = key("static", "switchable: one graph for all widths (onnx)", choices=forms)
     weights: str = key(
         "signed",
         "portable: exact on every processor, without any setting of the runtime",
-        choices=("signed", "portable"),
+        choices=WEIGHTS,
     )
     bits: tuple[str, ...] = key((), "pairs and named assignments; empty: all")
     images: int = key(64, "of the calibration images: for ranges and the check", least=2)
@@ -135,7 +127,7 @@ class Config:
     finetune: FinetuneKeys = key(help="training with labels, in place of a reconstruction")
     method: MethodConfig = key(help="what makes a method, and its options of the groups above")
     trainer: TrainerConfig = key(help="hardware")
-    logger: LoggerConfig = key(help="where metrics go besides metrics.csv")
+    logger: LoggerKeys = key(help="where metrics go besides metrics.csv")
     export: ExportConfig = key(help="no run, but artifact=DIR written for a runtime")
     recon: ReconConfig = key(help="the schedule of each fit")
     fold: FoldConfig = key(help="what is done to the float network before it is cut")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ptmq_lightning.export.folder import BACKENDS, FORMS, WEIGHTS
+from ptmq_lightning.export.folder import WEIGHTS
+from ptmq_lightning.export.targets import backends, forms
 
 EXPORT_IMAGES = 64
 
@@ -15,8 +16,8 @@ def of_export(parser: argparse.ArgumentParser) -> None:
     images = "real images for ranges and the check: pictures, folders or tars of them, or preprocessed ones as .npy"
     parser.add_argument("--images", metavar="PATH", type=Path, required=True, nargs="+", help=images)
     parser.add_argument("--bits", metavar="LIST", help="4, w4a8 or named assignments, by comma (default: all)")
-    parser.add_argument("--form", choices=FORMS, default="static", help="a file per width, or one graph for all")
-    parser.add_argument("--backend", choices=BACKENDS, default="onnx")
+    parser.add_argument("--form", choices=forms(), default="static", help="a file per width, or one graph for all")
+    parser.add_argument("--backend", choices=backends(), default="onnx")
     exact = "signed: the fastest; portable: exact on every processor without any setting"
     parser.add_argument("--weights", choices=WEIGHTS, default="signed", help=exact)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write (default: DIR beside it, -BACKEND)")

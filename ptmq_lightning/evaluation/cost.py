@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ptmq_lightning.runtime.errors import ModelError
+from ptmq_lightning.runtime.hooks import watched_calls
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, passthrough, quantizers_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
@@ -37,19 +37,11 @@ def layer_macs(model: MultiBitModel, example: Tensor) -> dict[str, int]:
     """Multiply-accumulates per layer for one image, counted while ``example`` (B, 3, H, W) runs in float."""
     macs = dict.fromkeys(model.layers, 0)
 
-    def count(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            macs[name] += output.numel() // len(example) * _length(model.layers[name], inputs)
+    def count(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        macs[name] += output.numel() // len(example) * _length(model.layers[name], inputs)
 
-        return hook
-
-    handles = [module.register_forward_hook(count(name)) for name, module in layer_modules(model).items()]
-    try:
-        with passthrough(model):
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watched_calls(layer_modules(model), count), passthrough(model):
+        model(example)
     return macs
 
 

@@ -3,7 +3,8 @@
     write_export(model, "export", images, ["w8a8", "w4a4"], form="switchable")
 
 Forms: static, a file per width, the smallest; switchable, ONE graph whose integer weights, scales and biases are
-inputs, with the exported widths' integers beside it. Backends: onnx (ONNX Runtime), openvino (static).
+inputs, with the exported widths' integers beside it. Backends: onnx (ONNX Runtime), openvino (static). Each pair of the
+two is a class of `export.targets`.
 The folder: export.json with the hashes of all files, the graphs, and for the switchable form widths.safetensors.
 """
 
@@ -14,15 +15,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import safetensors.numpy
 from torch import Tensor
 
 from ptmq_lightning.export.draft import Draft
-from ptmq_lightning.export.folder import BACKENDS, FORMS, WEIGHTS, WIDTHS, check_place, write_manifest
-from ptmq_lightning.export.onnx_convert import CLIPS
+from ptmq_lightning.export.folder import WEIGHTS, check_place, write_manifest
 from ptmq_lightning.export.parity import WidthReport, compare, layer_steps
 from ptmq_lightning.export.portable import as_portable
 from ptmq_lightning.export.session import Session
+from ptmq_lightning.export.targets import OnnxStatic, target_of
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.files import replacing_folder
@@ -49,8 +49,8 @@ def write_export(
         images: (N >= 2, C, H, W), preprocessed; tens of real ones, as the ranges of tensors for which the simulation
             has no quantizer are taken from them.
         bits: widths and named assignments; None: all that the model has.
-        form: "static": a file per width, the smallest; "switchable": one graph that takes its weights as inputs.
-        backend: "onnx", or "openvino" (static alone).
+        form, backend: of a target of `export.targets`. "static": a file per width, the smallest; "switchable": one
+            graph that takes its weights as inputs ("onnx" alone).
         weights: "signed": the fastest where the processor has VNNI; "portable": exact on every processor, in any
             program (`export.portable`).
         float_image: keep the first layer of a convolutional network in float instead of rounding the image to 8 bits.
@@ -60,16 +60,17 @@ def write_export(
 
     Raises:
         ExportError: an operation that cannot be exported, a folder that cannot be used, or an export that does not
-            compute the same. Nothing is left of it.  ConfigError: a package of the backend is not installed.
+            compute the same. Nothing is left of it.  ConfigError: no target has this form and backend, or a package of
+            the backend is not installed.
     """
     folder = Path(folder)
     place = folder.resolve()
-    _check_asked(form, backend, weights)
+    target = _target(form, backend, weights)
     check_place(folder)
     asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
-    draft = Draft(model, images, asked, early=backend == "onnx", float_image=float_image)
+    draft = Draft(model, images, asked, early=target.early, float_image=float_image)
     with replacing_folder(place) as part:
-        manifest = _write(draft, part, form, backend, weights)
+        manifest = _write(draft, part, target, weights)
         session = Session(part)
         reports = compare(draft, session)
         manifest["report"] = {name: asdict(report) for name, report in reports.items()}
@@ -79,23 +80,18 @@ def write_export(
     return reports
 
 
-def _write(draft: Draft, folder: Path, form: str, backend: str, weights: str) -> dict[str, Any]:
-    model = draft.model
-    files = {"*": "model.onnx"} if form == "switchable" else {n: f"{n}.onnx" for n in draft.assignments}
-    constants: list[str] = []
+def _write(draft: Draft, folder: Path, target: OnnxStatic, weights: str) -> dict[str, Any]:
+    model, files = draft.model, target.files(draft)
     for name, file in files.items():
-        network = draft.switchable() if name == "*" else draft.static(name, clip=CLIPS[backend])
-        stored = as_portable(network, backend) if weights == "portable" else network
+        network = target.network(draft, name)
+        stored = as_portable(network, target.backend) if weights == "portable" else network
         (folder / file).write_bytes(stored.SerializeToString())
-    if form == "switchable":
-        safetensors.numpy.save_file(draft.arrays, folder / WIDTHS)
-        known = next(iter(draft.values.values()))
-        constants = [tensor.name for tensor in network.graph.initializer if tensor.name in known]
+    constants = target.beside(draft, folder, network)
     manifest = {
-        "form": form,
-        "backend": backend,
+        "form": target.form,
+        "backend": target.backend,
         "weights": weights,
-        "old_processors": old_processors(draft, form, backend, weights),
+        "old_processors": old_processors(draft, target, weights),
         "files": files,
         "image_shape": list(draft.images.shape[1:]),
         "info": model.info.to_json(),
@@ -110,26 +106,23 @@ def _write(draft: Draft, folder: Path, form: str, backend: str, weights: str) ->
     return manifest
 
 
-def old_processors(draft: Draft, form: str, backend: str, weights: str) -> str:
+def old_processors(draft: Draft, target: OnnxStatic, weights: str) -> str:
     """What whoever runs the files without `Session` needs on an x86 processor without VNNI, where 8-bit sums may
     saturate (export.portable)."""
     products = any(op.key == "QuantMatmul" for op in draft.ops)
     if weights == "portable":
         return "exact on every processor"
-    if backend == "onnx" and form == "static" and not products:
+    if (target.backend, target.form) == ("onnx", "static") and not products:
         return "without VNNI exact with the session option session.x64quantprecision=1, which makes the others slower"
     return "without VNNI exact only in Session; for other programs there export with weights=portable"
 
 
-def _check_asked(form: str, backend: str, weights: str) -> None:
+def _target(form: str, backend: str, weights: str) -> OnnxStatic:
     if weights not in WEIGHTS:
         raise ExportError(f"found weights={weights!r}; expected one of {', '.join(WEIGHTS)}.")
-    if form not in FORMS or backend not in BACKENDS or (backend == "openvino" and form == "switchable"):
-        raise ExportError(
-            f"found form={form!r} for backend {backend!r}; expected form static or switchable for onnx, and static for "
-            f"openvino, which compiles its weights in."
-        )
-    require(backend, "onnx", "onnxruntime" if backend == "onnx" else "openvino")
+    target = target_of(backend, form)
+    require(backend, "onnx", *target.packages)
+    return target
 
 
 def _refuse_other_results(draft: Draft, session: Session, reports: Mapping[str, WidthReport]) -> None:

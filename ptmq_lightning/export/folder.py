@@ -10,7 +10,7 @@ from typing import Any
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.sealed import Sealed, read_object, sha256_of
 
-FORMS, BACKENDS, WEIGHTS = ("static", "switchable"), ("onnx", "openvino"), ("signed", "portable")
+WEIGHTS = ("signed", "portable")
 MANIFEST, WIDTHS = "export.json", "widths.safetensors"
 EXPORT = Sealed(
     "ptmq export", 4, MANIFEST, ExportError, "cannot open",

@@ -27,7 +27,6 @@ from ptmq_lightning.runtime.layers import QuantConv2d
 
 IMAGES, LOGITS = "images", "logits"
 INT32 = 6  # of onnx.TensorProto
-CLIPS = {"onnx": "codes", "openvino": "values"}  # backend -> `clip` of its Converter
 
 
 @dataclass(frozen=True)

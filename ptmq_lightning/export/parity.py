@@ -21,9 +21,9 @@ from torch import Tensor
 
 from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.flow import Op, record
-from ptmq_lightning.export.onnx_convert import CLIPS, Converter, source_of
-from ptmq_lightning.export.portable import as_portable, shifted, shifted_back
+from ptmq_lightning.export.onnx_convert import Converter, source_of
 from ptmq_lightning.export.session import Session, compile_openvino, inference_session
+from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.export.values import Array
 from ptmq_lightning.runtime.model import at_bits
 
@@ -83,10 +83,11 @@ def layer_steps(
     Every layer is given the simulation's integers and compared with what the simulation makes of them. portable: run
     in the form of `export.portable`.
     """
-    graph = Converter(draft.plan, draft.values[name], clip=CLIPS[backend]).layers(draft.ops)
-    kept = _simulated(draft, name, coded=backend == "onnx")
+    target = target_of(backend)
+    graph = Converter(draft.plan, draft.values[name], clip=target.clip).layers(draft.ops)
+    kept = _simulated(draft, name, coded=target.early)
     steps, wrong, total = {}, 0, 0
-    for output, made in _run_layers(graph, kept, backend, portable).items() if graph.graph.output else ():
+    for output, made in target.layers(graph, kept, portable).items() if graph.graph.output else ():
         wanted = kept[output]
         layer = output.removesuffix(".out")
         if made.dtype.kind == "f":
@@ -95,24 +96,6 @@ def layer_steps(
         apart = np.abs(made.astype(np.int16) - wanted.astype(np.int16))
         steps[layer], wrong, total = float(apart.max()), wrong + int((apart > 0).sum()), total + apart.size
     return steps, 100 * wrong / total if total else None
-
-
-def _run_layers(graph: Any, given: Mapping[str, Array], backend: str, portable: bool) -> dict[str, Array]:
-    """The outputs of `Converter.layers` in the runtime, by name; given: the inputs, among others. Nothing, where
-    OpenVINO's compiler fails on these graphs: of some networks it does."""
-    outputs, feed = [output.name for output in graph.graph.output], {i.name: given[i.name] for i in graph.graph.input}
-    model = (as_portable(graph, backend) if portable else graph).SerializeToString()
-    if backend == "openvino":
-        try:
-            compiled = compile_openvino(model, None)
-        except RuntimeError:
-            return {}
-        made = compiled(feed)
-        return {name: made[name] for name in outputs}
-    if portable:
-        feed = {name: shifted(name, value) for name, value in feed.items()}
-    made = inference_session(model, None).run(outputs, feed)
-    return {name: shifted_back(value, given[name].dtype) for name, value in zip(outputs, made, strict=True)}
 
 
 def _simulated(draft: Draft, name: str, coded: bool) -> dict[str, Array]:
@@ -151,13 +134,11 @@ def codes_of(array: Array, quantizer: str, values: Mapping[str, Array], made: bo
 def float_kernels(session: Session) -> dict[str, int]:
     """Convolutions and matrix products that the runtime executes in float at the active width, by kernel."""
     name = next(n for n, own in session.assignments.items() if own == session.active)
-    file = session.graph(name)
-    if session.manifest["backend"] == "openvino":
-        return _openvino_floats(file, {row["name"] for row in session.manifest["layers"] if row["kind"] == "matmul"})
-    return {k: n for k, n in kernels(file).items() if k in FLOAT_KERNELS}
+    products = {row["name"] for row in session.manifest["layers"] if row["kind"] == "matmul"}
+    return session.target.float_kernels(session.graph(name), products)
 
 
-def _openvino_floats(path: Path | bytes, products: set[str]) -> dict[str, int]:
+def openvino_floats(path: Path | bytes, products: set[str]) -> dict[str, int]:
     """Of the graph that OpenVINO executes; products: names of matrix products, which it may run within a Subgraph."""
     found: Counter[str] = Counter()
     for node in compile_openvino(path, 1).get_runtime_model().get_ops():

@@ -13,16 +13,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from ptmq_lightning.export.flow import Op
-from ptmq_lightning.export.onnx_moves import pads_zeros
+from ptmq_lightning.export.onnx_moves import MOVES, pads_zeros
 from ptmq_lightning.export.values import LayerRow, QuantizerRow, Table
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 
 RELU = {"ReLU", "relu"}
 RELU6 = {"ReLU6", "relu6"}
-MOVES = {
-    "reshape", "permute", "transpose", "flatten", "Flatten", "contiguous", "getitem", "MaxPool2d", "max_pool2d",
-    "roll", "unsqueeze", "squeeze", "Identity", "pad",
-}  # fmt: skip
 LAYERS = ("QuantConv2d", "QuantLinear")
 QUANTIZER = "ActivationQuantizer"
 
@@ -102,7 +98,7 @@ def _moves(op: Op) -> bool:
         return False  # a member of a tuple, a size
     if op.key == "pad" and not pads_zeros(op):
         return False
-    return op.key in MOVES | RELU | RELU6
+    return op.key in MOVES or op.key in RELU | RELU6 | {"pad"}
 
 
 def _eight_bits(op: Op, watched: Op, name: str, result: Plan, relu: bool = False) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from ptmq_lightning.export.onnx_convert import IMAGES
+from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.export.values import Array
 from ptmq_lightning.runtime.extras import require
 
@@ -29,11 +30,11 @@ _PROBE = (
 
 @functools.cache
 def saturates(backend: str) -> bool:
-    """Whether this backend ("onnx" or "openvino") saturates 16-bit sums on this processor; tried out, once."""
-    return not {"onnx": _onnx_is_exact, "openvino": _openvino_is_exact}[backend]()
+    """Whether the runtime of this backend saturates 16-bit sums on this processor; tried out, once."""
+    return target_of(backend).saturates()
 
 
-def _onnx_is_exact() -> bool:
+def onnx_is_exact() -> bool:
     import onnxruntime as ort
 
     (product,) = ort.InferenceSession(_PROBE, providers=["CPUExecutionProvider"]).run(
@@ -42,7 +43,7 @@ def _onnx_is_exact() -> bool:
     return int(product.item()) == 2 * 255 * 127
 
 
-def _openvino_is_exact() -> bool:
+def openvino_is_exact() -> bool:
     import openvino
     from openvino import opset13 as ops
 
@@ -70,7 +71,7 @@ def as_portable(model: Any, backend: str) -> Any:
         if isinstance(model, bytes)
         else onnx.ModelProto.FromString(model.SerializeToString())
     )
-    _unsigned(made.graph) if backend == "onnx" else _split(made.graph)
+    target_of(backend).make_portable(made.graph)
     return made
 
 
@@ -87,7 +88,8 @@ def shifted_back(value: Array, like: np.dtype[Any]) -> Array:
     return (value.astype(np.int16) - SHIFT).astype(np.int8) if value.dtype == np.uint8 and like == np.int8 else value
 
 
-def _unsigned(graph: Any) -> None:
+def unsigned(graph: Any) -> None:
+    """For ONNX Runtime."""
     from onnx import TensorProto, numpy_helper
 
     for tensor in graph.initializer:
@@ -98,7 +100,8 @@ def _unsigned(graph: Any) -> None:
             value.type.tensor_type.elem_type = TensorProto.UINT8
 
 
-def _split(graph: Any) -> None:
+def split_weights(graph: Any) -> None:
+    """For OpenVINO."""
     from onnx import helper, numpy_helper
 
     held: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}

@@ -24,6 +24,7 @@ import torch
 from ptmq_lightning.export.folder import WIDTHS, read_manifest
 from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS
 from ptmq_lightning.export.portable import as_portable, saturates, shifted
+from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.export.values import Array, Table, parameters
 from ptmq_lightning.runtime.errors import ConfigError, ExportError, ModelError
 from ptmq_lightning.runtime.extras import require
@@ -48,7 +49,8 @@ class Session:
         self.manifest = read_manifest(self.folder)
         self._image_shape = tuple(self.manifest["image_shape"])
         backend = self.manifest["backend"]
-        require(backend, "openvino" if backend == "openvino" else "onnxruntime")
+        self.target = target_of(backend, self.form)
+        require(backend, *self.target.packages)
         stored = self.manifest["weights"] == "portable"
         self.portable = stored or (saturates(backend) if portable is None else portable)
         self._rewrites = self.portable and not stored
@@ -119,11 +121,7 @@ class Session:
                 f"the width {which!r} was not exported; found {', '.join(self.widths)}. Export it too, or use "
                 f"--form switchable."
             )
-        model = self.graph(name)
-        if self.manifest["backend"] == "openvino":
-            return _openvino(model, self.threads)
-        session = inference_session(model, self.threads)
-        return lambda images: session.run([LOGITS], {IMAGES: images})[0]
+        return self.target.opened(self.graph(name), self.threads)
 
 
 def _info_of(folder: Path, manifest: Mapping[str, Any]) -> ModelInfo:
@@ -213,11 +211,6 @@ def inference_session(path: Path | bytes, threads: int | None, optimized: Path |
         options.optimized_model_filepath = str(optimized)
     model = path if isinstance(path, bytes) else str(path)
     return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-
-
-def _openvino(path: Path | bytes, threads: int | None) -> Run:
-    request_of = per_thread(compile_openvino(path, threads).create_infer_request)
-    return lambda images: np.array(request_of().infer([images], share_inputs=True, share_outputs=True)[0])
 
 
 def compile_openvino(path: Path | bytes, threads: int | None) -> Any:

@@ -176,7 +176,7 @@ class FineTuning(L.LightningModule, ABC):
     def report(self, index: int, own: dict[str, Tensor]) -> None:
         """Losses of this iteration to the loggers, in a reconstruction's terms."""
         self.latest = {f"loss/{name}": float(loss) for name, loss in own.items()}
-        where = {"recon/step": index, "block": self.place.index, "block_name": self.place.name}
+        where = {"iter": index, "block": self.place.index, "block_name": self.place.name}
         for logger in self.loggers:
             logger.log_metrics({**self.latest, **where}, step=index)  # type: ignore[dict-item]
 

@@ -14,6 +14,7 @@ from torch import Tensor, fx, nn
 from ptmq_lightning.models.absorb import FoldReport, absorb_input
 from ptmq_lightning.models.flow import readers
 from ptmq_lightning.models.nodes import module_of
+from ptmq_lightning.runtime.hooks import watched_calls
 
 _NARROWEST = 1e-2  # a channel's range is taken as at least this share of the mean range
 _ROWS = 8192  # tokens of a batch that enter the percentiles
@@ -59,22 +60,14 @@ def _channel_ranges(
     """Lower and upper percentile (C,) of each norm's output, averaged over batches of images, float64."""
     sums: dict[str, Tensor] = {}
 
-    def watch(path: str, y: Tensor) -> None:
+    def watch(path: str, _: tuple[Tensor, ...], y: Tensor) -> None:
         rows = y.flatten(0, -2)  # (tokens of the batch, C)
         most = min(_ROWS, _LARGEST // rows.shape[1])
         rows = rows[:: max(1, -(-len(rows) // most))]
         sums[path] = sums.get(path, 0.0) + torch.quantile(rows, rows.new_tensor([share, 1 - share]), dim=0).double()
 
-    handles = [
-        gm.get_submodule(path).register_forward_hook(lambda _module, _args, y, path=path: watch(path, y))
-        for path in paths
-    ]
-    try:
-        with torch.no_grad():
-            batches = images.split(batch)
-            for part in batches:
-                gm(part)
-    finally:
-        for handle in handles:
-            handle.remove()
+    batches = images.split(batch)
+    with watched_calls({path: gm.get_submodule(path) for path in paths}, watch), torch.no_grad():
+        for part in batches:
+            gm(part)
     return {path: tuple(total / len(batches)) for path, total in sums.items()}

@@ -123,14 +123,14 @@ class BlockReconstruction(L.LightningModule):
 
     @torch.no_grad()
     def report(self, index: int, drawn: list[BitWidth], own: list[Tensor], rounding: Tensor) -> None:
-        """Losses of this iteration to the loggers, against the run's iterations (`recon/step`)."""
+        """Losses of this iteration to the loggers, against the run's iterations (`iter`)."""
         learned = {pair.w for pair in self.recipe.groups.pairs}
         h = [h for weight in self.weights for h in weight.undecided(learned)]
         settled = sum(int(soft.settled(x)) for x in h) / max(sum(x.numel() for x in h), 1)
         self.latest = {f"loss/{width}": float(loss) for width, loss in zip(drawn, own, strict=True)}
         self.latest |= {"loss/rounding": float(rounding), "beta": self.beta(index), "settled": settled}
         step = self.place.iteration(index)
-        where = {"recon/step": step, "block": self.place.index, "block_name": self.place.name}
+        where = {"iter": step, "block": self.place.index, "block_name": self.place.name}
         for logger in self.loggers:
             logger.log_metrics({**self.latest, **where}, step=step)  # type: ignore[dict-item]
 

@@ -16,7 +16,7 @@ from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.info import ROW
 from ptmq_lightning.runtime.sealed import difference, read_object
 
-SCHEMA = 1
+SCHEMA = 2  # of results.json and metrics.csv
 RESULT: dict[str, Any] = {
     "schema": int,
     "model": str,

@@ -16,7 +16,6 @@ import urllib.request
 from argparse import Namespace
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,32 +24,20 @@ from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from ptmq_lightning.report.keys import LoggerKeys
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.files import write_atomically
 
-STEP = "recon/step"
+ITER = "iter"
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrackerSettings:
-    """kind: csv, wandb or tensorboard; mode: online, offline or disabled; group, run_name None: from the folder."""
-
-    kind: str = "csv"
-    mode: str = "online"
-    project: str = "ptmq"
-    entity: str | None = None
-    group: str | None = None
-    run_name: str | None = None
-    tags: tuple[str, ...] = ()
 
 
 @contextmanager
 def open_trackers(
     folder: Path,
-    settings: TrackerSettings,
+    settings: LoggerKeys,
     *,
     run: Path,
     widths: Sequence[str],
@@ -66,13 +53,13 @@ def open_trackers(
         resume_step: lines of metrics.csv from this global step on are dropped: their block is fitted again.
     """
     loggers: list[Logger] = [CsvTracker(folder / "metrics.csv", columns(widths), resume_step=resume_step)]
-    if settings.kind == "wandb":
+    if settings.name == "wandb":
         loggers.append(WandbTracker(folder, settings, run))
-    elif settings.kind == "tensorboard":
+    elif settings.name == "tensorboard":
         require("tensorboard", "tensorboard")
         loggers.append(TensorBoardTracker(save_dir=folder, name="", version="tensorboard", default_hp_metric=False))
-    elif settings.kind != "csv":
-        raise ConfigError(f"logger={settings.kind} is not known; expected csv, wandb or tensorboard")
+    elif settings.name != "csv":
+        raise ConfigError(f"logger={settings.name} is not known; expected csv, wandb or tensorboard")
     failed = True
     try:
         for logger in loggers:
@@ -94,7 +81,7 @@ def log_summary(loggers: Sequence[Logger], figures: Mapping[str, float]) -> None
 
 def columns(widths: Sequence[str]) -> list[str]:
     """The columns of metrics.csv."""
-    return [STEP, "block", "block_name", *(f"loss/{width}" for width in widths), "loss/rounding", "beta", "settled"]
+    return [ITER, "block", "block_name", *(f"loss/{width}" for width in widths), "loss/rounding", "beta", "settled"]
 
 
 class CsvTracker(Logger):
@@ -109,7 +96,7 @@ class CsvTracker(Logger):
     @rank_zero_only
     def _begin(self, resume_step: int) -> None:
         if resume_step and self.path.exists():
-            self._keep(lambda line: float(line.get(STEP) or 0) < resume_step)
+            self._keep(lambda line: float(line.get(ITER) or 0) < resume_step)
         else:
             self._write([])
 
@@ -127,8 +114,8 @@ class CsvTracker(Logger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Append one line; ``step`` stands for recon/step where the metrics lack it."""
-        line = {STEP: step, **metrics}
+        """Append one line; ``step`` stands for iter where the metrics lack it."""
+        line = {ITER: step, **metrics}
         if fresh := [name for name in line if name not in self.header]:
             self.header += fresh
             self._keep(lambda _: True)
@@ -150,9 +137,9 @@ class CsvTracker(Logger):
 
 
 class WandbTracker(WandbLogger):
-    """Lightning's logger with every metric against recon/step; one W&B run per run folder, also after a resume."""
+    """Lightning's logger with every metric against iter; one W&B run per run folder, also after a resume."""
 
-    def __init__(self, folder: Path, settings: TrackerSettings, run: Path) -> None:
+    def __init__(self, folder: Path, settings: LoggerKeys, run: Path) -> None:
         identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
         super().__init__(
             name=settings.run_name or run.name,
@@ -168,15 +155,15 @@ class WandbTracker(WandbLogger):
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The configuration; and recon/step as the axis of all metrics."""
+        """The configuration; and iter as the axis of all metrics."""
         super().log_hyperparams(params)
-        self.experiment.define_metric(STEP)
-        self.experiment.define_metric("*", step_metric=STEP)
+        self.experiment.define_metric(ITER)
+        self.experiment.define_metric("*", step_metric=ITER)
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """One record, without a second step beside recon/step."""
-        self.attempt(lambda: self.experiment.log({STEP: step, **metrics}))
+        """One record, without a second step beside iter."""
+        self.attempt(lambda: self.experiment.log({ITER: step, **metrics}))
 
     def attempt(self, send: Callable[[], Any]) -> None:
         """Send something to W&B's service; where that died, the run goes on and is recorded in metrics.csv alone."""
@@ -225,9 +212,9 @@ class TensorBoardTracker(TensorBoardLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Scalars against recon/step."""
+        """Scalars against iter."""
         numbers = {name: float(value) for name, value in metrics.items() if not isinstance(value, str)}
-        super().log_metrics(numbers, int(numbers.pop(STEP, step or 0)))
+        super().log_metrics(numbers, int(numbers.pop(ITER, step or 0)))
 
 
 def _close(logger: Logger, failed: bool) -> None:

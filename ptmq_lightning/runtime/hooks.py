@@ -1,12 +1,13 @@
-"""Looking at what modules read while a network runs."""
+"""Looking at what modules read and make while a network runs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -20,7 +21,27 @@ def watched_inputs(modules: Mapping[str, nn.Module], see: Callable[[str, Tensor]
     def hook(name: str) -> Callable[..., Any]:
         return lambda _module, inputs: see(name, inputs[0])
 
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    with _removed(module.register_forward_pre_hook(hook(name)) for name, module in modules.items()):
+        yield
+
+
+@contextmanager
+def watched_calls(
+    modules: Mapping[str, nn.Module], see: Callable[[str, tuple[Tensor, ...], Tensor], None]
+) -> Iterator[None]:
+    """Context in which `see(name, inputs, output)` is told of each module when it has run."""
+
+    def hook(name: str) -> Callable[..., Any]:
+        return lambda _module, inputs, output: see(name, inputs, output)
+
+    with _removed(module.register_forward_hook(hook(name)) for name, module in modules.items()):
+        yield
+
+
+@contextmanager
+def _removed(hooks: Iterable[RemovableHandle]) -> Iterator[None]:
+    """The hooks are set, and removed at the end, on errors too."""
+    handles = list(hooks)
     try:
         yield
     finally:

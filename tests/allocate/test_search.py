@@ -70,6 +70,31 @@ def test_the_layer_goes_down_first_that_loses_least_per_bit(
     assert {name: chosen[name].w for name in "abc"} == {"a": 8, "b": 8, "c": 8} | {first: 6}
 
 
+def table(model: Any, **falls: dict[int, float]) -> Sensitivity:
+    """Harm by weight bits; a width that is not named harms a million."""
+    return {name: {pair: harm.get(pair.w, 1e6) for pair in model.pairs} for name, harm in falls.items()}
+
+
+def test_a_large_layer_goes_down_although_a_small_one_would_do(model: Any) -> None:
+    """What counts is the harm per bit saved, not the harm: b saves three times what a does."""
+    harm = table(model, a={8: 0.0, 6: 1.0}, b={8: 0.0, 6: 1.2}, c={8: 0.0})
+    chosen = greedy(model, harm, 8 - 2 * 100 / 1000)
+    assert [chosen[name].w for name in "abc"] == [8, 6, 8]
+
+
+def test_a_layer_goes_all_the_way_down_before_one_that_is_hurt_goes_at_all(model: Any) -> None:
+    harmless = {8: 0.0, 6: 1e-6, 4: 2e-6, 3: 3e-6, 2: 4e-6}
+    chosen = greedy(model, table(model, a=harmless, b={8: 0.0, 6: 1.0}, c={8: 0.0}), 8 - 1200 / 1000)
+    assert [chosen[name].w for name in "abc"] == [2, 6, 8]
+
+
+def test_a_step_over_two_bits_saves_twice_what_one_over_one_does(model: Any) -> None:
+    """b from 6 to 4 adds 5 for 600 bits, a from 4 to 3 adds 1 for 100; what came before added next to nothing."""
+    harm = table(model, a={8: 0.0, 6: 1e-6, 4: 2e-6, 3: 1.0}, b={8: 0.0, 6: 1e-6, 4: 5.0}, c={8: 0.0})
+    chosen = greedy(model, harm, 8 - 1100 / 1000)
+    assert [chosen[name].w for name in "abc"] == [8, 4, 8]
+
+
 def test_a_generous_budget_keeps_every_layer_at_its_widest(model: Any, harm: Sensitivity) -> None:
     assert {pair for _, pair in greedy(model, harm, 8.0).items()} == {BitWidth(8, 8)}
 

@@ -17,6 +17,7 @@ from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.inputs import describe_inputs
 from ptmq_lightning.config.schema import Config
+from ptmq_lightning.report.record import SCHEMA
 from ptmq_lightning.runtime.errors import ConfigError
 from tests.artifact.tiny import tiny_model
 
@@ -43,7 +44,7 @@ def write(folder: RunFolder, text: str) -> None:
     artifact.save(tiny_model(), folder.work / "model")
     for name in ("metrics.csv", "report.html"):
         (folder.work / name).write_text(text)
-    (folder.work / "results.json").write_text(f'{{"schema": 1, "rows": ["{text}"]}}')
+    (folder.work / "results.json").write_text(f'{{"schema": {SCHEMA}, "rows": ["{text}"]}}')
 
 
 def contents(place: Path) -> dict[str, bytes]:

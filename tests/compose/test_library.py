@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import random
 from typing import Any
@@ -21,20 +22,34 @@ from ptmq_lightning.runtime.model import MultiBitModel, passthrough
 GROUPS = [["w3a3", "w4a4"], [(8, 8)]]
 
 
-@pytest.fixture
-def images() -> torch.Tensor:
+def _images() -> torch.Tensor:
     return torch.randn(24, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
 
-@pytest.fixture
-def network() -> torch.nn.Module:
+def _network() -> torch.nn.Module:
     torch.manual_seed(0)
     return build("digits_resnet", pretrained=False).module
 
 
 @pytest.fixture
-def model(network: torch.nn.Module, images: torch.Tensor) -> MultiBitModel:
-    return quantize(network, images, bits=GROUPS)
+def images() -> torch.Tensor:
+    return _images()
+
+
+@pytest.fixture
+def network() -> torch.nn.Module:
+    return _network()
+
+
+@pytest.fixture(scope="module")
+def quantized() -> MultiBitModel:
+    """Made once; a test gets a copy of it."""
+    return quantize(_network(), _images(), bits=GROUPS)
+
+
+@pytest.fixture
+def model(quantized: MultiBitModel) -> MultiBitModel:
+    return copy.deepcopy(quantized)
 
 
 def test_a_quantized_model_runs_at_exactly_the_pairs_asked_for(model: MultiBitModel) -> None:
@@ -58,7 +73,7 @@ def test_an_artifact_tells_only_what_is_known_of_its_images(network: torch.nn.Mo
     assert given is not None and (given.mean, given.input_size) == ((0.5,) * 3, (3, 16, 16))
     named = build("digits_resnet", pretrained=False)
     assert quantize(named, images, bits=GROUPS).info.preprocessing == named.preprocessing
-    of_timm = timm.create_model("resnet18", num_classes=10)
+    of_timm = timm.create_model("resnet18", num_classes=10, layers=(1, 1, 1, 1), channels=(8, 8, 8, 8), stem_width=8)
     own = quantize(of_timm, torch.rand(2, 3, 32, 32), bits=[[4]]).info.preprocessing
     assert own is not None and own.mean == (0.485, 0.456, 0.406)
     with pytest.raises(ModelError) as caught:

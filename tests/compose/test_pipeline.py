@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import logging
+import re
+import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,10 +79,11 @@ def killed_after(block: int, folder: Path, overrides: list[str], monkeypatch: py
 
 @pytest.fixture(scope="module")
 def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of one complete run."""
+    """The folder of one complete run, whose log says all that the command's does. Not to be changed: see `copied`."""
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(digits)
+        patch.setattr(logging.getLogger(), "level", logging.INFO)
         run(configuration(TINY), folder)
     return folder
 
@@ -106,14 +109,14 @@ def test_the_saved_configuration_is_resolved_and_complete(whole: Path) -> None:
 
 def test_metrics_hold_each_blocks_losses_against_a_step_that_only_grows(whole: Path) -> None:
     lines = metrics(whole)
-    steps = [int(line["recon/step"]) for line in lines]
+    steps = [int(line["iter"]) for line in lines]
     blocks = len({line["block"] for line in lines})
     assert steps == list(range(3 * blocks))
     assert all(any(line[f"loss/w{b}a{b}"] for b in (3, 4, 8)) for line in lines)
 
 
 def test_the_regularizer_is_zero_in_every_block_until_its_warmup_is_over(whole: Path) -> None:
-    found = [(line["block"], int(line["recon/step"]) % 3, float(line["loss/rounding"]) > 0) for line in metrics(whole)]
+    found = [(line["block"], int(line["iter"]) % 3, float(line["loss/rounding"]) > 0) for line in metrics(whole)]
     soft = {block for block, _, pulled in found if pulled}  # stem and head are pinned to 8 bits, which have no plane
     assert len(soft) == 3
     counts = {(iteration, pulled) for block, iteration, pulled in found if block in soft}
@@ -162,26 +165,33 @@ def test_a_half_fitted_block_is_fitted_again(whole: Path, tmp_path: Path, monkey
     assert metrics(tmp_path) == metrics(whole)
 
 
-def test_a_complete_run_is_not_run_again(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figure = run(configuration(TINY), tmp_path)
+@pytest.fixture
+def copied(whole: Path, tmp_path: Path) -> Path:
+    """A complete run that a test may do anything with."""
+    return Path(shutil.copytree(whole, tmp_path / "copied"))
+
+
+def test_a_complete_run_is_not_run_again(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     def no_stage(*_: object) -> None:
         raise AssertionError("a stage was run")
 
     monkeypatch.setattr(pipeline, "build", no_stage)
-    assert run(configuration([*TINY, "resume=true"]), tmp_path) == figure
+    figure = pipeline.figure(configuration(TINY), read_results(copied / "results.json")["rows"])
+    assert run(configuration([*TINY, "resume=true"]), copied) == figure
 
 
 @pytest.mark.parametrize("complete", [False, True])
-def test_resume_refuses_another_configuration(complete: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if complete:
-        run(configuration(TINY), tmp_path)
-    else:
-        killed_after(0, tmp_path, TINY, monkeypatch)
+def test_resume_refuses_another_configuration(
+    complete: bool, copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = copied if complete else tmp_path / "killed"
+    if not complete:
+        killed_after(0, folder, TINY, monkeypatch)
     with pytest.raises(ConfigError) as caught:
-        run(configuration([*TINY, "seed=1", "recon.iters=4", "resume=true"]), tmp_path)
+        run(configuration([*TINY, "seed=1", "recon.iters=4", "resume=true"]), folder)
     assert str(caught.value) == (
-        f"resume=true, but the run in {tmp_path} had another configuration: recon.iters was 3, now 4, seed was 0, "
+        f"resume=true, but the run in {folder} had another configuration: recon.iters was 3, now 4, seed was 0, "
         "now 1; give the same command again, or start afresh without resume"
     )
 
@@ -251,25 +261,12 @@ def test_methods_and_options_make_their_model_and_its_artifact_gives_the_same_ro
     assert decided(model) == DEFAULT | change
 
 
-def test_the_log_names_every_stage_and_the_size_of_the_feature_cache(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    with caplog.at_level(logging.INFO):
-        run(configuration(TINY), tmp_path)
-    for stage in (
-        "build",
-        "data",
-        "fold and cut",
-        "insert",
-        "calibrate",
-        "reconstruct",
-        "allocate",
-        "evaluate",
-        "save",
-    ):
-        assert any(line.startswith(f"{stage}: ") and line.endswith(" s") for line in caplog.messages), stage
-    assert any(line.startswith("feature cache: ") for line in caplog.messages)
-    assert any(line.startswith("block 1/") and "iter 3/3" in line for line in caplog.messages)
+def test_the_log_names_every_stage_and_the_size_of_the_feature_cache(whole: Path) -> None:
+    text = (whole / "train.log").read_text()
+    for stage in "build", "data", "fold and cut", "insert", "calibrate", "reconstruct", "allocate", "evaluate", "save":
+        assert re.search(rf"\b{stage}: .* s$", text, re.MULTILINE), stage
+    assert "feature cache: " in text
+    assert re.search(r"\bblock 1/.*iter 3/3", text)
 
 
 def test_without_images_a_run_stops_with_one_message(tmp_path: Path) -> None:
@@ -314,13 +311,12 @@ def test_a_trained_network_refuses_images_of_fewer_classes_that_nobody_numbered(
     assert str(caught.value).startswith("data=digits has 10 classes, but cifar_resnet20 tells 12 apart; choose images")
 
 
-def test_a_trainer_that_cannot_be_is_refused_before_an_earlier_run_is_replaced(tmp_path: Path) -> None:
-    run(configuration(TINY), tmp_path)
-    before = (tmp_path / "results.json").read_bytes()
+def test_a_trainer_that_cannot_be_is_refused_before_an_earlier_run_is_replaced(copied: Path) -> None:
+    before = (copied / "results.json").read_bytes()
     with pytest.raises(ConfigError) as caught:
-        run(configuration([*TINY, "trainer.devices=0"]), tmp_path)
+        run(configuration([*TINY, "trainer.devices=0"]), copied)
     assert str(caught.value).startswith("the trainer cannot be made: ")
-    assert (tmp_path / "results.json").read_bytes() == before
+    assert (copied / "results.json").read_bytes() == before
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")

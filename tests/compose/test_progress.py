@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ptmq_lightning.compose.progress import Progress, clock_time, now_and_then
+from ptmq_lightning.compose.progress import Progress, clock_time, log_at_intervals
 
 
 class Clock:
@@ -63,9 +63,9 @@ def test_every_finished_block_has_a_line(caplog: pytest.LogCaptureFixture) -> No
     assert [message.startswith("block 4/4 layer1.0  iter 100/100") for message in caplog.messages] == [True]
 
 
-def test_what_takes_long_says_so_now_and_then(caplog: pytest.LogCaptureFixture) -> None:
+def test_what_takes_long_says_so_log_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    tell = now_and_then(10, clock=clock)
+    tell = log_at_intervals(10, clock=clock)
     with caplog.at_level(logging.INFO):
         for second in range(1, 26):
             clock.now = second

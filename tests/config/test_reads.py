@@ -87,11 +87,11 @@ def test_a_rule_names_keys_and_choices_that_exist() -> None:
     keys, options = [key for key, _, _ in every_key(Config)], groups()
     for rule in RULES:
         assert all(any(rule_key(pattern, key) for key in keys) for pattern in rule.keys), rule
-        for key, values in rule.where.items():
+        for key in rule.where:
             assert key in keys
             if key.endswith(".name"):
                 known = options[key.removesuffix(".name")]
-                assert [value for value in values if value not in known] == [], rule
+                assert [value for value in rule.values(key) if value not in known] == [], rule
 
 
 def rule_key(pattern: str, key: str) -> bool:

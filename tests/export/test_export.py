@@ -17,7 +17,7 @@ from ptmq_lightning.artifact.nested import NestedWeight
 from ptmq_lightning.compose.library import quantize
 from ptmq_lightning.device.cli import main
 from ptmq_lightning.device.export_cli import lines
-from ptmq_lightning.export import flow, onnx_convert, parity, plan, values
+from ptmq_lightning.export import flow, onnx_convert, plan, session, values
 from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.parity import FLOAT_KERNELS, kernels, layer_steps
@@ -69,37 +69,39 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {form: folder / form for form in ("static", "switchable")}
 
 
-@pytest.mark.parametrize("form", ["static", "switchable"])
+FORMS = ("static", "switchable")
+
+
 @pytest.mark.parametrize(("name", "size", "options", "expected"), NETWORKS)
 def test_no_layer_of_a_network_is_left_in_float_and_each_is_within_a_step(
-    name: str, size: int, options: dict[str, object], expected: dict[str, int] | None, form: str, tmp_path: Path
+    name: str, size: int, options: dict[str, object], expected: dict[str, int] | None, tmp_path: Path
 ) -> None:
     model, x = network_model(name, size, options)
-    reports = write_export(model, tmp_path / "out", x, ["w8a8", "w4a4"], form=form)
     patches = "vit" in name or "deit" in name or "swin" in name  # a ViT's patches are made in float, by design
-    assert {name: report.float_kernels for name, report in reports.items()} == dict.fromkeys(
-        ("w8a8", "w4a4"), {"Conv": 1} if patches else {}
-    )
-    assert max(report.largest_step for report in reports.values()) <= 1
-    # Two roundings of one value may differ where it is next to a tie, which few are.
-    assert max(report.differing for report in reports.values()) < 0.5
-    file = "model.onnx" if form == "switchable" else "w4a4.onnx"
-    found = kernels(tmp_path / "out" / file)
-    assert not expected or {kernel: found[kernel] for kernel in expected} == expected
     products = sum(layer.kind == "matmul" for layer in model.layers.values())
-    assert found["MatMulIntegerToFloat"] + found["QLinearMatMul"] == products
+    for form in FORMS:
+        reports = write_export(model, tmp_path / form, x, ["w8a8", "w4a4"], form=form)
+        assert {width: report.float_kernels for width, report in reports.items()} == dict.fromkeys(
+            ("w8a8", "w4a4"), {"Conv": 1} if patches else {}
+        )
+        assert max(report.largest_step for report in reports.values()) <= 1
+        # Two roundings of one value may differ where it is next to a tie, which few are.
+        assert max(report.differing for report in reports.values()) < 0.5
+        found = kernels(tmp_path / form / ("model.onnx" if form == "switchable" else "w4a4.onnx"))
+        assert not expected or {kernel: found[kernel] for kernel in expected} == expected
+        assert found["MatMulIntegerToFloat"] + found["QLinearMatMul"] == products
 
 
-@pytest.mark.parametrize("form", ["static", "switchable"])
-def test_levels_from_a_table_and_biases_of_each_width_are_exported(form: str, tmp_path: Path) -> None:
-    network = zoo.build("cifar_vit", pretrained=False).module
+def test_levels_from_a_table_and_biases_of_each_width_are_exported(tmp_path: Path) -> None:
+    network = zoo.build("cifar_vit", pretrained=False, depth=2).module
     x = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     model = quantize(network, x, bits=[["w4a4"], ["w8a8"]], overrides=["placement.gelu=table"])
     layer = model.blocks[1].get_submodule("blocks.0.mlp.fc2")
     layer.biases = torch.stack([layer.bias + 0.5 * row for row in range(len(layer.weight.widths))])
-    reports = write_export(model, tmp_path / "out", x, ["w4a4", "w8a8"], form=form)
-    assert max(report.largest_step for report in reports.values()) <= 1
-    assert min(report.agreement for report in reports.values()) == 100
+    for form in FORMS:
+        reports = write_export(model, tmp_path / form, x, ["w4a4", "w8a8"], form=form)
+        assert max(report.largest_step for report in reports.values()) <= 1
+        assert min(report.agreement for report in reports.values()) == 100
 
 
 def test_the_test_of_kernels_finds_a_float_one(tmp_path: Path) -> None:
@@ -255,7 +257,7 @@ def test_layers_that_openvino_does_not_compile_by_themselves_are_not_reported(
             raise RuntimeError
         return compile_openvino(path, threads)
 
-    monkeypatch.setattr(parity, "compile_openvino", compile_files)
+    monkeypatch.setattr(session, "compile_openvino", compile_files)
     report = write_export(small_model(), tmp_path / "out", images(), ["w8a8"], backend="openvino")["w8a8"]
     assert (report.largest_step, report.worst_layer, report.differing) == (None, None, None)
     assert "a layer by itself was not checked" in lines({"w8a8": report})[0]
@@ -447,11 +449,11 @@ def test_images_that_the_network_does_not_take_are_refused() -> None:
 
 
 def test_openvino_has_no_switchable_form(tmp_path: Path) -> None:
-    with pytest.raises(ExportError) as error:
+    with pytest.raises(ConfigError) as error:
         write_export(small_model(), tmp_path / "out", images(), form="switchable", backend="openvino")
     assert str(error.value) == (
-        "found form='switchable' for backend 'openvino'; expected form static or switchable for onnx, and static for "
-        "openvino, which compiles its weights in."
+        "found backend='openvino' with form='switchable'; expected a backend and form of onnx static, onnx switchable, "
+        "openvino static."
     )
 
 

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.reconstruct.test_reconstruct import RECIPE
 from torch import Tensor, nn
 
 from ptmq_lightning.artifact import artifact
@@ -23,6 +22,7 @@ from ptmq_lightning.runtime.hooks import watched_inputs
 from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, select, weights_of
 from tests.networks import images, small_model, trainer
+from tests.reconstruction.test_reconstruct import RECIPE
 
 NEAREST = replace(RECIPE, rounding=RoundingKeys("nearest"), bias_correction="after")
 

@@ -140,7 +140,7 @@ def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_learning_beats_nearest_rounding_at_the_narrowest_width(kind: str) -> None:
     nearest, learned, x = small_model(), small_model(), images(64)
-    recipe = replace(RECIPE, rounding=KINDS[kind], schedule=Schedule(iters=120, batch=16, lambda_rounding=1e-3))
+    recipe = replace(RECIPE, rounding=KINDS[kind], schedule=Schedule(iters=60, batch=16, lambda_rounding=1e-3))
     reconstruct_model(learned, x, recipe, trainer)
     with passthrough(nearest):
         target = nearest(x)

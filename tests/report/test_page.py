@@ -11,7 +11,7 @@ import pytest
 
 from ptmq_lightning.report.page import final_losses, write_page
 
-METRICS = """recon/step,block,block_name,loss/w3a3,loss/w4a4,loss/rounding,beta,settled
+METRICS = """iter,block,block_name,loss/w3a3,loss/w4a4,loss/rounding,beta,settled
 0,0,stem,9.0,,0,20,0
 50,0,stem,8.0,,0,20,0
 100,0,stem,7.0,,0,20,0

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from ptmq_lightning.report import trackers
-from ptmq_lightning.report.trackers import CsvTracker, TrackerSettings, WandbTracker, log_summary, open_trackers
+from ptmq_lightning.report.keys import LoggerKeys
+from ptmq_lightning.report.trackers import CsvTracker, WandbTracker, log_summary, open_trackers
 from ptmq_lightning.runtime.errors import ConfigError
 
 LINE = {"loss/w4a4": 0.5, "loss/rounding": 2.0, "beta": 20.0, "settled": 0.25, "block": 0, "block_name": "stem"}
@@ -26,7 +27,7 @@ def quiet_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Non
 
 
 def opened(folder: Path, kind: str = "csv", **keys: Any) -> Any:
-    settings = TrackerSettings(kind, **{"mode": "offline"} | keys.pop("settings", {}))
+    settings = LoggerKeys(kind, **{"mode": "offline"} | keys.pop("settings", {}))
     return open_trackers(
         folder,
         settings,
@@ -46,26 +47,26 @@ def test_the_header_is_known_before_anything_is_drawn(tmp_path: Path) -> None:
     with opened(tmp_path):
         pass
     assert (tmp_path / "metrics.csv").read_text() == (
-        "recon/step,block,block_name,loss/w4a4,loss/w8a8,loss/rounding,beta,settled\n"
+        "iter,block,block_name,loss/w4a4,loss/w8a8,loss/rounding,beta,settled\n"
     )
 
 
 def test_a_line_is_in_the_file_as_soon_as_it_is_logged(tmp_path: Path) -> None:
     with opened(tmp_path) as loggers:
-        loggers[0].log_metrics({**LINE, "recon/step": 7}, step=7)
+        loggers[0].log_metrics({**LINE, "iter": 7}, step=7)
         assert lines(tmp_path) == [
-            {"recon/step": "7", "block": "0", "block_name": "stem", "loss/w4a4": "0.5", "loss/w8a8": "",
+            {"iter": "7", "block": "0", "block_name": "stem", "loss/w4a4": "0.5", "loss/w8a8": "",
              "loss/rounding": "2.0", "beta": "20.0", "settled": "0.25"}
         ]  # fmt: skip
 
 
 def test_a_new_metric_gets_a_column_and_loses_nothing(tmp_path: Path) -> None:
-    tracker = CsvTracker(tmp_path / "metrics.csv", ["recon/step", "block_name"])
+    tracker = CsvTracker(tmp_path / "metrics.csv", ["iter", "block_name"])
     tracker.log_metrics({"block_name": 'a "quoted", name'}, step=0)
     tracker.log_metrics({"extra": 1}, step=1)
     assert lines(tmp_path) == [
-        {"recon/step": "0", "block_name": 'a "quoted", name', "extra": ""},
-        {"recon/step": "1", "block_name": "", "extra": "1"},
+        {"iter": "0", "block_name": 'a "quoted", name', "extra": ""},
+        {"iter": "1", "block_name": "", "extra": "1"},
     ]
 
 
@@ -77,7 +78,7 @@ def test_a_resumed_run_drops_the_lines_of_the_unfinished_block(tmp_path: Path) -
         file.write("5,1,he")
     with opened(tmp_path, resume_step=3) as loggers:
         loggers[0].log_metrics(LINE, step=3)
-    assert [line["recon/step"] for line in lines(tmp_path)] == ["0", "1", "2", "3"]
+    assert [line["iter"] for line in lines(tmp_path)] == ["0", "1", "2", "3"]
 
 
 def test_a_fresh_run_empties_the_file(tmp_path: Path) -> None:
@@ -91,7 +92,7 @@ def test_a_fresh_run_empties_the_file(tmp_path: Path) -> None:
 def test_csv_is_written_beside_every_other_tracker(kind: str, tmp_path: Path) -> None:
     with opened(tmp_path, kind) as loggers:
         for logger in loggers:
-            logger.log_metrics({**LINE, "recon/step": 0}, step=0)
+            logger.log_metrics({**LINE, "iter": 0}, step=0)
     assert len(loggers) == 2
     assert len(lines(tmp_path)) == 1
 
@@ -101,7 +102,7 @@ def test_tensorboard_keeps_one_curve_over_all_blocks(tmp_path: Path) -> None:
 
     with opened(tmp_path, "tensorboard") as loggers:
         for step in range(4):
-            loggers[1].log_metrics({**LINE, "recon/step": step}, step=step)
+            loggers[1].log_metrics({**LINE, "iter": step}, step=step)
             loggers[1].finalize("success")  # as Lightning does after each block's fit
     events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("loss/w4a4")] == [0, 1, 2, 3]
@@ -111,10 +112,10 @@ def test_wandb_draws_every_metric_against_the_step_of_the_run(tmp_path: Path) ->
     with opened(tmp_path, "wandb") as loggers:
         tracker = loggers[1]
         assert isinstance(tracker, WandbTracker)
-        tracker.log_metrics({**LINE, "recon/step": 3}, step=3)
+        tracker.log_metrics({**LINE, "iter": 3}, step=3)
         log_summary(loggers, {"w4a4/top1": 90.0})
         assert tracker.experiment.summary["w4a4/top1"] == 90.0
-        assert tracker.experiment.summary["recon/step"] == 3
+        assert tracker.experiment.summary["iter"] == 3
         assert tracker.experiment.config["recon"] == {"iters": 3}
         assert "trainer/global_step" not in dict(tracker.experiment.summary)
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))

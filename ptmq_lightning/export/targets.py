@@ -1,0 +1,184 @@
+"""Export targets by name, each one runtime and one form of its files. A runtime is imported when it is first used.
+
+    @TARGETS.register("mine_static")
+    class Mine(OnnxStatic):
+        backend = "mine"
+
+`write_export(..., backend="mine")`, `ptmq export --backend mine` and `export.name=mine` know it from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.registry import Registry
+
+if TYPE_CHECKING:
+    from ptmq_lightning.export.draft import Draft
+    from ptmq_lightning.export.values import Array
+
+Run = Callable[[Any], Any]  # images (B, C, H, W) -> logits, of numpy
+TARGETS: Registry[type[OnnxStatic]] = Registry("export target")
+
+
+@TARGETS.register("onnx_static")
+class OnnxStatic:
+    """A file for ONNX Runtime per width: weights are constants. The base of every target.
+
+    backend, form: the names that it is asked for by. packages: what running it needs. early: values become integers as
+    soon as they can, and stay them from layer to layer; else where the simulation has its quantizers (plan.plan).
+    clip: where bounds narrower than 8 bits are applied, to "codes" or "values" (onnx_convert.Converter).
+    """
+
+    backend: ClassVar[str] = "onnx"
+    form: ClassVar[str] = "static"
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
+    early: ClassVar[bool] = True
+    clip: ClassVar[str] = "codes"
+
+    def files(self, draft: Draft) -> dict[str, str]:
+        """width -> file."""
+        return {name: f"{name}.onnx" for name in draft.assignments}
+
+    def network(self, draft: Draft, name: str) -> Any:
+        """The ModelProto of a file; name: of `files`."""
+        return draft.static(name, clip=self.clip)
+
+    def beside(self, draft: Draft, folder: Path, network: Any) -> list[str]:
+        """Write what stands beside the graphs; the parameters that are constants of the last one, by name."""
+        return []
+
+    def opened(self, model: Path | bytes, threads: int | None) -> Run:
+        """images (B, C, H, W) -> logits of one static file."""
+        from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS
+        from ptmq_lightning.export.session import inference_session
+
+        session = inference_session(model, threads)
+        return lambda images: session.run([LOGITS], {IMAGES: images})[0]
+
+    def saturates(self) -> bool:
+        """Whether its 16-bit sums saturate on this processor, tried out (export.portable)."""
+        from ptmq_lightning.export.portable import onnx_is_exact
+
+        return not onnx_is_exact()
+
+    def make_portable(self, graph: Any) -> None:
+        """Rewrite an onnx graph in its place as one that saturates nowhere."""
+        from ptmq_lightning.export.portable import unsigned
+
+        unsigned(graph)
+
+    def layers(self, graph: Any, given: Mapping[str, Array], portable: bool) -> dict[str, Array]:
+        """The outputs of a graph of single layers (`Converter.layers`), by name, with the simulation's values as its
+        inputs; nothing where the runtime fails on such graphs."""
+        from ptmq_lightning.export.portable import as_portable, shifted, shifted_back
+        from ptmq_lightning.export.session import inference_session
+
+        outputs, feed = (
+            [output.name for output in graph.graph.output],
+            {i.name: given[i.name] for i in graph.graph.input},
+        )
+        if portable:
+            graph, feed = as_portable(graph, self.backend), {n: shifted(n, value) for n, value in feed.items()}
+        made = inference_session(graph.SerializeToString(), None).run(outputs, feed)
+        return {name: shifted_back(value, given[name].dtype) for name, value in zip(outputs, made, strict=True)}
+
+    def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
+        """Convolutions and products that run in float, by kernel; products: names of the matrix products."""
+        from ptmq_lightning.export.parity import FLOAT_KERNELS, kernels
+
+        return {kernel: count for kernel, count in kernels(file).items() if kernel in FLOAT_KERNELS}
+
+
+@TARGETS.register("onnx_switchable")
+class OnnxSwitchable(OnnxStatic):
+    """ONE file for ONNX Runtime, whose integer weights, scales and biases are inputs; the numbers of all widths stand
+    beside it."""
+
+    form = "switchable"
+
+    def files(self, draft: Draft) -> dict[str, str]:
+        return {"*": "model.onnx"}
+
+    def network(self, draft: Draft, name: str) -> Any:
+        return draft.switchable()
+
+    def beside(self, draft: Draft, folder: Path, network: Any) -> list[str]:
+        import safetensors.numpy
+
+        from ptmq_lightning.export.folder import WIDTHS
+
+        safetensors.numpy.save_file(draft.arrays, folder / WIDTHS)
+        known = next(iter(draft.values.values()))
+        return [tensor.name for tensor in network.graph.initializer if tensor.name in known]
+
+
+@TARGETS.register("openvino_static")
+class OpenVino(OnnxStatic):
+    """A file for OpenVINO per width; it reads ONNX and compiles the weights in. Its layers make floats."""
+
+    backend = "openvino"
+    packages = ("openvino",)
+    early = False
+    clip = "values"
+
+    def opened(self, model: Path | bytes, threads: int | None) -> Run:
+        import numpy as np
+
+        from ptmq_lightning.export.session import compile_openvino, per_thread
+
+        request_of = per_thread(compile_openvino(model, threads).create_infer_request)
+        return lambda images: np.array(request_of().infer([images], share_inputs=True, share_outputs=True)[0])
+
+    def saturates(self) -> bool:
+        from ptmq_lightning.export.portable import openvino_is_exact
+
+        return not openvino_is_exact()
+
+    def make_portable(self, graph: Any) -> None:
+        from ptmq_lightning.export.portable import split_weights
+
+        split_weights(graph)
+
+    def layers(self, graph: Any, given: Mapping[str, Array], portable: bool) -> dict[str, Array]:
+        from ptmq_lightning.export.portable import as_portable
+        from ptmq_lightning.export.session import compile_openvino
+
+        model = as_portable(graph, self.backend) if portable else graph
+        try:
+            compiled = compile_openvino(model.SerializeToString(), None)
+        except RuntimeError:  # of some networks its compiler fails on these graphs
+            return {}
+        made = compiled({i.name: given[i.name] for i in graph.graph.input})
+        return {output.name: made[output.name] for output in graph.graph.output}
+
+    def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
+        from ptmq_lightning.export.parity import openvino_floats
+
+        return openvino_floats(file, products)
+
+
+def backends() -> tuple[str, ...]:
+    """The choices of `--backend` and of the key export.name."""
+    return tuple(dict.fromkeys(target.backend for target in TARGETS.variants.values()))
+
+
+def forms() -> tuple[str, ...]:
+    """The choices of `--form` and export.form."""
+    return tuple(dict.fromkeys(target.form for target in TARGETS.variants.values()))
+
+
+def target_of(backend: str, form: str | None = None) -> OnnxStatic:
+    """The target of a backend and form; without a form the backend's first, as all run alike.
+
+    Raises:
+        ConfigError: there is none; the message lists those that there are.
+    """
+    made = next((t for t in TARGETS.variants.values() if t.backend == backend and form in (None, t.form)), None)
+    if made is None:
+        known = ", ".join(f"{target.backend} {target.form}" for target in TARGETS.variants.values())
+        raise ConfigError(f"found backend={backend!r} with form={form!r}; expected a backend and form of {known}.")
+    return made()
