@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptmq_lightning.quant.counts import LatentCounts
 from ptmq_lightning.quant.levels import Distribution, activation_tables
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.hooks import watched_inputs
@@ -24,10 +25,11 @@ from ptmq_lightning.runtime.model import MultiBitModel, passthrough, quantizers_
 from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS
 
+ROWS = 256  # output channels that are searched at once: their counts, 4 MB, stay in a cache
 SAMPLE = 1 << 15  # values of a tensor that the activation search looks at
 
-# rows (O, ...) of a weight, its widths and the keys -> a step size (O,) for each width
-Search = Callable[[Tensor, Sequence[int], "StepSize"], list[Tensor]]
+# the counts of a weight's integers, its widths and the keys -> a step size (O,) for each width
+Search = Callable[[LatentCounts, Sequence[int], "StepSize"], list[Tensor]]
 STEP_SIZES: Registry[Search] = Registry("step_size")
 
 
@@ -46,57 +48,61 @@ class StepSize:
 
 
 def weight_steps(weight: Tensor, widths: Sequence[int], how: StepSize) -> Tensor:
-    """Step sizes (K, O) of a weight (O, ...) for K widths."""
-    return torch.stack(STEP_SIZES[how.name](weight.detach().flatten(1).float(), widths, how))
+    """Step sizes (K, O) of a weight (O, ...) on the latent grid for K widths."""
+    parts = [LatentCounts(rows.float()) for rows in weight.detach().split(ROWS)]
+    return torch.cat([torch.stack(STEP_SIZES[how.name](part, widths, how)) for part in parts], dim=1)
 
 
 @STEP_SIZES.register("free")
-def _free(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _free(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
     """One search for each width."""
-    return [_search_weight(rows, bits, how.p) for bits in widths]
+    return [_search_weight(counts, bits, how.p)[0] for bits in widths]
 
 
 @STEP_SIZES.register("nested")
-def _nested(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _nested(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
     """s_b = s_anchor * 2^(anchor - b), except for free_widths."""
-    anchor = _search_weight(rows, how.anchor, how.p)
+    anchor, _ = _search_weight(counts, how.anchor, how.p)
     return [
-        _search_weight(rows, bits, how.p) if bits in how.free_widths else anchor * 2.0 ** (how.anchor - bits)
+        _search_weight(counts, bits, how.p)[0] if bits in how.free_widths else anchor * 2.0 ** (how.anchor - bits)
         for bits in widths
     ]
 
 
 @STEP_SIZES.register("power_of_two")
-def _powers_of_two(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _powers_of_two(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
     """s_b = s_8 * 2^t, 0 <= t <= 8 - b, t for each channel and width."""
     widest = max(*widths, 8)
-    finest = _search_weight(rows, widest, how.p)
-    return [_power_of_two(rows, finest, bits, widest, how.p) for bits in widths]
+    finest, share = _search_weight(counts, widest, how.p)
+    return [_power_of_two(counts, finest, share, bits, widest, how.p) for bits in widths]
 
 
-def _search_weight(rows: Tensor, bits: int, p: float) -> Tensor:
-    """Best step (O,) for rows (O, C): i/100 of max|W| over (2^b - 1)/2 levels."""
-    peak = rows.abs().amax(dim=1).clamp_min(grid.EPS)
-    unit = peak / ((2**bits - 1) / 2)
-    candidates = [unit * (i / 100) for i in range(101 - (100 if bits <= 4 else 50), 101)]
-    return _best(rows, candidates, bits, p)
+def _shares(bits: int) -> list[float]:
+    """The thresholds that a search tries, as shares of max|W|."""
+    return [i / 100 for i in range(101 - (100 if bits <= 4 else 50), 101)]
 
 
-def _power_of_two(rows: Tensor, finest: Tensor, bits: int, top: int, p: float) -> Tensor:
+def _steps(bits: int) -> tuple[float, ...]:
+    """The steps of these thresholds over (2^b - 1)/2 levels, as shares of max|W|."""
+    return tuple(share / ((2**bits - 1) / 2) for share in _shares(bits))
+
+
+def _search_weight(counts: LatentCounts, bits: int, p: float) -> tuple[Tensor, Tensor]:
+    """Best step (O,) of each channel, and its place (O,) in _shares."""
+    best = counts.errors(_steps(bits), bits, p).argmin(dim=1)
+    unit = counts.peak.clamp_min(grid.EPS) / ((2**bits - 1) / 2)
+    shares = torch.tensor(_shares(bits), device=unit.device)
+    return (unit * shares[best]).clamp_min(grid.EPS), best
+
+
+def _power_of_two(counts: LatentCounts, finest: Tensor, share: Tensor, bits: int, top: int, p: float) -> Tensor:
     """Best of finest * 2^t, 0 <= t <= top - bits (PTMQ §2: beyond that no shift of the widest code tells the rest), per
-    channel."""
-    return _best(rows, [finest * 2.0**t for t in range(top - bits + 1)], bits, p)
-
-
-def _best(rows: Tensor, candidates: Sequence[Tensor], bits: int, p: float) -> Tensor:
-    """The candidate (O,) with the least p-norm error in each row (O, C)."""
-    low, high = grid.limits(bits)
-    best, error = candidates[-1], torch.full_like(candidates[-1], torch.inf)
-    for step in candidates:
-        s = step.clamp_min(grid.EPS).unsqueeze(1)
-        found = (torch.round(rows / s).clamp_(low, high).mul_(s).sub_(rows)).abs_().pow_(p).mean(dim=1)
-        best, error = torch.where(found < error, step, best), torch.minimum(found, error)
-    return best.clamp_min(grid.EPS)
+    channel. share: where each channel's finest step (O,) stands in _shares(top)."""
+    starts, start = share.unique(return_inverse=True)
+    shifts = top - bits + 1
+    errors = counts.errors(tuple(_steps(top)[i] for i in starts), bits, p, shifts=shifts)
+    own = errors.view(len(finest), -1, shifts)[torch.arange(len(finest), device=start.device), start]
+    return finest * 2.0 ** own.argmin(dim=1)
 
 
 def activation_step(sample: Tensor, low: float, high: float, bits: int, p: float = 2.4) -> tuple[float, float]:
