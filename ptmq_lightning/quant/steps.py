@@ -1,10 +1,8 @@
 """Step sizes before anything is learned: the search that minimizes the p-norm of the error, for every width on its own.
 
-Source: PTMQ §1.3 (p = 2.4). Weights: symmetric, per output channel, thresholds i/100 of the channel's maximum.
-Activations: per tensor; one-sided tensors by threshold, two-sided ones by range and zero point, of a sample. Where
-wide grids leave little to find the search is coarser: above 4 bits weights try 51 to 100 % alone, two-sided activations
-20 to 100 % from 6 bits on and every second range below.
-Tables: quant.levels, of all values.
+Source: PTMQ §1.3 (p = 2.4). Weights: symmetric, per output channel, thresholds i/100 of the channel's maximum, above 4
+bits 51 to 100 % alone, as wide grids leave little to find. Activations: per tensor, quant.activation_steps, of a
+sample. Tables: quant.levels, of all values.
 """
 
 from __future__ import annotations
@@ -15,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptmq_lightning.quant.activation_steps import activation_steps
 from ptmq_lightning.quant.counts import LatentCounts
 from ptmq_lightning.quant.levels import Distribution, activation_tables
 from ptmq_lightning.runtime import grid
@@ -105,32 +104,6 @@ def _power_of_two(counts: LatentCounts, finest: Tensor, share: Tensor, bits: int
     return finest * 2.0 ** own.argmin(dim=1)
 
 
-def activation_step(sample: Tensor, low: float, high: float, bits: int, p: float = 2.4) -> tuple[float, float]:
-    """Step and zero point of a tensor from a sample (M,) of its values and its extremes."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    levels = 2**bits - 1
-    if high - low <= 0:
-        return 1.0, 0.0
-    fractions = torch.arange(1, 101, dtype=torch.float32) / 100
-    if low == 0 or high == 0:  # one-sided: the threshold alone
-        steps = fractions * (high - low) / levels
-        zeros = torch.full_like(steps, 0.0 if low == 0 else float(levels))
-    elif bits >= 6:  # the range shrinks in proportion
-        steps = fractions[19:] * (high - low) / levels
-        zeros = torch.round(-low * fractions[19:] / steps).clamp(0, levels)
-    else:  # range and zero point, both
-        steps = (fractions[1::2] * (high - low) / levels).repeat_interleave(levels + 1)
-        zeros = torch.arange(levels + 1, dtype=torch.float32).repeat(50)
-        sample = sample[:: max(1, bits - 2)] if len(sample) > SAMPLE // 8 else sample
-    errors = []
-    for s, z in zip(steps.split(64), zeros.split(64), strict=True):  # (64, M) at a time
-        s, z = s.unsqueeze(1), z.unsqueeze(1)
-        q = torch.round(sample / s).add_(z).clamp_(0, levels).sub_(z).mul_(s)
-        errors.append(q.sub_(sample).abs_().pow_(p).mean(dim=1))
-    best = int(torch.cat(errors).argmin())
-    return float(steps[best]), float(zeros[best])
-
-
 @torch.no_grad()
 def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: int = 32, seed: int = 0) -> None:
     """Set every activation quantizer's steps, zero points and tables; images (N, C, H, W) run through the float
@@ -155,7 +128,8 @@ def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: in
             tokens = model.layers[quantizers[key].owner].kind == "linear"
             spread.setdefault(key, Distribution()).count(x, p if tokens else None)
         low, high = ranges.get(key, (0.0, 0.0))
-        ranges[key] = (min(low, float(x.min())), max(high, float(x.max())))
+        least, most = torch.aminmax(x)
+        ranges[key] = (min(low, float(least)), max(high, float(most)))
 
     with watched_inputs(quantizers, watch), passthrough(model):
         for part in images.split(batch):
@@ -163,8 +137,7 @@ def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: in
     for name, quantizer in quantizers.items():
         device = quantizer.steps.device
         if quantizer.tables is None:
-            sample = torch.cat(seen[name])
-            found = [activation_step(sample, *ranges[name], bits, p) for bits in quantizer.widths]
+            found = activation_steps(torch.cat(seen[name]), *ranges[name], quantizer.widths, p)
         else:
             tables = activation_tables(*spread[name].seen(), *ranges[name], quantizer.widths, p)
             found = [(step, zero) for step, zero, _ in tables]

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ptmq_lightning.quant.levels import ENDS, best_tables
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.runtime import grid
 
@@ -42,3 +43,48 @@ def weight_error(rows: Tensor, step: Tensor, bits: int, p: float) -> Tensor:
     """Mean of |error|^p (O,) of rows (O, C) at a step (O,), float32 as the search was."""
     s = step.clamp_min(grid.EPS).unsqueeze(1)
     return (torch.round(rows / s).clamp_(*grid.limits(bits)).mul_(s).sub_(rows)).abs_().pow_(p).mean(dim=1)
+
+
+def activation_step(sample: Tensor, low: float, high: float, bits: int, p: float = 2.4) -> tuple[float, float]:
+    """Step and zero point of a tensor from a sample (M,) of its values and its extremes, every value looked at."""
+    low, high = min(low, 0.0), max(high, 0.0)
+    levels = 2**bits - 1
+    fractions = torch.arange(1, 101, dtype=torch.float32) / 100
+    if low == 0 or high == 0:
+        steps = fractions * (high - low) / levels
+        zeros = torch.full_like(steps, 0.0 if low == 0 else float(levels))
+    elif bits >= 6:
+        steps = fractions[19:] * (high - low) / levels
+        zeros = torch.round(-low * fractions[19:] / steps).clamp(0, levels)
+    else:
+        steps = (fractions[1::2] * (high - low) / levels).repeat_interleave(levels + 1)
+        zeros = torch.arange(levels + 1, dtype=torch.float32).repeat(50)
+        sample = sample[:: max(1, bits - 2)]
+    errors = [activation_error(sample, float(s), float(z), bits, p) for s, z in zip(steps, zeros, strict=True)]
+    best = errors.index(min(errors))
+    return float(steps[best]), float(zeros[best])
+
+
+def activation_error(x: Tensor, step: float, zero: float, bits: int, p: float = 2.4) -> float:
+    """Mean of |error|^p of the uniform quantizer."""
+    y = grid.quantize_activation(x, torch.tensor(step), torch.tensor(zero), bits)
+    return float((y - x).abs().pow(p).mean())
+
+
+def activation_tables(
+    values: Tensor, weight: Tensor, low: float, high: float, widths: Sequence[int], p: float = 2.4
+) -> list[tuple[float, float, Tensor]]:
+    """Step, zero point and table (256,) of each width: every end of the grid tried at every width."""
+    best: list[tuple[float, float, Tensor]] = []
+    errors = [float("inf")] * len(widths)
+    for end in ENDS:
+        step = (high * end - low) / 255
+        zero = float(round(-low / step))
+        q = torch.round(values / step).add_(zero).clamp_(0, 255).int()
+        found = best_tables(torch.bincount(q, weight, minlength=256), widths, p)
+        best = best or [(step, zero, table.byte()) for table in found]
+        for row, table in enumerate(found):
+            error = float((((table[q] - zero) * step - values).abs().pow(p) * weight).mean())
+            if error < errors[row]:
+                errors[row], best[row] = error, (step, zero, table.byte())
+    return best

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.quant import steps as search
-from ptmq_lightning.quant.steps import StepSize, activation_step, weight_steps
+from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import quantizers_of
@@ -99,22 +99,6 @@ def test_power_of_two_steps_are_shifts_of_the_widest_code() -> None:
 
 def test_a_zero_channel_gets_a_positive_step() -> None:
     assert (weight_steps(torch.zeros(3, 4), WIDTHS, StepSize("free")) > 0).all()
-
-
-@pytest.mark.parametrize("bits", [3, 4, 6, 8])
-def test_activation_steps_keep_the_zero_point_in_range_and_the_error_small(bits: int) -> None:
-    for sample in (torch.rand(4000), -torch.rand(4000), torch.randn(4000) + 0.5):
-        step, zero = activation_step(sample, float(sample.min()), float(sample.max()), bits)
-        assert step > 0 and 0 <= zero <= 2**bits - 1 and zero == int(zero)
-        quantized = grid.quantize_activation(sample, torch.tensor(step), torch.tensor(zero), bits)
-        spread = float(sample.max() - sample.min())
-        # uniform rounding over the full range has a standard error of range / levels / sqrt(12)
-        assert float((quantized - sample).square().mean().sqrt()) < spread / (2**bits - 1)
-
-
-def test_one_sided_tensors_take_the_zero_point_at_their_end() -> None:
-    assert activation_step(torch.rand(1000), 0.0, 1.0, 4)[1] == 0
-    assert activation_step(-torch.rand(1000), -1.0, 0.0, 4)[1] == 15
 
 
 def test_calibration_reaches_every_quantizer_and_repeats() -> None:
