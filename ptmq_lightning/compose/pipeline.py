@@ -25,7 +25,7 @@ from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.inputs import describe_inputs
-from ptmq_lightning.compose.memory import release_freed_memory
+from ptmq_lightning.compose.memory import old_objects_set_aside, release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
 from ptmq_lightning.compose.sanity import tell_preprocessing, try_float_network
@@ -233,9 +233,10 @@ def learn(
             return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
 
         if first < blocks:
-            results += reconstruct_model(
-                model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
-            )
+            with old_objects_set_aside():
+                results += reconstruct_model(
+                    model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
+                )
         before = (before[0] + units[1], before[1] + units[1] * recipe.schedule.iters)
     return results
 
