@@ -18,8 +18,9 @@ import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from ptmq_lightning.allocate.measures import MEASURES
 from ptmq_lightning.allocate.search import greedy
-from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
+from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.digits import train_digits
@@ -246,7 +247,7 @@ def allocate_bits(model: MultiBitModel, images: Tensor, config: Config) -> Sensi
     if config.allocate.name == "none":
         return {}
     tell = now_and_then()
-    sensitivity = layer_sensitivity(
+    sensitivity = MEASURES[config.allocate.sensitivity](
         model,
         images[: config.allocate.sensitivity_images],
         parts.pairs(config.bits),

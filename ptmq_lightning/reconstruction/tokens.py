@@ -8,13 +8,14 @@ Both depend on the float network alone, so one pass before the first fit serves 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from ptmq_lightning.runtime.gradients import block_gradients
 
 TOKEN_IMAGES = 32  # calibration images that tell how much each token matters
 EVENLY = 0.5  # share of all weight that is spread over the tokens that are read at all
@@ -52,24 +53,6 @@ def look_at_tokens(
         scored = block_gradients(blocks, images[:TOKEN_IMAGES], lambda logits: _log_likelihood(logits, generator))
         weights = [token_weight(z, gradient) for z, gradient in scored]
     return [Tokens(_places(tokens), weight) for tokens, weight in zip(read, weights, strict=True)]
-
-
-def block_gradients(
-    blocks: Iterable[nn.Module], images: Tensor, score: Callable[[Tensor], Tensor]
-) -> list[tuple[Tensor, Tensor]]:
-    """Each block's output (B, ...) and the gradient at it of a score of the logits.
-
-    Only the features between blocks are held, and what a block made is made again on the way back: otherwise memory
-    would grow with the depth of the network.
-    """
-    outputs: list[Tensor] = []
-    with torch.enable_grad():
-        x = images
-        for block in blocks:
-            x = checkpoint(block, x, use_reentrant=False) if outputs else block(x).detach().requires_grad_(True)
-            outputs.append(x)
-        gradients = torch.autograd.grad(score(x), outputs)
-    return [(output.detach(), gradient) for output, gradient in zip(outputs, gradients, strict=True)]
 
 
 def token_weight(output: Tensor, gradient: Tensor) -> Tensor | None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ptmq_lightning.reconstruction import tokens as of_tokens
 from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
-from ptmq_lightning.reconstruction.tokens import Tokens, block_gradients, look_at_tokens, token_weight
+from ptmq_lightning.reconstruction.tokens import Tokens, look_at_tokens, token_weight
+from ptmq_lightning.runtime.gradients import block_gradients
 from tests.networks import RECIPE, images, objective, small_model, trainer
 
 N, T, C, CLASSES = 6, 3, 4, 5
