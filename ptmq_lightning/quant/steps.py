@@ -105,41 +105,69 @@ def _power_of_two(counts: LatentCounts, finest: Tensor, share: Tensor, bits: int
 
 
 @torch.no_grad()
-def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: int = 32, seed: int = 0) -> None:
-    """Set every activation quantizer's steps, zero points and tables; images (N, C, H, W) run through the float
-    network."""
+def calibrate(
+    model: MultiBitModel,
+    images: Tensor,
+    *,
+    p: float = 2.4,
+    batch: int = 32,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] = lambda done, total, unit: None,
+) -> None:
+    """Set every activation quantizer's steps, zero points and tables.
+
+    Args:
+        images: (N, C, H, W), run through the float network.
+        p: norm of the error.
+        batch: images at a time.
+        seed: of the values that the search looks at.
+        progress: called with (done, total, what is counted): images first, then tensors.
+    """
     quantizers: dict[str, ActivationQuantizer] = {
         f"{index}.{path}": quantizer
         for index, block in enumerate(model.blocks)
         for path, quantizer in quantizers_of(block)
     }
-    seen: dict[str, list[Tensor]] = {}
-    spread: dict[str, Distribution] = {}
-    ranges: dict[str, tuple[float, float]] = {}
+    tokens = {name: model.layers[quantizer.owner].kind == "linear" for name, quantizer in quantizers.items()}
+    share = -(-SAMPLE // -(-len(images) // batch))  # of the sample, from each batch
     generator = torch.Generator().manual_seed(seed)
-    calls = -(-len(images) // batch)
-
-    def watch(key: str, x: Tensor) -> None:
-        x = x.float()
-        if quantizers[key].tables is None:
-            pick = torch.randint(x.numel(), (-(-SAMPLE // calls),), generator=generator)
-            seen.setdefault(key, []).append(x.flatten()[pick.to(x.device)].cpu())
-        else:
-            tokens = model.layers[quantizers[key].owner].kind == "linear"
-            spread.setdefault(key, Distribution()).count(x, p if tokens else None)
-        low, high = ranges.get(key, (0.0, 0.0))
-        least, most = torch.aminmax(x)
-        ranges[key] = (min(low, float(least)), max(high, float(most)))
-
-    with watched_inputs(quantizers, watch), passthrough(model):
-        for part in images.split(batch):
+    seen = {name: _Seen(share, p if tokens[name] else None, generator) for name in quantizers}
+    with watched_inputs(quantizers, lambda name, x: seen[name].add(x, quantizers[name])), passthrough(model):
+        for number, part in enumerate(images.split(batch)):
             model(part)
-    for name, quantizer in quantizers.items():
-        device = quantizer.steps.device
+            progress(min((number + 1) * batch, len(images)), len(images), "image")
+    for number, (name, quantizer) in enumerate(quantizers.items()):
+        seen[name].set(quantizer, p)
+        progress(number + 1, len(quantizers), "tensor")
+
+
+class _Seen:
+    """What is kept of a tensor that many batches show: its extremes, and a sample or the distribution of its values."""
+
+    def __init__(self, share: int, norm: float | None, generator: torch.Generator) -> None:
+        self.share, self.norm, self.generator = share, norm, generator
+        self.low = self.high = 0.0
+        self.sample: list[Tensor] = []
+        self.spread: Distribution | None = None
+
+    def add(self, x: Tensor, quantizer: ActivationQuantizer) -> None:
+        x = x.float()
         if quantizer.tables is None:
-            found = activation_steps(torch.cat(seen[name]), *ranges[name], quantizer.widths, p)
+            pick = torch.randint(x.numel(), (self.share,), generator=self.generator)
+            self.sample.append(x.flatten()[pick.to(x.device)].cpu())
         else:
-            tables = activation_tables(*spread[name].seen(), *ranges[name], quantizer.widths, p)
+            self.spread = self.spread or Distribution()
+            self.spread.count(x, self.norm)
+        low, high = torch.aminmax(x)
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+
+    def set(self, quantizer: ActivationQuantizer, p: float) -> None:
+        """The quantizer's steps and zero points, and its tables where it has some."""
+        device, widths = quantizer.steps.device, quantizer.widths
+        if self.spread is None:
+            found = activation_steps(torch.cat(self.sample), self.low, self.high, widths, p)
+        else:
+            tables = activation_tables(*self.spread.seen(), self.low, self.high, widths, p)
             found = [(step, zero) for step, zero, _ in tables]
             quantizer.tables = torch.stack([table for _, _, table in tables]).to(device)
         quantizer.steps = torch.tensor([s for s, _ in found], device=device)
