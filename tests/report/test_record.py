@@ -74,7 +74,7 @@ def test_another_schema_is_an_error(tmp_path: Path) -> None:
     path.write_text('{"schema": 1}')
     with pytest.raises(ConfigError) as error:
         read_results(path)
-    assert str(error.value) == f"{path} has schema 2; expected schema 1; make it again with this version"
+    assert str(error.value) == f"{path} has schema 1; expected schema 2; make it again with this version"
 
 
 def test_layers_are_a_line_each_with_further_columns(tmp_path: Path) -> None:
