@@ -43,7 +43,7 @@ def write(folder: RunFolder, text: str) -> None:
     artifact.save(tiny_model(), folder.work / "model")
     for name in ("metrics.csv", "report.html"):
         (folder.work / name).write_text(text)
-    (folder.work / "results.json").write_text(f'{{"schema": 1, "rows": ["{text}"]}}')
+    (folder.work / "results.json").write_text(f'{{"schema": 2, "rows": ["{text}"]}}')
 
 
 def contents(place: Path) -> dict[str, bytes]:
