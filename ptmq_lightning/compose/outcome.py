@@ -24,7 +24,7 @@ from ptmq_lightning.evaluation.cost import layer_macs
 from ptmq_lightning.finetune import store
 from ptmq_lightning.finetune.network import SharedModel
 from ptmq_lightning.report.page import write_page
-from ptmq_lightning.report.record import STAGES, write_calibration, write_layers, write_results
+from ptmq_lightning.report.record import write_calibration, write_layers, write_results
 from ptmq_lightning.runtime.info import Evaluation
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
 from ptmq_lightning.runtime.spec import BitGroups
@@ -67,11 +67,12 @@ def record(
         "calibration_images": len(indices),
         "evaluation_images": evaluation.images,
         "fp": evaluation.fp,
-        "seconds": {name: stages.seconds[name] for name in STAGES},
+        "seconds": stages.seconds,
         "peak_memory_bytes": peak,
         "rows": [asdict(row) for row in evaluation.rows],
     }
     write_page(path, results)
+    stages.end("report")
     write_results(path, results)
 
 

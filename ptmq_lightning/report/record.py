@@ -17,9 +17,9 @@ from ptmq_lightning.runtime.info import ROW
 from ptmq_lightning.runtime.sealed import difference, read_object
 
 SCHEMA = 2
-# of a run, in order; start: imports and the configuration; save: all but the page
+# of a run, in order; start: imports and the configuration; report: the page
 STAGES = ("start", "build", "data", "check", "fine-tune", "fold and cut", "insert", "calibrate", "reconstruct",
-          "allocate", "evaluate", "save")  # fmt: skip
+          "allocate", "evaluate", "save", "report")  # fmt: skip
 RESULT: dict[str, Any] = {
     "schema": int,
     "model": str,

@@ -42,4 +42,4 @@ def test_the_stages_of_the_run_on_digits_add_up_to_its_wall_time(tmp_path: Path)
     wall = time.monotonic() - started
     seconds = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["seconds"]
     assert tuple(seconds) == STAGES
-    assert sum(seconds.values()) == pytest.approx(wall, rel=0.02)  # the page, the folder's seal, Python's exit
+    assert sum(seconds.values()) == pytest.approx(wall, rel=0.02)  # the rest: the seal of the folder, and Python's exit
