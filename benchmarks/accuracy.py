@@ -49,7 +49,12 @@ from ptmq_lightning.runtime.files import write_atomically  # noqa: E402
 
 BASELINES = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
-FITTED = ("calibrate", "reconstruct")  # the stages of results.json that are the method's own cost
+FITTED = (
+    "fine-tune",
+    "insert",
+    "calibrate",
+    "reconstruct",
+)  # stages that are the method's own cost
 SHARED = ("model", "data", "evaluation_images", "fp", "versions")  # of results.json: the same in every cell
 CELL, RESULTS, TRAINED = "cell.json", "results.json", "finetune.json"  # the last: of methods that train with labels
 

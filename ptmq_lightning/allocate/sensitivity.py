@@ -2,7 +2,8 @@
 
 Omega_l(w, a) = mean over images of KL(softmax f_FP || softmax f_l), where f_l runs layer l at (w, a) and every other
 layer at the model's widest pair (the deploy-side variant). Made non-increasing in the width: noise may not make a
-wider layer look worse. B batch, C classes.
+wider layer look worse. `divergence` measures it as it is written, through the rest of the network each time; the
+quicker `fisher` (allocate.fisher) asks the layer's block alone. B batch, C classes.
 """
 
 from __future__ import annotations
@@ -15,13 +16,18 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div, log_softmax
 
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough
+from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 log = logging.getLogger(__name__)
 
 Sensitivity = dict[str, dict[BitWidth, float]]
 
+# (model, images, pairs, batch=, progress=) -> Sensitivity
+MEASURES: Registry[Callable[..., Sensitivity]] = Registry("sensitivity")
 
+
+@MEASURES.register("divergence")
 @torch.inference_mode()
 def layer_sensitivity(
     model: MultiBitModel,
@@ -40,13 +46,13 @@ def layer_sensitivity(
         batch: images at a time.
         progress: called with (layers done, layers).
     """
-    widest = max(pairs)
-    base = dict(BitAssignment.uniform(widest.w, widest.a, model).items())
-    free = [name for name, info in model.layers.items() if info.weight_shape is not None and info.pin_w is None]
-    log.info("sensitivity of %d layers at %d pairs, the other layers at %s", len(free), len(pairs), widest)
+    base, free = base_of(model, pairs), free_layers(model)
+    log.info("sensitivity of %d layers at %d pairs, the other layers at %s", len(free), len(pairs), max(pairs))
     features = list(images.split(batch))  # the input of the block at hand, (B, ...) each
     with passthrough(model):
         fp = [log_softmax(model(x), dim=1) for x in features]  # (B, C) each
+    with at_bits(model, BitAssignment(tuple(base.items()))):
+        at_base = mean_kl(fp, [log_softmax(model(x), dim=1) for x in features])  # the widest pair's, of every layer
 
     def divergence(name: str, pair: BitWidth) -> float:
         with at_bits(model, BitAssignment(tuple({**base, name: model.layers[name].width(pair)}.items()))):
@@ -56,12 +62,24 @@ def layer_sensitivity(
     result: Sensitivity = {}
     for index, block in enumerate(model.blocks):
         for name in (name for name in free if model.layers[name].block == index):
-            result[name] = non_increasing({pair: divergence(name, pair) for pair in pairs})
+            measured = {pair: at_base if pair == max(pairs) else divergence(name, pair) for pair in pairs}
+            result[name] = non_increasing(measured)
             if progress is not None:
                 progress(len(result), len(free))
         with at_bits(model, BitAssignment(tuple(base.items()))):
             features = [block(x) for x in features]
     return result
+
+
+def base_of(model: MultiBitModel, pairs: Sequence[BitWidth]) -> dict[str, BitWidth]:
+    """What every layer runs at but the one that is measured: the widest of the pairs."""
+    widest = max(pairs)
+    return dict(BitAssignment.uniform(widest.w, widest.a, model).items())
+
+
+def free_layers(model: MultiBitModel) -> list[str]:
+    """The weight layers whose width is free."""
+    return [name for name, info in model.layers.items() if info.weight_shape is not None and info.pin_w is None]
 
 
 def _through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:

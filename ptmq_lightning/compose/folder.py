@@ -153,6 +153,11 @@ class RunFolder:
         last = self.finished_blocks() - 1
         return int(json.loads(self._block(last, "json").read_text(encoding="utf-8"))["iters"]) if last >= 0 else 0
 
+    def finished_seconds(self) -> float:
+        """How long they took, in the runs that were stopped."""
+        files = (self._block(index, "json") for index in range(self.finished_blocks()))
+        return float(sum(json.loads(file.read_text(encoding="utf-8"))["seconds"] for file in files))
+
     def restore(self, model: MultiBitModel) -> list[BlockResult]:
         """Put the finished blocks of a killed run into the calibrated ``model``; how each of them went, in order."""
         results = []

@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import resource
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -35,6 +37,20 @@ def release_freed_memory() -> bool:
         return bool(ctypes.CDLL(None).malloc_trim(0))
     except (AttributeError, OSError, TypeError):
         return False
+
+
+@contextlib.contextmanager
+def old_objects_set_aside() -> Iterator[None]:
+    """What Python holds now is not searched for garbage until the end of the block: every unit of a fit ends with a
+    collection, which takes a third of a second on the modules that were imported and nothing on what the unit made."""
+    before = gc.get_freeze_count()
+    gc.collect()
+    gc.freeze()
+    try:
+        yield
+    finally:
+        if not before:  # else the caller's own would come back too
+            gc.unfreeze()
 
 
 def forget_peak_memory() -> None:

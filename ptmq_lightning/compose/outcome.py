@@ -15,6 +15,7 @@ from torch import Tensor
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose.memory import peak_memory
+from ptmq_lightning.compose.stages import Stages
 from ptmq_lightning.compose.trained import record_costs
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.module import calibration_images
@@ -40,9 +41,9 @@ def record(
     indices: list[int],
     evaluation: Evaluation,
     sensitivity: Sensitivity,
-    seconds: Mapping[str, float],
+    stages: Stages,
 ) -> None:
-    """The model, the layer table, the calibration draw, a baseline's costs, the page; last results.json: with it the
+    """The model, the layer table, the calibration draw, a baseline's costs; last the page and results.json: with it the
     run is complete."""
     model.info = replace(model.info, data=sources.name, accuracy=evaluation)
     save_model(model, path / "model")
@@ -54,6 +55,9 @@ def record(
     write_layers(path, model.layers, block_names=model.block_names, columns=columns)
     write_calibration(path, indices, sources.describe())
     peak = peak_memory()
+    fitted = stages.seconds["fine-tune"] + stages.seconds["reconstruct"]
+    record_costs(path, model, sources, indices, config, fitted, peak)
+    stages.end("save")
     results = {
         "model": config.model.name,
         "data": sources.name,
@@ -63,12 +67,12 @@ def record(
         "calibration_images": len(indices),
         "evaluation_images": evaluation.images,
         "fp": evaluation.fp,
-        "seconds": {name: seconds[name] for name in ("calibrate", "reconstruct", "evaluate")},
+        "seconds": stages.seconds,
         "peak_memory_bytes": peak,
         "rows": [asdict(row) for row in evaluation.rows],
     }
-    record_costs(path, model, sources, indices, config, seconds["reconstruct"], peak)
     write_page(path, results)
+    stages.end("report")
     write_results(path, results)
 
 

@@ -6,9 +6,7 @@ N calibration images, B batch, C channels, H W.
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,17 +15,19 @@ import lightning as L
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
+from ptmq_lightning.allocate.measures import MEASURES
 from ptmq_lightning.allocate.search import greedy
-from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
+from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.inputs import describe_inputs
-from ptmq_lightning.compose.memory import release_freed_memory
+from ptmq_lightning.compose.memory import old_objects_set_aside, release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
-from ptmq_lightning.compose.progress import Progress, log_at_intervals
+from ptmq_lightning.compose.progress import Left, Progress
 from ptmq_lightning.compose.sanity import count_classes, tell_preprocessing, try_float_network
+from ptmq_lightning.compose.stages import Stages
 from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
@@ -87,47 +87,41 @@ def run(config: Config, path: Path) -> float:
 def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[dict[str, Any]]:
     """Every stage in order, a line of log each; the rows of results.json."""
     device = parts.device_of(config.trainer)
-    seconds: dict[str, float] = {}
-    with stage("build", seconds):
+    stages = Stages()
+    stage = stages.stage
+    with stage("build"):
         network = build(config.model)
-    with stage("data", seconds):
+    with stage("data"):
         sources, indices, images = load(config, network)
-    folder.require_same_inputs(describe_inputs(network.module, images))
-    tell_preprocessing(network)
-    try_float_network(network, sources, config.model.expected_top1, config.data.eval_batch)
-    with stage("fine-tune", seconds):
+        folder.require_same_inputs(describe_inputs(network.module, images))
+    with stage("check"):
+        tell_preprocessing(network)
+        try_float_network(network, sources, config.model.expected_top1, config.data.eval_batch)
+    with stage("fine-tune"):
         tuned = trained.tune(network, images.to(device), sources, indices, config, loggers)
-    with stage("fold and cut", seconds):
+    with stage("fold and cut"):
         blocks = prepare(tuned, images, config.fold, norms=not trained.trains_whole_network(config))
-    with stage("insert", seconds):
+    with stage("insert"):
         model = quantize(blocks, config, network).to(device)
     images = images.to(device)
-    with stage("calibrate", seconds):
-        calibrate(model, images[: config.data.step_size_images], p=config.step_size.p, seed=config.seed)
-    with stage("reconstruct", seconds):
+    with stage("calibrate"):
+        seen = images[: config.data.step_size_images]
+        calibrate(model, seen, p=config.step_size.p, seed=config.seed, progress=Left("calibrate"))
+    before = folder.finished_seconds()
+    with stage("reconstruct"):
         if trained.trains_whole_network(config):
-            model, fits = trained.train(model, images, sources, indices, config, loggers)
+            model, _ = trained.train(model, images, sources, indices, config, loggers)
         else:
-            fits = learn(model, images, config, loggers, folder)
-    with stage("allocate", seconds):
+            learn(model, images, config, loggers, folder)
+    stages.seconds["reconstruct"] += before  # of a run that was stopped
+    with stage("allocate"):
         sensitivity = allocate_bits(model, images, config)
-    with stage("evaluate", seconds):
+    with stage("evaluate"):
         evaluation = measure(model, sources, config, network.module)
-    seconds["reconstruct"] = seconds["fine-tune"] + sum(fit.seconds for fit in fits)
-    with stage("save", seconds):
-        record(folder.work, model, config, sources, indices, evaluation, sensitivity, seconds)
+    record(folder.work, model, config, sources, indices, evaluation, sensitivity, stages)
     rows = [asdict(row) for row in evaluation.rows]
     log_summary(loggers, {f"{row['config']}/{name}": row[name] for row in rows for name in FIGURES})
     return rows
-
-
-@contextmanager
-def stage(name: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Time a stage and say so in one line."""
-    started = time.perf_counter()
-    yield
-    seconds[name] = time.perf_counter() - started
-    log.info("%s: %.1f s", name, seconds[name])
 
 
 def build(config: ModelConfig) -> Network:
@@ -197,7 +191,9 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
 
 def quantize(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
     """Quantizers at every width into the blocks; weights on the latent grid, rounded to nearest for now."""
-    model = insert(blocks, parts.pairs(config.bits), config.placement, config.step_size)
+    model = insert(
+        blocks, parts.pairs(config.bits), config.placement, config.step_size, progress=Left("insert", "layer")
+    )
     groups = parts.groups(config.bits)
     model.info = ModelInfo(network.name, network.source, preprocessing=network.preprocessing, groups=groups)
     return model
@@ -231,9 +227,10 @@ def learn(
             return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
 
         if first < blocks:
-            results += reconstruct_model(
-                model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
-            )
+            with old_objects_set_aside():
+                results += reconstruct_model(
+                    model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
+                )
         before = (before[0] + units[1], before[1] + units[1] * recipe.schedule.iters)
     return results
 
@@ -242,12 +239,11 @@ def allocate_bits(model: MultiBitModel, images: Tensor, config: Config) -> Sensi
     """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
     if config.allocate.name == "none":
         return {}
-    tell = log_at_intervals()
-    sensitivity = layer_sensitivity(
+    sensitivity = MEASURES[config.allocate.sensitivity](
         model,
         images[: config.allocate.sensitivity_images],
         parts.pairs(config.bits),
-        progress=lambda done, layers: tell(f"sensitivity: layer {done} of {layers}"),
+        progress=Left("sensitivity", "layer"),
     )
     for average in config.allocate.averages:
         model.assignments[f"mixed_{float(average)}"] = greedy(model, sensitivity, average)
@@ -258,13 +254,18 @@ def measure(model: MultiBitModel, sources: Sources, config: Config, float_networ
     """Every pair and every named assignment on the evaluation images, beside the network as it came."""
     loader = eval_loader(sources.val, config.data.eval_batch, workers=config.data.workers)
     names = [*config.bits.evaluate, *model.assignments]
-    tell = log_at_intervals()
+    left, seen = Left("evaluate", "image and width"), dict.fromkeys(map(str, names), 0)
+
+    def progress(images: int, name: str) -> None:
+        seen[name] = images
+        left(sum(seen.values()), len(sources.val) * len(names))
+
     evaluation = measure_accuracy(
         model,
         loader,
         names,
         float_network=float_network.to(device_of(model)),
-        progress=lambda images, name: tell(f"evaluated: {images} of {len(sources.val)} images at {name}"),
+        progress=progress,
     )
     for line in table(evaluation):
         log.info("%s", line)

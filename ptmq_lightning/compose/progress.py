@@ -56,17 +56,25 @@ class Progress(Callback):
         return (self.clock() - self.started) / max(done, 1e-9) * (total - done)
 
 
-def log_at_intervals(every: float = 10.0, clock: Callable[[], float] = time.monotonic) -> Callable[[str], None]:
-    """A way to log a line that says nothing where the last line, or the start, is less than ``every`` seconds ago."""
-    shown = clock()
+class Left:
+    """Lines such as "calibrate: image 64 of 256, left 0:12" of a phase without losses, one in ``every`` seconds at
+    most."""
 
-    def tell(line: str) -> None:
-        nonlocal shown
-        if (now := clock()) - shown >= every:
-            shown = now
-            log.info("%s", line)
+    def __init__(
+        self, phase: str, unit: str = "", every: float = 10.0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.phase, self.unit, self.every, self.clock = phase, unit, every, clock
+        self.started = self.shown = clock()
 
-    return tell
+    def __call__(self, done: int, total: int, unit: str | None = None) -> None:
+        """So much of so much is done; parts are taken as equally long. unit: what is counted, where it changes."""
+        now = self.clock()
+        if unit is not None and unit != self.unit:
+            self.unit, self.started = unit, now
+        if now - self.shown >= self.every:
+            self.shown = now
+            left = clock_time((now - self.started) / max(done, 1) * (total - done))
+            log.info("%s: %s %d of %d, left %s", self.phase, self.unit, done, total, left)
 
 
 def clock_time(seconds: float) -> str:

@@ -66,6 +66,11 @@ class BitsConfig:
 class AllocateConfig:
     name: str = key("none", "how bits are chosen per layer under a budget", choices=("none", "greedy"))
     averages: tuple[float, ...] = key((3.0, 4.0, 5.0, 6.0), "average weight bits, an assignment each: mixed_4.0")
+    sensitivity: str = key(
+        "fisher",
+        "how a layer's harm is measured: fisher, by its block's error; divergence, through the whole network",
+        choices=("fisher", "divergence"),
+    )
     sensitivity_images: int = key(32, "of the calibration images: what tells layers apart", least=1)
 
 

@@ -7,7 +7,7 @@ first layer that reads it. The image and the logits are not quantized.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -75,7 +75,12 @@ class Placement:
 
 
 def insert(
-    blocks: Iterable[Block], pairs: Iterable[BitWidth], placement: Placement, step_size: StepSize
+    blocks: Iterable[Block],
+    pairs: Iterable[BitWidth],
+    placement: Placement,
+    step_size: StepSize,
+    *,
+    progress: Callable[[int, int], None] = lambda done, layers: None,
 ) -> MultiBitModel:
     """Blocks of the float network -> a model with nearest rounding whose activation quantizers await calibration.
 
@@ -84,14 +89,19 @@ def insert(
         pairs: the widths that the model is prepared for.
         placement: which of them a layer may take.
         step_size: how the weights' step sizes are tied.
+        progress: called with (weight layers done, weight layers) after each block.
 
     Raises:
         ConfigError: an override matches no layer.
     """
     blocks, pairs = list(blocks), tuple(pairs)
-    inserter = _Inserter(pairs, placement, step_size, _weight_layers(blocks))
+    weight_layers = _weight_layers(blocks)
+    inserter = _Inserter(pairs, placement, step_size, weight_layers)
+    done = 0
     for index, block in enumerate(blocks):
         inserter.block(index, block.module)
+        done += len(block.layers)
+        progress(done, len(weight_layers))
     unmatched = [o.pattern for o in placement.overrides if not any(fnmatchcase(n, o.pattern) for n in inserter.table)]
     if unmatched:
         raise ConfigError(

@@ -32,12 +32,13 @@ class Distribution:
 
     def count(self, x: Tensor, p: float | None) -> None:
         """x (..., C), float32. p: each value counts 1 / the mean of |x|^p over its C values; None: 1."""
-        bins = (x.contiguous().view(torch.int32) >> self.DROPPED) + self.BINS // 2
-        weight = torch.ones_like(x)
-        if p is not None:
-            weight /= x.abs().pow(p).mean(dim=-1, keepdim=True).clamp_min(grid.EPS)
-        # on the CPU: a GPU adds in no fixed order, and refuses under deterministic algorithms
-        self.mass += torch.bincount(bins.flatten().cpu(), weight.double().flatten().cpu(), minlength=self.BINS)
+        rows = x.cpu().contiguous().view(-1, x.shape[-1])  # a GPU adds in no fixed order
+        for part in rows.split(max(1, grid.PIECE // rows.shape[1])):
+            bins = (part.view(torch.int32) >> self.DROPPED).add_(self.BINS // 2)
+            weight = torch.ones(len(part), 1, dtype=torch.float64)
+            if p is not None:
+                weight /= part.abs().pow_(p).mean(dim=-1, keepdim=True).clamp_min_(grid.EPS)
+            self.mass.scatter_add_(0, bins.flatten().long(), weight.expand(part.shape).flatten())
 
     def seen(self) -> tuple[Tensor, Tensor]:
         """The values (M,), the middles of their bins, and what each counts, float32."""
@@ -51,45 +52,52 @@ def best_tables(counts: Tensor, widths: Sequence[int], p: float) -> list[Tensor]
     sum over codes m of counts_m * |level(m) - m|^p. counts (256,)."""
     codes = torch.arange(len(counts), dtype=torch.float64)
     counts = counts.double() + UNSEEN * counts.sum().double()
-    most = 2 ** max((bits for bits in widths if 2**bits < len(counts)), default=0)
-    levels = _best_levels(counts, codes, p, most)
+    levels = _best_levels(counts, codes, p, {2**bits for bits in widths if 2**bits < len(counts)})
     found = []
     for bits in widths:
-        chosen = levels[2**bits] if 2**bits < len(counts) else codes
+        chosen = levels.get(2**bits, codes)
         found.append(chosen[(codes.unsqueeze(1) - chosen).abs().argmin(dim=1)])
     return found
 
 
-def _best_levels(counts: Tensor, codes: Tensor, p: float, most: int) -> list[Tensor]:
-    """The best k levels, for every k up to `most` (none for k = 0), by dynamic programming over where a cell ends."""
+def _best_levels(counts: Tensor, codes: Tensor, p: float, wanted: set[int]) -> dict[int, Tensor]:
+    """The best k levels, for every wanted k, by dynamic programming over where a cell ends."""
     cost, level = _cells(counts, codes, p)
     best = torch.full((len(codes) + 1,), torch.inf, dtype=torch.float64)  # least cost of the codes below each end
     best[0] = 0
-    starts: list[Tensor] = []  # of the last cell, for every number of cells and every end
-    found = [codes[:0]]
-    for _ in range(most):
+    starts: list[list[int]] = []  # of the last cell, for every number of cells and every end
+    found = {}
+    for cells in range(1, max(wanted, default=0) + 1):
         best, start = (best.unsqueeze(1) + cost).min(dim=0)
-        starts.append(start)
-        end, chosen = len(codes), []
-        for row in reversed(starts):
-            first = int(row[end])
-            chosen.append(level[first, end])
-            end = first
-        found.append(torch.stack(chosen[::-1]))
+        starts.append(start.tolist())
+        if cells in wanted:
+            ends = [len(codes)]
+            for row in reversed(starts):
+                ends.append(row[ends[-1]])
+            found[cells] = level[ends[:0:-1], ends[-2::-1]]
     return found
 
 
 def _cells(counts: Tensor, codes: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """Least cost, and the level that has it, of one level for the codes from i up to but not including j, each
-    (n + 1, n + 1)."""
+    (n + 1, n + 1).
+
+    The cost is convex in the level: the first level that is no worse than the next is the best one, and bisection finds
+    it in all cells at once.
+    """
     n = len(codes)
     each = (codes.unsqueeze(1) - codes).abs().pow(p) * counts  # [level, code]
     below = torch.cat([each.new_zeros(n, 1), each.cumsum(dim=1)], dim=1)  # cost of all codes below j at a level
+    i, j = torch.triu_indices(n + 1, n + 1, offset=1)
+    first, last = i, j - 1
+    for _ in range(n.bit_length()):
+        middle = (first + last) // 2  # below the last level, or the cell is done
+        after = (middle + 1).clamp_max_(n - 1)
+        rises = below[after, j] - below[after, i] >= below[middle, j] - below[middle, i]
+        first, last = torch.where(rises, first, torch.minimum(after, last)), torch.where(rises, middle, last)
     cost = torch.full((n + 1, n + 1), torch.inf, dtype=torch.float64)
     level = torch.zeros((n + 1, n + 1), dtype=torch.float64)
-    for i in range(n):
-        least = (below[:, i + 1 :] - below[:, i : i + 1]).min(dim=0)
-        cost[i, i + 1 :], level[i, i + 1 :] = least.values, codes[least.indices]
+    cost[i, j], level[i, j] = below[first, j] - below[first, i], codes[first]
     return cost, level
 
 
@@ -102,16 +110,34 @@ def activation_tables(
     top = 2**grid.TABLE_BITS - 1
     if high - low <= 0:
         return [(1.0, 0.0, torch.arange(top + 1, dtype=torch.uint8))] * len(widths)
-    best: list[tuple[float, float, Tensor]] = []
-    errors = [float("inf")] * len(widths)
-    for end in ENDS:
-        step = (high * end - low) / top
-        zero = float(round(-low / step))
-        q = torch.round(values / step).add_(zero).clamp_(0, top).int()
-        found = best_tables(torch.bincount(q, weight, minlength=top + 1), widths, p)
-        best = best or [(step, zero, table.byte()) for table in found]
-        for row, table in enumerate(found):
-            error = float((((table[q] - zero) * step - values).abs().pow(p) * weight).mean())
+    uniform = torch.arange(top + 1, dtype=torch.float64)
+    grids = [_Grid(values, (high * end - low) / top, low) for end in ENDS]
+    floors = [each.error(uniform, weight, p) for each in grids]  # no table of a grid has less: its levels are codes
+    best = [(grids[0].step, grids[0].zero, uniform.byte())] * len(widths)
+    errors = [(float("inf"), len(ENDS))] * len(widths)
+    for number in sorted(range(len(ENDS)), key=floors.__getitem__):
+        rows = [row for row in range(len(widths)) if floors[number] <= errors[row][0]]  # the others cannot gain
+        if not rows:
+            break
+        at = grids[number]
+        for row, table in zip(rows, best_tables(at.counts(weight), [widths[row] for row in rows], p), strict=True):
+            error = (at.error(table, weight, p), number)
             if error < errors[row]:
-                errors[row], best[row] = error, (step, zero, table.byte())
+                errors[row], best[row] = error, (at.step, at.zero, table.byte())
     return best
+
+
+class _Grid:
+    """The codes of values (M,) on a uniform 8-bit grid."""
+
+    def __init__(self, values: Tensor, step: float, low: float) -> None:
+        self.values, self.step, self.zero = values, step, float(round(-low / step))
+        self.codes = torch.round(values / step).add_(self.zero).clamp_(0, 2**grid.TABLE_BITS - 1).int()
+
+    def counts(self, weight: Tensor) -> Tensor:
+        """What each code counts (256,)."""
+        return torch.bincount(self.codes, weight, minlength=2**grid.TABLE_BITS)
+
+    def error(self, table: Tensor, weight: Tensor, p: float) -> float:
+        """Of the levels that a table (256,) gives the codes."""
+        return float((((table[self.codes] - self.zero) * self.step - self.values).abs().pow(p) * weight).mean())

@@ -1,10 +1,8 @@
 """Step sizes before anything is learned: the search that minimizes the p-norm of the error, for every width on its own.
 
-Source: PTMQ §1.3 (p = 2.4). Weights: symmetric, per output channel, thresholds i/100 of the channel's maximum.
-Activations: per tensor; one-sided tensors by threshold, two-sided ones by range and zero point, of a sample. Where
-wide grids leave little to find the search is coarser: above 4 bits weights try 51 to 100 % alone, two-sided activations
-20 to 100 % from 6 bits on and every second range below.
-Tables: quant.levels, of all values.
+Source: PTMQ §1.3 (p = 2.4). Weights: symmetric, per output channel, thresholds i/100 of the channel's maximum, above 4
+bits 51 to 100 % alone, as wide grids leave little to find. Activations: per tensor, quant.activation_steps, of a
+sample. Tables: quant.levels, of all values.
 """
 
 from __future__ import annotations
@@ -15,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptmq_lightning.quant.activation_steps import activation_steps
+from ptmq_lightning.quant.counts import LatentCounts
 from ptmq_lightning.quant.levels import Distribution, activation_tables
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.hooks import watched_inputs
@@ -24,10 +24,11 @@ from ptmq_lightning.runtime.model import MultiBitModel, passthrough, quantizers_
 from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS
 
+ROWS = 256  # output channels that are searched at once: their counts, 4 MB, stay in a cache
 SAMPLE = 1 << 15  # values of a tensor that the activation search looks at
 
-# rows (O, ...) of a weight, its widths and the keys -> a step size (O,) for each width
-Search = Callable[[Tensor, Sequence[int], "StepSize"], list[Tensor]]
+# the counts of a weight's integers, its widths and the keys -> a step size (O,) for each width
+Search = Callable[[LatentCounts, Sequence[int], "StepSize"], list[Tensor]]
 STEP_SIZES: Registry[Search] = Registry("step_size")
 
 
@@ -46,121 +47,127 @@ class StepSize:
 
 
 def weight_steps(weight: Tensor, widths: Sequence[int], how: StepSize) -> Tensor:
-    """Step sizes (K, O) of a weight (O, ...) for K widths."""
-    return torch.stack(STEP_SIZES[how.name](weight.detach().flatten(1).float(), widths, how))
+    """Step sizes (K, O) of a weight (O, ...) on the latent grid for K widths."""
+    parts = [LatentCounts(rows.float()) for rows in weight.detach().split(ROWS)]
+    return torch.cat([torch.stack(STEP_SIZES[how.name](part, widths, how)) for part in parts], dim=1)
 
 
 @STEP_SIZES.register("free")
-def _free(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _free(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
     """One search for each width."""
-    return [_search_weight(rows, bits, how.p) for bits in widths]
+    return [_search_weight(counts, bits, how.p)[0] for bits in widths]
 
 
 @STEP_SIZES.register("nested")
-def _nested(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _nested(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
     """s_b = s_anchor * 2^(anchor - b), except for free_widths."""
-    anchor = _search_weight(rows, how.anchor, how.p)
+    anchor, _ = _search_weight(counts, how.anchor, how.p)
     return [
-        _search_weight(rows, bits, how.p) if bits in how.free_widths else anchor * 2.0 ** (how.anchor - bits)
+        _search_weight(counts, bits, how.p)[0] if bits in how.free_widths else anchor * 2.0 ** (how.anchor - bits)
         for bits in widths
     ]
 
 
 @STEP_SIZES.register("power_of_two")
-def _powers_of_two(rows: Tensor, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _powers_of_two(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
     """s_b = s_8 * 2^t, 0 <= t <= 8 - b, t for each channel and width."""
     widest = max(*widths, 8)
-    finest = _search_weight(rows, widest, how.p)
-    return [_power_of_two(rows, finest, bits, widest, how.p) for bits in widths]
+    finest, share = _search_weight(counts, widest, how.p)
+    return [_power_of_two(counts, finest, share, bits, widest, how.p) for bits in widths]
 
 
-def _search_weight(rows: Tensor, bits: int, p: float) -> Tensor:
-    """Best step (O,) for rows (O, C): i/100 of max|W| over (2^b - 1)/2 levels."""
-    peak = rows.abs().amax(dim=1).clamp_min(grid.EPS)
-    unit = peak / ((2**bits - 1) / 2)
-    candidates = [unit * (i / 100) for i in range(101 - (100 if bits <= 4 else 50), 101)]
-    return _best(rows, candidates, bits, p)
+def _shares(bits: int) -> list[float]:
+    """The thresholds that a search tries, as shares of max|W|."""
+    return [i / 100 for i in range(101 - (100 if bits <= 4 else 50), 101)]
 
 
-def _power_of_two(rows: Tensor, finest: Tensor, bits: int, top: int, p: float) -> Tensor:
+def _steps(bits: int) -> tuple[float, ...]:
+    """The steps of these thresholds over (2^b - 1)/2 levels, as shares of max|W|."""
+    return tuple(share / ((2**bits - 1) / 2) for share in _shares(bits))
+
+
+def _search_weight(counts: LatentCounts, bits: int, p: float) -> tuple[Tensor, Tensor]:
+    """Best step (O,) of each channel, and its place (O,) in _shares."""
+    best = counts.errors(_steps(bits), bits, p).argmin(dim=1)
+    unit = counts.peak.clamp_min(grid.EPS) / ((2**bits - 1) / 2)
+    shares = torch.tensor(_shares(bits), device=unit.device)
+    return (unit * shares[best]).clamp_min(grid.EPS), best
+
+
+def _power_of_two(counts: LatentCounts, finest: Tensor, share: Tensor, bits: int, top: int, p: float) -> Tensor:
     """Best of finest * 2^t, 0 <= t <= top - bits (PTMQ §2: beyond that no shift of the widest code tells the rest), per
-    channel."""
-    return _best(rows, [finest * 2.0**t for t in range(top - bits + 1)], bits, p)
-
-
-def _best(rows: Tensor, candidates: Sequence[Tensor], bits: int, p: float) -> Tensor:
-    """The candidate (O,) with the least p-norm error in each row (O, C)."""
-    low, high = grid.limits(bits)
-    best, error = candidates[-1], torch.full_like(candidates[-1], torch.inf)
-    for step in candidates:
-        s = step.clamp_min(grid.EPS).unsqueeze(1)
-        found = (torch.round(rows / s).clamp_(low, high).mul_(s).sub_(rows)).abs_().pow_(p).mean(dim=1)
-        best, error = torch.where(found < error, step, best), torch.minimum(found, error)
-    return best.clamp_min(grid.EPS)
-
-
-def activation_step(sample: Tensor, low: float, high: float, bits: int, p: float = 2.4) -> tuple[float, float]:
-    """Step and zero point of a tensor from a sample (M,) of its values and its extremes."""
-    low, high = min(low, 0.0), max(high, 0.0)
-    levels = 2**bits - 1
-    if high - low <= 0:
-        return 1.0, 0.0
-    fractions = torch.arange(1, 101, dtype=torch.float32) / 100
-    if low == 0 or high == 0:  # one-sided: the threshold alone
-        steps = fractions * (high - low) / levels
-        zeros = torch.full_like(steps, 0.0 if low == 0 else float(levels))
-    elif bits >= 6:  # the range shrinks in proportion
-        steps = fractions[19:] * (high - low) / levels
-        zeros = torch.round(-low * fractions[19:] / steps).clamp(0, levels)
-    else:  # range and zero point, both
-        steps = (fractions[1::2] * (high - low) / levels).repeat_interleave(levels + 1)
-        zeros = torch.arange(levels + 1, dtype=torch.float32).repeat(50)
-        sample = sample[:: max(1, bits - 2)] if len(sample) > SAMPLE // 8 else sample
-    errors = []
-    for s, z in zip(steps.split(64), zeros.split(64), strict=True):  # (64, M) at a time
-        s, z = s.unsqueeze(1), z.unsqueeze(1)
-        q = torch.round(sample / s).add_(z).clamp_(0, levels).sub_(z).mul_(s)
-        errors.append(q.sub_(sample).abs_().pow_(p).mean(dim=1))
-    best = int(torch.cat(errors).argmin())
-    return float(steps[best]), float(zeros[best])
+    channel. share: where each channel's finest step (O,) stands in _shares(top)."""
+    starts, start = share.unique(return_inverse=True)
+    shifts = top - bits + 1
+    errors = counts.errors(tuple(_steps(top)[i] for i in starts), bits, p, shifts=shifts)
+    own = errors.view(len(finest), -1, shifts)[torch.arange(len(finest), device=start.device), start]
+    return finest * 2.0 ** own.argmin(dim=1)
 
 
 @torch.no_grad()
-def calibrate(model: MultiBitModel, images: Tensor, *, p: float = 2.4, batch: int = 32, seed: int = 0) -> None:
-    """Set every activation quantizer's steps, zero points and tables; images (N, C, H, W) run through the float
-    network."""
+def calibrate(
+    model: MultiBitModel,
+    images: Tensor,
+    *,
+    p: float = 2.4,
+    batch: int = 32,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] = lambda done, total, unit: None,
+) -> None:
+    """Set every activation quantizer's steps, zero points and tables.
+
+    Args:
+        images: (N, C, H, W), run through the float network.
+        p: norm of the error.
+        batch: images at a time.
+        seed: of the values that the search looks at.
+        progress: called with (done, total, what is counted): images first, then tensors.
+    """
     quantizers: dict[str, ActivationQuantizer] = {
         f"{index}.{path}": quantizer
         for index, block in enumerate(model.blocks)
         for path, quantizer in quantizers_of(block)
     }
-    seen: dict[str, list[Tensor]] = {}
-    spread: dict[str, Distribution] = {}
-    ranges: dict[str, tuple[float, float]] = {}
+    tokens = {name: model.layers[quantizer.owner].kind == "linear" for name, quantizer in quantizers.items()}
+    share = -(-SAMPLE // -(-len(images) // batch))  # of the sample, from each batch
     generator = torch.Generator().manual_seed(seed)
-    calls = -(-len(images) // batch)
-
-    def watch(key: str, x: Tensor) -> None:
-        x = x.float()
-        if quantizers[key].tables is None:
-            pick = torch.randint(x.numel(), (-(-SAMPLE // calls),), generator=generator)
-            seen.setdefault(key, []).append(x.flatten()[pick.to(x.device)].cpu())
-        else:
-            tokens = model.layers[quantizers[key].owner].kind == "linear"
-            spread.setdefault(key, Distribution()).count(x, p if tokens else None)
-        low, high = ranges.get(key, (0.0, 0.0))
-        ranges[key] = (min(low, float(x.min())), max(high, float(x.max())))
-
-    with watched_inputs(quantizers, watch), passthrough(model):
-        for part in images.split(batch):
+    seen = {name: _Seen(share, p if tokens[name] else None, generator) for name in quantizers}
+    with watched_inputs(quantizers, lambda name, x: seen[name].add(x, quantizers[name])), passthrough(model):
+        for number, part in enumerate(images.split(batch)):
             model(part)
-    for name, quantizer in quantizers.items():
-        device = quantizer.steps.device
+            progress(min((number + 1) * batch, len(images)), len(images), "image")
+    for number, (name, quantizer) in enumerate(quantizers.items()):
+        seen[name].set(quantizer, p)
+        progress(number + 1, len(quantizers), "tensor")
+
+
+class _Seen:
+    """What is kept of a tensor that many batches show: its extremes, and a sample or the distribution of its values."""
+
+    def __init__(self, share: int, norm: float | None, generator: torch.Generator) -> None:
+        self.share, self.norm, self.generator = share, norm, generator
+        self.low = self.high = 0.0
+        self.sample: list[Tensor] = []
+        self.spread: Distribution | None = None
+
+    def add(self, x: Tensor, quantizer: ActivationQuantizer) -> None:
+        x = x.float()
         if quantizer.tables is None:
-            sample = torch.cat(seen[name])
-            found = [activation_step(sample, *ranges[name], bits, p) for bits in quantizer.widths]
+            pick = torch.randint(x.numel(), (self.share,), generator=self.generator)
+            self.sample.append(x.flatten()[pick.to(x.device)].cpu())
         else:
-            tables = activation_tables(*spread[name].seen(), *ranges[name], quantizer.widths, p)
+            self.spread = self.spread or Distribution()
+            self.spread.count(x, self.norm)
+        low, high = torch.aminmax(x)
+        self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+
+    def set(self, quantizer: ActivationQuantizer, p: float) -> None:
+        """The quantizer's steps and zero points, and its tables where it has some."""
+        device, widths = quantizer.steps.device, quantizer.widths
+        if self.spread is None:
+            found = activation_steps(torch.cat(self.sample), self.low, self.high, widths, p)
+        else:
+            tables = activation_tables(*self.spread.seen(), self.low, self.high, widths, p)
             found = [(step, zero) for step, zero, _ in tables]
             quantizer.tables = torch.stack([table for _, _, table in tables]).to(device)
         quantizer.steps = torch.tensor([s for s, _ in found], device=device)

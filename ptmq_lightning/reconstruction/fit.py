@@ -21,11 +21,13 @@ from ptmq_lightning.reconstruction.correction import correct_biases, mean_inputs
 from ptmq_lightning.reconstruction.features import FeatureBatch, Features, loader, map_batches
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.reconstruction.tokens import Tokens
 from ptmq_lightning.reconstruction.units import Unit
 from ptmq_lightning.runtime.model import select, weights_of
 from ptmq_lightning.runtime.spec import BitWidth
 
 NewTrainer = Callable[[], L.Trainer]
+NO_TOKENS = Tokens()
 START_IMAGES = 128  # calibration images that tell the error of nearest rounding
 
 
@@ -39,10 +41,18 @@ class Fit:
         target: the unit's float output (N, ...).
         block_input: the block's float input (N, ...).
         place: of the unit in the run.
+        tokens: of the block's output.
     """
 
     def __init__(
-        self, recipe: Recipe, unit: Unit, inputs: Features, target: Tensor, block_input: Tensor, place: Place
+        self,
+        recipe: Recipe,
+        unit: Unit,
+        inputs: Features,
+        target: Tensor,
+        block_input: Tensor,
+        place: Place,
+        tokens: Tokens = NO_TOKENS,
     ) -> None:
         self.recipe, self.unit, self.place = recipe, unit, place
         self.inputs, self.target = inputs, target
@@ -50,7 +60,7 @@ class Fit:
         self.channel = channel_dim(unit.module, target)
         self.starts: dict[BitWidth, float] | None = None  # each width's error at nearest rounding
         # A class token is all that the head reads: errors of the other tokens must not count.
-        self.tokens = tokens_read(unit.rest, target) if unit.whole else None
+        self.tokens = tokens if unit.whole else NO_TOKENS
         # Behind a layer the rest of its block needs the block's input too, for the shortcut.
         self.beside = () if unit.whole else (block_input,)
 
@@ -123,7 +133,7 @@ class Fit:
 
     def read(self, x: Tensor) -> Tensor:
         """(B, T, C) -> (B, T', C): the tokens that the rest of the network reads; all where it reads all."""
-        return x if self.tokens is None else x[:, self.tokens]
+        return x if self.tokens.read is None else x[:, self.tokens.read]
 
 
 def channel_dim(block: nn.Module, output: Tensor) -> int:
@@ -134,16 +144,3 @@ def channel_dim(block: nn.Module, output: Tensor) -> int:
     widths = [len(weight.latent_step) for _, weight in weights_of(block)]
     last_is_channel = bool(widths) and output.shape[-1] == widths[-1] and output.shape[1] != widths[-1]
     return 3 if last_is_channel else 1
-
-
-def tokens_read(following: nn.Module, x: Tensor) -> Tensor | None:
-    """The tokens of x (B, T, C) that the rest of the network depends on, or None where it depends on all of them (or,
-    behind a head that is still zero, on none)."""
-    if x.dim() != 3:
-        return None
-    probe = x[:1].detach().clone().requires_grad_(True)
-    with torch.enable_grad():
-        following(probe).square().sum().backward()
-    assert probe.grad is not None
-    read = probe.grad[0].abs().amax(dim=-1) > 0
-    return None if bool(read.all()) or not bool(read.any()) else read.nonzero().flatten()

@@ -9,9 +9,7 @@ aph (APHQ-ViT's perturbation Hessian): mean over images of |gradient at z + e - 
 element, a thousandth of the output's standard deviation (theirs, 1e-6, is within float32's noise).
 What we do otherwise: a weight is scaled so that the loss is the channels' number times the weighted relative error, in
 every block, whatever the size of gradients and features.
-What is ours: `token_weight`. Under the norm "token" each of T tokens would count 1/T of the loss, the class token too,
-although in the later blocks nearly all of the logits' Fisher information lies in it (ViT-Tiny: 11 % behind the stem,
-95 % behind block 10): its error then grows above nearest rounding's while the mean falls.
+Tokens: `reconstruction.tokens`.
 """
 
 from __future__ import annotations
@@ -34,13 +32,13 @@ WEIGHTS: Registry[type[ErrorWeight]] = Registry("loss weight")
 TOKENS: Registry[type[ErrorWeight]] = Registry("loss tokens")
 TEMPERATURE = 20.0  # APHQ-ViT's
 PERTURBATION = 1e-3  # of the output's standard deviation
-TOKEN_IMAGES = 32  # calibration images that tell how much each token matters
 
 
 class ErrorWeight(ABC):
     """How much each element of a unit's output counts. Variants join by `@WEIGHTS.register(name)`."""
 
     of_features: ClassVar[bool] = True  # it weighs features as they are: no norm may come before it
+    of_tokens: ClassVar[bool] = False  # it needs `Tokens.weight`
 
     @abstractmethod
     def __call__(self, fit: Fit) -> Tensor | None:
@@ -65,7 +63,7 @@ class FisherWeight(ErrorWeight):
     def __call__(self, fit: Fit) -> Tensor:
         quantized = fit.narrowest_output()
         weight = fisher(fit.unit.rest, fit.target, quantized, fit.batch, *fit.beside)
-        return scaled(weight, fit.target, fit.tokens)
+        return scaled(weight, fit.target, fit.tokens.read)
 
 
 @WEIGHTS.register("aph")
@@ -74,20 +72,18 @@ class PerturbationWeight(ErrorWeight):
 
     def __call__(self, fit: Fit) -> Tensor:
         weight = perturbation(fit.unit.rest, fit.target, fit.batch, *fit.beside)
-        return scaled(weight, fit.target, fit.tokens)
+        return scaled(weight, fit.target, fit.tokens.read)
 
 
 @TOKENS.register("fisher")
 class TokenWeight(ErrorWeight):
-    """A token counts by what the logits mind of it; see `token_weight`. Inside a block every token counts alike."""
+    """A token counts by what the logits mind of it; see `reconstruction.tokens`. Inside a block every token counts
+    alike."""
 
-    of_features = False
+    of_features, of_tokens = False, True
 
     def __call__(self, fit: Fit) -> Tensor | None:
-        if not fit.unit.whole:
-            return None
-        generator = fit.place.generator(fit.place.block)  # the block's: a second pass draws the same labels
-        return token_weight(fit.unit.rest, fit.target[:TOKEN_IMAGES], generator)
+        return fit.tokens.weight
 
 
 def fisher(rest: nn.Module, target: Tensor, quantized: Tensor, batch: int, *beside: Tensor) -> Tensor:
@@ -152,26 +148,3 @@ def scaled(weight: Tensor, target: Tensor, read: Tensor | None = None) -> Tensor
     large as the target. read: the tokens that count, all where None."""
     w, t = (weight, target) if read is None else (weight[:, read], target[:, read])
     return weight / (w * t.square()).mean().clamp_min(torch.finfo(weight.dtype).tiny)
-
-
-def token_weight(rest: nn.Module, target: Tensor, generator: torch.Generator, *, evenly: float = 0.5) -> Tensor | None:
-    """Weights (1, T, 1) of the squared errors of normalized tokens for an output (B, T, C), else None; their mean over
-    the tokens that are read is 1.
-
-    A token's share of the Fisher information: the squared gradient of log softmax(rest(x))[y], y drawn from the
-    softmax, in units of the token's standard deviation. A share `evenly` of all weight is spread over the tokens that
-    are read at all; a token that nothing reads has no weight.
-    """
-    if target.dim() != 3:
-        return None
-    with torch.enable_grad():
-        x = target.detach().requires_grad_(True)
-        logits = F.log_softmax(recorded(rest, x), dim=-1)  # (B, classes)
-        drawn = torch.multinomial(logits.detach().exp().cpu(), 1, generator=generator).to(logits.device)
-        (gradient,) = torch.autograd.grad(logits.gather(1, drawn).sum(), x)
-    information = (gradient.square().sum(-1) * target.var(-1)).mean(0)  # (T,)
-    read = (information > 0).to(target.dtype)
-    if not read.any():
-        return None
-    weight = evenly * read / read.sum() + (1 - evenly) * information / information.sum()
-    return (weight * read.sum()).reshape(1, -1, 1)

@@ -13,6 +13,7 @@ from ptmq_lightning.reconstruction.features import Features, advance, run_float
 from ptmq_lightning.reconstruction.fit import Fit, NewTrainer
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.reconstruction.tokens import Tokens, look_at_tokens
 from ptmq_lightning.reconstruction.units import UNITS, Unit
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.model import ModelBlock, MultiBitModel, quantizers_of
@@ -55,12 +56,14 @@ def reconstruct_model(
     model.switch(None)
     features = Features(images, {key: images for key in recipe.mixer.streams(recipe.groups)})
     place = Place(before[0], before[0] + recipe.count(model.layers.values()), "", before[1], seed=recipe.seed)
+    weigh = recipe.objective.error_weight.of_tokens
+    tokens = look_at_tokens(model.blocks, images, place.generator(0), weigh=weigh)
     results: list[BlockResult] = []
     for index, block in enumerate(model.chain):
         rest = nn.Sequential(*list(model.blocks)[index + 1 :])
         walk = _Walk(recipe, block, rest, features, place.at(index, block.name))
         if index >= from_block:
-            results.append(walk.fit(new_trainer))
+            results.append(walk.fit(new_trainer, tokens[index]))
             after_block(index, results[-1])
         features, place = walk.ahead(), walk.end
         del walk  # and with it the features in front of the block: memory must not grow with depth
@@ -78,26 +81,26 @@ class _Walk:
         self.target = run_float(block.module, features.fp, self.batch)  # (N, ...)
         self.end = place.after(recipe.count(block.layers.values()), recipe.schedule.iters)
 
-    def fit(self, new_trainer: NewTrainer) -> BlockResult:
+    def fit(self, new_trainer: NewTrainer, tokens: Tokens) -> BlockResult:
         """Every unit of the block in turn, and the correction of its biases where the recipe has one."""
         started, place = time.perf_counter(), self.place
         losses: dict[str, float] = {}
         for unit in UNITS[self.recipe.unit].units(self.block, self.rest):
-            losses = self.fit_of(unit, place.at(place.block, unit.name)).run(new_trainer)
+            losses = self.fit_of(unit, place.at(place.block, unit.name), tokens).run(new_trainer)
             place = place.after(1, self.recipe.schedule.iters)
         result = BlockResult(self.block.name, time.perf_counter() - started, losses, self.end.offset)
         if self.recipe.bias_correction == "after":
             correct_biases(self.block.module, self.features.fp, self.batch)
         return result
 
-    def fit_of(self, unit: Unit, place: Place) -> Fit:
+    def fit_of(self, unit: Unit, place: Place, tokens: Tokens) -> Fit:
         """The fit of a unit: the block's features, carried to the unit's input."""
         inputs = self.features
         if unit.before is not None:
             fp = run_float(unit.before, inputs.fp, self.batch)
             inputs = self._through(unit.before, fp, place)
         target = self.target if unit.whole else run_float(unit.module, inputs.fp, self.batch)
-        return Fit(self.recipe, unit, inputs, target, self.features.fp, place)
+        return Fit(self.recipe, unit, inputs, target, self.features.fp, place, tokens)
 
     def ahead(self) -> Features:
         """Features behind the finished block; none are needed behind the last one."""

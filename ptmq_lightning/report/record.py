@@ -17,6 +17,9 @@ from ptmq_lightning.runtime.info import ROW
 from ptmq_lightning.runtime.sealed import difference, read_object
 
 SCHEMA = 2  # of results.json and metrics.csv
+# of a run, in order; start: imports and the configuration; report: the page
+STAGES = ("start", "build", "data", "check", "fine-tune", "fold and cut", "insert", "calibrate", "reconstruct",
+          "allocate", "evaluate", "save", "report")  # fmt: skip
 RESULT: dict[str, Any] = {
     "schema": int,
     "model": str,
@@ -27,7 +30,7 @@ RESULT: dict[str, Any] = {
     "calibration_images": int,
     "evaluation_images": int,
     "fp": {"top1": NUMBER, "top5": OPTIONAL},
-    "seconds": {"calibrate": NUMBER, "reconstruct": NUMBER, "evaluate": NUMBER},
+    "seconds": dict.fromkeys(STAGES, NUMBER),
     "peak_memory_bytes": int,
     "rows": list,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import platform
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from ptmq_lightning.compose.memory import (
     SETTINGS,
     forget_peak_memory,
     keep_freed_memory,
+    old_objects_set_aside,
     peak_memory,
     release_freed_memory,
 )
@@ -76,3 +78,23 @@ def test_the_peak_of_a_run_is_not_that_of_an_earlier_one() -> None:
     release_freed_memory()
     forget_peak_memory()
     assert peak_memory() < high - 2**28
+
+
+def test_old_objects_are_set_aside_for_the_time_of_the_fits_alone() -> None:
+    with old_objects_set_aside():
+        assert gc.get_freeze_count() > 1000
+        ours: list[object] = [object()]
+        ours.append(ours)  # a cycle of its own is still found
+        del ours
+        assert gc.collect() >= 1
+    assert gc.get_freeze_count() == 0
+
+
+def test_what_a_caller_set_aside_stays_so() -> None:
+    gc.freeze()
+    try:
+        with old_objects_set_aside():
+            pass
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ptmq_lightning.compose.progress import Progress, clock_time, log_at_intervals
+from ptmq_lightning.compose.progress import Left, Progress, clock_time
 
 
 class Clock:
@@ -63,14 +63,30 @@ def test_every_finished_block_has_a_line(caplog: pytest.LogCaptureFixture) -> No
     assert [message.startswith("block 4/4 layer1.0  iter 100/100") for message in caplog.messages] == [True]
 
 
-def test_what_takes_long_says_so_log_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_long_phase_tells_its_time_left_at_intervals(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
-    tell = log_at_intervals(10, clock=clock)
+    left = Left("insert", "layer", clock=clock)
     with caplog.at_level(logging.INFO):
         for second in range(1, 26):
             clock.now = second
-            tell(f"at {second} s")
-    assert caplog.messages == ["at 10 s", "at 20 s"]
+            left(second, 40)
+    assert caplog.messages == ["insert: layer 10 of 40, left 0:30", "insert: layer 20 of 40, left 0:20"]
+
+
+def test_the_time_left_of_other_things_is_not_taken_from_the_first_ones(caplog: pytest.LogCaptureFixture) -> None:
+    clock = Clock()
+    left = Left("calibrate", clock=clock)
+    with caplog.at_level(logging.INFO):
+        for now, done, unit in [
+            (0, 0, "image"),
+            (10, 1, "image"),
+            (20, 2, "image"),
+            (20, 0, "tensor"),
+            (31, 1, "tensor"),
+        ]:
+            clock.now = now
+            left(done, 2, unit)
+    assert caplog.messages[-1] == "calibrate: tensor 1 of 2, left 0:11"
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(7.4, "0:07"), (750, "12:30"), (3723, "1:02:03")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,15 +12,17 @@ from torch import Tensor, nn
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.models import blocks, fold, graph
+from ptmq_lightning.quant.activation_steps import activation_steps
 from ptmq_lightning.quant.insert import Placement, insert
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
-from ptmq_lightning.quant.levels import Distribution, activation_tables, best_tables
-from ptmq_lightning.quant.steps import StepSize, activation_step, calibrate
+from ptmq_lightning.quant.levels import Distribution, _cells, activation_tables, best_tables
+from ptmq_lightning.quant.steps import StepSize, calibrate
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of
 from tests.networks import GROUPS, images
+from tests.quant import plain
 
 WIDTHS = (2, 3, 4, 6, 8)
 
@@ -56,6 +59,30 @@ def test_no_other_levels_of_the_grid_have_a_smaller_error(bits: int) -> None:
     assert found == pytest.approx(min(each), rel=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("of", "scale"), [(nn.functional.gelu, 3.0), (nn.functional.silu, 0.3), (lambda x: x.pow(3), 1.0)]
+)
+def test_ends_that_cannot_gain_are_left_out_without_changing_the_tables(of: Any, scale: float) -> None:
+    x = of(scale * torch.randn(3000, generator=torch.Generator().manual_seed(3)))
+    weight = torch.rand(3000, generator=torch.Generator().manual_seed(4))
+    ends = float(x.min()), float(x.max())
+    for found, expected in zip(
+        activation_tables(x, weight, *ends, WIDTHS), plain.activation_tables(x, weight, *ends, WIDTHS), strict=True
+    ):
+        assert found[:2] == expected[:2] and torch.equal(found[2], expected[2])
+
+
+def test_the_best_level_of_every_cell_is_found_by_bisection() -> None:
+    counts = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 1e-9
+    codes = torch.arange(40, dtype=torch.float64)
+    cost, level = _cells(counts, codes, 2.4)
+    each = (codes.unsqueeze(1) - codes).abs().pow(2.4) * counts
+    for i, j in itertools.combinations(range(41), 2):
+        every = each[:, i:j].sum(dim=1)
+        assert float(cost[i, j]) == pytest.approx(float(every.min()), abs=1e-9)  # differences of running sums
+        assert float(every[int(level[i, j])]) == pytest.approx(float(every.min()), abs=1e-9)
+
+
 def test_a_width_has_no_more_levels_than_codes(quantizer: ActivationQuantizer) -> None:
     assert quantizer.tables is not None
     for bits, table in zip(WIDTHS, quantizer.tables, strict=True):
@@ -67,7 +94,7 @@ def test_a_width_has_no_more_levels_than_codes(quantizer: ActivationQuantizer) -
 def test_behind_a_gelu_a_table_has_clearly_less_error_than_equal_steps(
     bits: int, sample: Tensor, quantizer: ActivationQuantizer
 ) -> None:
-    step, zero = activation_step(sample, float(sample.min()), float(sample.max()), bits)
+    ((step, zero),) = activation_steps(sample, float(sample.min()), float(sample.max()), [bits])
     uniform = grid.quantize_activation(sample, torch.tensor(step), torch.tensor(zero), bits)
     quantizer.select(bits)
     assert error(quantizer(sample), sample) < 0.95 * error(uniform, sample)

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptmq_lightning.quant.steps import StepSize, activation_step, weight_steps
+from ptmq_lightning.quant import steps as search
+from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import quantizers_of
 from tests.networks import small_model
+from tests.quant import plain
 
 WIDTHS = (2, 3, 4, 6, 8)
 
@@ -21,8 +23,50 @@ def error(rows: Tensor, step: Tensor, bits: int) -> Tensor:
     return (q - rows).abs().pow(2.4).mean(1)
 
 
+def on_the_latent_grid(weight: Tensor) -> Tensor:
+    n, step = grid.latent(weight)
+    return n.float() * grid.per_channel(step, n)
+
+
+def rows_of(kind: str) -> Tensor:
+    rows = torch.randn(48, 300, generator=torch.Generator().manual_seed(7))
+    if kind == "outlier":
+        rows[:, 5] = 100 * rows[:, 5].sign()
+    elif kind == "constant":
+        rows = torch.linspace(-2, 2, 48).unsqueeze(1).expand(-1, 300).contiguous()  # a channel of zeros is not among it
+    elif kind == "zeros":
+        rows[::2] = 0
+    elif kind == "next to nothing":
+        rows *= torch.logspace(-9, -4, 48).unsqueeze(1)  # the steps of some channels end at EPS
+    elif kind == "few":
+        rows = rows[:, :9]
+    return rows.bfloat16() if kind == "bf16" else rows
+
+
+KINDS = ["normal", "outlier", "constant", "zeros", "next to nothing", "few", "bf16"]
+
+
+@pytest.mark.parametrize("name", ["free", "power_of_two"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_search_by_counts_finds_the_steps_of_the_plain_search_to_the_bit(kind: str, name: str) -> None:
+    rows, widths, how = on_the_latent_grid(rows_of(kind)), tuple(range(2, 9)), StepSize(name)
+    found, expected = weight_steps(rows, widths, how), plain.weight_steps(rows, widths, how)
+    for bits, ours, theirs in zip(widths, found, expected, strict=True):
+        # where two candidates tie, the plain form's float32 decides: then their errors are equal to its rounding
+        mine, best = (plain.weight_error(rows, step, bits, how.p).pow(1 / how.p) for step in (ours, theirs))
+        assert ((ours == theirs) | ((mine - best).abs() <= 1e-6 * rows.abs().amax(1))).all()
+        assert kind == "constant" or torch.equal(ours, theirs)
+
+
+def test_channels_are_searched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = on_the_latent_grid(torch.randn(10, 40))
+    whole = weight_steps(rows, WIDTHS, StepSize())
+    monkeypatch.setattr(search, "ROWS", 3)
+    assert torch.equal(weight_steps(rows, WIDTHS, StepSize()), whole)
+
+
 def test_free_steps_beat_the_full_range() -> None:
-    rows = torch.randn(16, 400)
+    rows = on_the_latent_grid(torch.randn(16, 400))
     for bits, step in zip(WIDTHS, weight_steps(rows, WIDTHS, StepSize("free")), strict=True):
         widest = rows.abs().amax(1) / ((2**bits - 1) / 2)
         assert (error(rows, step, bits) <= error(rows, widest, bits) + 1e-9).all()
@@ -55,22 +99,6 @@ def test_power_of_two_steps_are_shifts_of_the_widest_code() -> None:
 
 def test_a_zero_channel_gets_a_positive_step() -> None:
     assert (weight_steps(torch.zeros(3, 4), WIDTHS, StepSize("free")) > 0).all()
-
-
-@pytest.mark.parametrize("bits", [3, 4, 6, 8])
-def test_activation_steps_keep_the_zero_point_in_range_and_the_error_small(bits: int) -> None:
-    for sample in (torch.rand(4000), -torch.rand(4000), torch.randn(4000) + 0.5):
-        step, zero = activation_step(sample, float(sample.min()), float(sample.max()), bits)
-        assert step > 0 and 0 <= zero <= 2**bits - 1 and zero == int(zero)
-        quantized = grid.quantize_activation(sample, torch.tensor(step), torch.tensor(zero), bits)
-        spread = float(sample.max() - sample.min())
-        # uniform rounding over the full range has a standard error of range / levels / sqrt(12)
-        assert float((quantized - sample).square().mean().sqrt()) < spread / (2**bits - 1)
-
-
-def test_one_sided_tensors_take_the_zero_point_at_their_end() -> None:
-    assert activation_step(torch.rand(1000), 0.0, 1.0, 4)[1] == 0
-    assert activation_step(-torch.rand(1000), -1.0, 0.0, 4)[1] == 15
 
 
 def test_calibration_reaches_every_quantizer_and_repeats() -> None:

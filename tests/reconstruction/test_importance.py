@@ -21,7 +21,6 @@ from ptmq_lightning.reconstruction.importance import (
     log_probabilities,
     perturbation,
     scaled,
-    token_weight,
 )
 from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
 from ptmq_lightning.runtime.errors import ConfigError
@@ -176,42 +175,6 @@ def test_a_weight_with_a_norm_is_refused() -> None:
     with pytest.raises(ConfigError) as error:
         objective(norm="token", weight="fim")
     assert all(part in str(error.value) for part in ("loss.weight=fim", "loss.norm=token", "loss.norm=none"))
-
-
-class ClassToken(nn.Module):
-    """Logits that read the first token at full strength, the second at a tenth of it and no other."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.head = nn.Linear(C, CLASSES)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(x[:, 0] + 0.1 * x[:, 1])
-
-
-@pytest.fixture
-def tokens() -> Tensor:
-    """(B, T, C) with tokens of equal spread."""
-    x = torch.randn(N, 3, C, generator=torch.Generator().manual_seed(2))
-    return x / x.std(-1, keepdim=True)
-
-
-def test_a_token_counts_by_its_fisher_information(tokens: Tensor) -> None:
-    weight = token_weight(ClassToken(), tokens, torch.Generator().manual_seed(0), evenly=0.0)
-    assert weight is not None and weight.shape == (1, 3, 1)
-    shares = (weight / weight.sum()).flatten()
-    torch.testing.assert_close(shares, torch.tensor([1 / 1.01, 0.01 / 1.01, 0.0]))  # squares of 1, 0.1 and 0
-
-
-def test_half_of_the_weight_is_spread_over_the_tokens_that_are_read(tokens: Tensor) -> None:
-    weight = token_weight(ClassToken(), tokens, torch.Generator().manual_seed(0))
-    assert weight is not None
-    torch.testing.assert_close(weight.flatten(), torch.tensor([0.5 + 1 / 1.01, 0.5 + 0.01 / 1.01, 0.0]))
-
-
-def test_feature_maps_and_logits_have_no_tokens(target: Tensor, head: nn.Linear) -> None:
-    assert token_weight(head, target, torch.Generator()) is None
 
 
 def test_unknown_tokens_are_refused() -> None:

@@ -17,7 +17,7 @@ from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruction import commit, features
 from ptmq_lightning.reconstruction.block import BlockReconstruction
 from ptmq_lightning.reconstruction.features import Features, predict_bytes
-from ptmq_lightning.reconstruction.fit import Fit, tokens_read
+from ptmq_lightning.reconstruction.fit import Fit
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
 from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
@@ -240,24 +240,6 @@ def test_the_cache_is_as_large_as_predicted() -> None:
         tensors = {id(t): t.nbytes for f in (held, ahead) for t in (f.fp, *f.streams.values())}
         largest, held = max(largest, sum(tensors.values())), ahead
     assert predict_bytes(model, x, RECIPE.mixer, GROUPS) == largest
-
-
-def test_tokens_that_nothing_reads_are_found() -> None:
-    class First(torch.nn.Module):
-        def forward(self, x: Tensor) -> Tensor:
-            return torch.nn.functional.layer_norm(x, x.shape[-1:])[:, 0]
-
-    x = torch.randn(2, 7, 4)
-    read = tokens_read(First(), x)
-    assert read is not None and read.tolist() == [0]
-    assert tokens_read(torch.nn.Identity(), x) is None
-
-
-def test_behind_a_head_of_zeros_every_token_is_read() -> None:
-    head = torch.nn.Linear(4, 3)
-    torch.nn.init.zeros_(head.weight)
-    torch.nn.init.zeros_(head.bias)
-    assert tokens_read(head, torch.randn(2, 5, 4)) is None
 
 
 def test_a_fit_that_diverges_stops_at_once_and_names_the_block_iteration_and_rates() -> None:

@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 
+from ptmq_lightning.report.record import STAGES
+
 
 def row(config: str = "w4a4", **changes: Any) -> dict[str, Any]:
     """One row of results.json."""
@@ -36,7 +38,7 @@ def results() -> dict[str, Any]:
         "calibration_images": 1024,
         "evaluation_images": 1000,
         "fp": {"top1": 91.5, "top5": None},
-        "seconds": {"calibrate": 1.0, "reconstruct": 2.5, "evaluate": 3},
+        "seconds": dict.fromkeys(STAGES, 0) | {"calibrate": 1.0, "reconstruct": 2.5, "evaluate": 3},
         "peak_memory_bytes": 10**9,
         "rows": [row("w4a4"), row("w3a3", top1=80.0, sqnr_db=None)],
     }
