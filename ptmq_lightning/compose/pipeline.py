@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity, layer_sensitivity
 from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.compose import process, trained
+from ptmq_lightning.compose.class_names import class_names
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.inputs import describe_inputs
@@ -150,7 +151,8 @@ def build(config: ModelConfig) -> Network:
 
 
 def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
-    """The sources, which calibration images were drawn, and these as one tensor (N, C, H, W) on the CPU."""
+    """The sources with the classes' names as the run has them, which calibration images were drawn, and these as one
+    tensor (N, C, H, W) on the CPU."""
     keys = ("root", "train", "val", "class_map", "val_images")
     data, count = config.data, config.data.calibration_images
     sources = open_data(
@@ -170,8 +172,9 @@ def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
             "images of the network's own classes (data=imagenet data.root=DIR), number the folders of some of them "
             "with data.class_map=FILE, or set model.num_classes and a model.checkpoint that fits"
         )
+    names = class_names(config.model.classes, network, sources, classes)
     log.info("%d calibration and %d evaluation images of %s", len(images), len(sources.val), data.name)
-    return sources, indices, images
+    return replace(sources, classes=names), indices, images
 
 
 def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool = True) -> list[Block]:

@@ -26,6 +26,10 @@ class ModelConfig:
     checkpoint: str | None = key(None, "safetensors or a plain state dict")
     pretrained: bool = key(True, "timm's weights where no checkpoint is given; false: random ones")
     num_classes: int | None = key(None, "classes that the network tells apart; null: its own number", least=1)
+    classes: Any = key(
+        None,
+        "names of its classes, by index: a list, or a text file with a name a line; null: the checkpoint's or data's",
+    )
     drop_extra: bool = key(False, "leave out tensors of the checkpoint that the network does not have")
     expected_top1: float | None = key(
         None, "of the float network, in percent: less is refused before the fit", least=0, most=100

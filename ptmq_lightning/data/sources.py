@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.data.readers.img_extensions import get_img_extensions, set_img_extensions
 from timm.utils.misc import natural_key
 
+from ptmq_lightning.data.class_names import CIFAR10, names_of
 from ptmq_lightning.data.digits import open_digits
 from ptmq_lightning.data.images import UNLABELED, Images, class_folders
 from ptmq_lightning.data.places import HUB_PREFIX, Request, locate, same
@@ -35,6 +36,7 @@ class Sources:
     """Calibration and evaluation images of one run; items are (float tensor (3, H, W), int label).
 
     mapped: a class map numbers the classes, so that they may be some of the network's; else they are just counted.
+    classes: their names, by index; "" for one that no folder has.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Sources:
     num_classes: int
     origin: Mapping[str, str]
     mapped: bool = False
+    classes: tuple[str, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """What was opened, JSON-able, for the run's record."""
@@ -87,7 +90,7 @@ def _open_digits(request: Request) -> Sources:
         )
     train, val = open_digits(request.preprocessing)
     origin = {"train": "scikit-learn digits, training part", "val": "scikit-learn digits, evaluation part"}
-    return Sources(request.name, train, _subset(val, request), 10, origin)
+    return Sources(request.name, train, _subset(val, request), 10, origin, classes=tuple("0123456789"))
 
 
 def _open_imagenet(request: Request) -> Sources:
@@ -102,7 +105,7 @@ def _open_cifar10(request: Request) -> Sources:
             f"data=cifar10: {sources.num_classes} class folders found, expected the 10 classes of CIFAR-10; "
             "use data=imagefolder for other images"
         )
-    return sources
+    return replace(sources, classes=CIFAR10 if sources.classes == tuple("0123456789") else sources.classes)
 
 
 def _open_folders(request: Request, default_map: Mapping[str, int] | None = None) -> Sources:
@@ -122,7 +125,8 @@ def _open_folders(request: Request, default_map: Mapping[str, int] | None = None
         train, val = _divide(val, request)
     else:
         val = _subset(val, request)
-    return Sources(request.name, train, val, max(classes.values()) + 1, places, mapped is not None)
+    count = max(classes.values()) + 1
+    return Sources(request.name, train, val, count, places, mapped is not None, names_of(classes))
 
 
 OPENERS: dict[str, Callable[[Request], Sources]] = {

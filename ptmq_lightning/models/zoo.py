@@ -54,7 +54,7 @@ NAMES = (*TIMM_NAMES, *_OURS)
 class Network:
     """module: eval mode, fp32, images (B, C, H, W) -> logits (B, classes). source: where the weights come from.
     preprocessing_source: who says how images are prepared. guessed: nobody who knows these weights does. trained: the
-    weights are not random."""
+    weights are not random. classes: their names, where the checkpoint holds them."""
 
     module: nn.Module
     name: str
@@ -63,6 +63,7 @@ class Network:
     trained: bool = True
     preprocessing_source: str = "given with the network"
     guessed: bool = False
+    classes: tuple[str, ...] = ()
 
 
 def build(
@@ -86,9 +87,10 @@ def build(
     download = pretrained and checkpoint is None
     if download and name in (*_OURS, "cifar_vit"):
         raise _no_weights(name, "nobody publishes weights for it through timm")
+    read = read_checkpoint(Path(checkpoint)) if checkpoint is not None else None
     module, own = _create(name, download, kwargs)
-    if checkpoint is not None:
-        module = _filled(module, read_checkpoint(Path(checkpoint)), drop_extra)
+    if read is not None:
+        module = _filled(module, read, drop_extra)
     if name == "mobileone_s0":
         module = reparameterize_model(module)
     if checkpoint:
@@ -103,7 +105,8 @@ def build(
         told = f"model.preprocessing ({', '.join(preprocessing)}), the rest {told}"
     guessed = checkpoint is not None and not preprocessing and told.startswith("timm's")
     trained = bool(checkpoint or download)
-    return Network(module.eval().float(), name, merged, source, trained, told, guessed)
+    classes = read.classes if read is not None else ()
+    return Network(module.eval().float(), name, merged, source, trained, told, guessed, classes)
 
 
 def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:

@@ -91,6 +91,10 @@ def test_a_run_leaves_its_record(whole: Path) -> None:
     assert {item.name for item in whole.iterdir()} == names
 
 
+def test_the_model_knows_the_names_of_its_classes(whole: Path) -> None:
+    assert artifact.load(whole / "model").info.classes == tuple("0123456789")
+
+
 def test_results_have_a_row_for_every_pair_to_evaluate(whole: Path) -> None:
     results = read_results(whole / "results.json")
     assert [row["config"] for row in results["rows"]] == ["w2a4", "w3a3", "w4a4", "w8a8"]
