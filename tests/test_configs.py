@@ -23,7 +23,8 @@ GROUPS = {
     if folder.is_dir() and not folder.name.startswith("_")
 }
 NEEDED = {
-    "model=timm": ["model.name=resnet34"], "export=onnx": ["artifact=DIR"], "export=openvino": ["artifact=DIR"],
+    "model=timm": ["model.name=resnet34"], "model=own": ["model.name=mine.py:Net"],
+    "export=onnx": ["artifact=DIR"], "export=openvino": ["artifact=DIR"],
     **{f"finetune={baseline}": [f"method={baseline}"] for baseline in ("any_precision", "multiquant", "robustquant")},
 }  # fmt: skip
 UNNAMED = ("experiment", "placement")  # whose options are no key
@@ -63,7 +64,7 @@ def test_every_option_composes_and_knows_its_name(group: str, option: str) -> No
         assert config.placement.edge == option
     elif option in ("fim", "aph"):
         assert (config.loss.name, config.loss.weight) == ("gd_direct", option)
-    elif group != "experiment" and option != "timm":
+    elif group != "experiment" and option not in ("timm", "own"):
         assert getattr(config, group).name == option
 
 

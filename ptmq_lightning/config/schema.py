@@ -22,7 +22,7 @@ from ptmq_lightning.runtime.keys import key
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = key(help="of models/zoo.py, or any timm name")
+    name: str = key(help="of models/zoo.py, any timm name, or FILE.py:NAME")
     checkpoint: str | None = key(None, "safetensors or a plain state dict")
     pretrained: bool = key(True, "timm's weights where no checkpoint is given; false: random ones")
     num_classes: int | None = key(None, "classes that the network tells apart; null: its own number", least=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from ptmq_lightning.runtime.errors import ModelError
 
 FORM = "model.name=FILE.py:NAME, a class of networks or a function that returns one"
+PICTURES = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "squash"}  # torchvision's Resize((H, W))
 
 
 def is_own(name: str) -> bool:
@@ -38,11 +40,20 @@ def create_own(name: str, kwargs: dict[str, Any]) -> nn.Module:
     return module
 
 
+def require_preprocessing(name: str, given: Mapping[str, Any]) -> None:
+    """Raises ModelError where nobody says how images are prepared for the network."""
+    if missing := [key for key in ("input_size", "mean", "std") if key not in given]:
+        raise ModelError(
+            f"nobody tells the {', '.join(missing)} of the images of '{name}'; set what it was trained with: "
+            "'+model.preprocessing={input_size:[3,32,32],mean:[0.5,0.5,0.5],std:[0.5,0.5,0.5]}'"
+        )
+
+
 def _imported(file: Path) -> Any:
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"own_network_{file.stem}", file)
     if not file.is_file() or spec is None or spec.loader is None:
         raise ModelError(f"there is no file '{file}'; expected {FORM}, the path as seen from here, {Path.cwd()}")
-    loaded = importlib.util.module_from_spec(spec)
+    loaded = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(file.resolve().parent))  # modules beside it are found, as where it was written
     try:
         spec.loader.exec_module(loaded)

@@ -24,6 +24,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from ptmq_lightning.models.checkpoint import Checkpoint, read_checkpoint
+from ptmq_lightning.models.own import PICTURES, create_own, is_own, require_preprocessing
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.preprocessing import Preprocessing
 
@@ -85,8 +86,10 @@ def build(
     """
     kwargs |= {} if num_classes is None else {"num_classes": num_classes}
     download = pretrained and checkpoint is None
-    if download and name in (*_OURS, "cifar_vit"):
+    if download and (name in (*_OURS, "cifar_vit") or is_own(name)):
         raise _no_weights(name, "nobody publishes weights for it through timm")
+    if is_own(name):
+        require_preprocessing(name, preprocessing or {})
     read = read_checkpoint(Path(checkpoint)) if checkpoint is not None else None
     module, own = _create(name, download, kwargs)
     if read is not None:
@@ -97,8 +100,10 @@ def build(
         source = f"checkpoint {Path(checkpoint).name}"
     else:
         source = f"timm {TIMM_NAMES.get(name, name)}" if download else "random weights"
-    merged = Preprocessing.from_json(own.to_json() | dict(preprocessing or {}))
+    merged = Preprocessing.from_json(own | dict(preprocessing or {}))
     told = "the network's own" if name in (*_OURS, "cifar_vit") else f"timm's default of {TIMM_NAMES.get(name, name)}"
+    if is_own(name):
+        told = "what torchvision's Resize((height, width)) does"
     if download:
         told = "told with the pretrained weights"
     if preprocessing:
@@ -109,7 +114,10 @@ def build(
     return Network(module.eval().float(), name, merged, source, trained, told, guessed, classes)
 
 
-def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
+def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and what it says of its preprocessing."""
+    if is_own(name):
+        return create_own(name, kwargs), dict(PICTURES)
     if name in _OURS:
         home = importlib.import_module(f"ptmq_lightning.models.{_OURS[name][0]}")
         try:
@@ -117,17 +125,26 @@ def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Modul
         except TypeError as error:
             raise ModelError(f"the network '{name}' does not take these options: {error}. Remove them.") from error
         # Such images are neither resized nor cropped.
-        return module, Preprocessing(home.INPUT_SIZE, home.MEAN, home.STD, "bilinear", 1.0)
+        return module, Preprocessing(home.INPUT_SIZE, home.MEAN, home.STD, "bilinear", 1.0).to_json()
     module = _create_timm(name, download, (_CIFAR_VIT if name == "cifar_vit" else {}) | kwargs)
     if name == "cifar_vit":
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-        return module, Preprocessing((3, 32, 32), mean, std, crop_pct=1.0)
+        return module, Preprocessing((3, 32, 32), mean, std, crop_pct=1.0).to_json()
     own = timm_preprocessing(module)
+    channels, height, width = own.input_size
     if "img_size" in kwargs:
         size = kwargs["img_size"]
         height, width = (size, size) if isinstance(size, int) else size
-        own = replace(own, input_size=(own.input_size[0], height, width))
-    return module, own
+    own = _in_channels(own, int(kwargs.get("in_chans", channels)))
+    return module, replace(own, input_size=(own.input_size[0], height, width)).to_json()
+
+
+def _in_channels(own: Preprocessing, count: int) -> Preprocessing:
+    """For images of other channels than the weights' configuration tells of: one mean and std for all, as of gray."""
+    if count == own.input_size[0]:
+        return own
+    mean, std = (sum(numbers) / len(numbers) for numbers in (own.mean, own.std))
+    return replace(own, input_size=(count, *own.input_size[1:]), mean=(mean,) * count, std=(std,) * count)
 
 
 def timm_preprocessing(module: nn.Module) -> Preprocessing:
