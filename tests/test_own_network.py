@@ -41,7 +41,8 @@ def test_the_page_leads_from_a_training_script_to_names_of_classes(tmp_path: Pat
 
 
 def ran(block: str, folder: Path) -> str:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "OMP_NUM_THREADS": "1"}  # on a busy machine threads wait for each other
     done = subprocess.run(["bash", "-ec", block], cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
