@@ -1,4 +1,5 @@
-"""What the network's classes are called: the names that travel with the model and that `ptmq predict` prints."""
+"""The network's classes and those of the data: their number, and the names that travel with the model and that
+`ptmq predict` prints."""
 
 from __future__ import annotations
 
@@ -6,9 +7,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ptmq_lightning.config.schema import ModelConfig
 from ptmq_lightning.data.sources import Sources
 from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.runtime.errors import ConfigError, DataError
+
+
+def require_classes(sources: Sources, model: ModelConfig, count: int | None) -> None:
+    """Raises DataError where the data cannot be those of a network of so many classes; None: not known yet."""
+    trained, found = bool(model.checkpoint or model.pretrained), sources.num_classes
+    if count is not None and (found > count or (found < count and not sources.mapped and trained)):
+        raise DataError(
+            f"data={sources.name} has {found} classes, but {model.name} tells {count} apart; choose images of the "
+            "network's own classes (data=imagenet data.root=DIR), number the folders of some of them with "
+            "data.class_map=FILE, or set model.num_classes and a model.checkpoint that fits"
+        )
 
 
 def class_names(given: Any, network: Network, sources: Sources, count: int) -> tuple[str, ...]:

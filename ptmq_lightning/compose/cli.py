@@ -95,8 +95,8 @@ def tell(config: Config, choices: Mapping[str, Any], overrides: Sequence[str]) -
 
 
 def exported_bits(overrides: Sequence[str]) -> list[str]:
-    """With export=, bits= lists widths: Hydra would read its commas as a sweep over options of the group."""
-    if not any(part.startswith("export=") and part != "export=none" for part in overrides):
+    """With artifact=, bits= lists widths to export: Hydra would read its commas as a sweep over options of bits."""
+    if not any(part.startswith("artifact=") for part in overrides):
         return list(overrides)
     given = (part.removeprefix("bits=").strip("[]") if part.startswith("bits=") else None for part in overrides)
     return [part if bits is None else f"export.bits=[{bits}]" for part, bits in zip(overrides, given, strict=True)]
@@ -137,7 +137,7 @@ def _task(config: DictConfig) -> float:
         for line in unread(plain, command.overrides.task):  # a sweep may pass choices that do not read the key
             log.warning("%s", line)
         tell(plain, command.runtime.choices, command.overrides.task)
-        if plain.export.name != "none":
+        if plain.export.name != "none" and plain.artifact is not None:
             from ptmq_lightning.compose.export import run_export
 
             return run_export(plain, Path(HydraConfig.get().runtime.output_dir))

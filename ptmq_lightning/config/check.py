@@ -65,8 +65,11 @@ def check(config: Config) -> None:
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
     _check_finetune(config)
     _check_method(config)
-    if config.export.name != "none" and config.artifact is None:
-        raise ConfigError(f"export={config.export.name} wants an artifact; set artifact=DIR, a run's model/ folder")
+    if config.export.name != "none" and config.finetune.name != "none":
+        raise ConfigError(
+            f"method={config.method.name} leaves tensors for comparison, no artifact that export={config.export.name} "
+            "could write; set another method, or export=none"
+        )
 
 
 def _check_values(plain: Any) -> None:

@@ -18,7 +18,8 @@ from ptmq_lightning.runtime.errors import ConfigError
 TRAINED = {"finetune.name": ("any_precision", "multiquant")}  # the network as a whole: no block is reconstructed
 NEAREST = {"rounding.name": ("nearest",)}
 PAIRED = {"loss.name": ("gd_direct", "gd_chain", "mse")}  # no mixture, no gammas
-EXPORTED = {"export.name": ("onnx", "openvino")}
+GIVEN = ("any value but null",)
+EXPORTED = {"export.name": ("onnx", "openvino"), "artifact": GIVEN}  # no run
 FIT = ("recon.*", "mixer.*", "loss.*", "rounding.*", "step_size.learn")
 METHOD = ("method.unit", "method.quantize", "method.activation", "method.drop")
 
@@ -31,10 +32,14 @@ class Rule:
     where: Mapping[str, tuple[Any, ...]]
 
     def idle(self, config: Config) -> bool:
-        return all(value_of(config, key) in values for key, values in self.where.items())
+        return all(_has(value_of(config, key), values) for key, values in self.where.items())
 
     def about(self, key: str) -> bool:
         return any(fnmatchcase(key, pattern) for pattern in self.keys)
+
+
+def _has(value: Any, values: tuple[Any, ...]) -> bool:
+    return value is not None if values is GIVEN else value in values
 
 
 def rule(keys: str, **where: Any) -> Rule:

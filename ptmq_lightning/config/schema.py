@@ -111,7 +111,11 @@ class FoldConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    name: str = key("none", "no run, the artifact is written for this runtime", choices=("none", "onnx", "openvino"))
+    name: str = key(
+        "none",
+        "write the run's model for this runtime too; with artifact=DIR that one, without a run",
+        choices=("none", "onnx", "openvino"),
+    )
     form: str = key("static", "switchable: one graph for all widths (onnx)", choices=("static", "switchable"))
     weights: str = key(
         "signed",
@@ -120,7 +124,10 @@ class ExportConfig:
     )
     bits: tuple[str, ...] = key((), "pairs and named assignments; empty: all")
     images: int = key(64, "of the calibration images: for ranges and the check", least=2)
-    out: str | None = key(None, "null: export/ in the run's folder")
+    out: str | None = key(
+        None,
+        "null: model-onnx/ or model-openvino/ beside the run's model/; of artifact=DIR export/ in the run's folder",
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +147,7 @@ class Config:
     method: MethodConfig = key(help="what makes a method, and its options of the groups above")
     trainer: TrainerConfig = key(help="hardware")
     logger: LoggerConfig = key(help="where metrics go besides metrics.csv")
-    export: ExportConfig = key(help="no run, but artifact=DIR written for a runtime")
+    export: ExportConfig = key(help="the model written for another runtime, or artifact=DIR without a run")
     recon: ReconConfig = key(help="the schedule of each fit")
     fold: FoldConfig = key(help="what is done to the float network before it is cut")
     artifact: str | None = key(None, "folder of the artifact that is exported")

@@ -30,6 +30,8 @@ from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
 
+ANY = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3)
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -47,6 +49,11 @@ class Sources:
     mapped: bool = False
     classes: tuple[str, ...] = ()
 
+    def prepared_for(self, preprocessing: Preprocessing) -> Sources:
+        """The same images, as a network wants them."""
+        train, val = (part.prepared_for(preprocessing) for part in (self.train, self.val))
+        return replace(self, train=train, val=val)
+
     def describe(self) -> dict[str, Any]:
         """What was opened, JSON-able, for the run's record."""
         return {
@@ -58,12 +65,13 @@ class Sources:
         }
 
 
-def open_data(name: str, *, preprocessing: Preprocessing, seed: int = 0, **keys: Any) -> Sources:
+def open_data(name: str, *, preprocessing: Preprocessing = ANY, seed: int = 0, **keys: Any) -> Sources:
     """Open the data group ``name``.
 
     Args:
         name: imagenet, imagefolder, cifar10 or digits.
-        preprocessing: the network's; images come out ready for it.
+        preprocessing: the network's; images come out ready for it. Where no network is there yet, `prepared_for` makes
+            them so later.
         seed: of the evaluation subset, and of the division where both sources are one. Runs that are to be compared
             over learning seeds keep this one fixed.
         keys: root, train, val, class_map (paths), val_images and calibration_images (counts), as in ``Request``.

@@ -114,6 +114,19 @@ def build(
     return Network(module.eval().float(), name, merged, source, trained, told, guessed, classes)
 
 
+def classes_of(name: str, num_classes: int | None = None) -> int | None:
+    """How many classes a network will tell apart, before it is built; None where that is not known."""
+    if num_classes is not None or is_own(name):
+        return num_classes
+    if name in (*_OURS, "cifar_vit"):
+        return 10
+    try:
+        config = timm.get_pretrained_cfg(TIMM_NAMES.get(name, name))
+    except RuntimeError:  # no such weights: building says so, with the names that there are
+        return None
+    return config.num_classes if config is not None else None
+
+
 def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
     """The network, and what it says of its preprocessing."""
     if is_own(name):
