@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from ptmq_lightning.compose.cli import configuration, main, run_name
+from ptmq_lightning.compose.cli import configuration, main
+from ptmq_lightning.compose.words import PATHS, quoted_paths, run_name
 from ptmq_lightning.config.declared import every_key
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.runtime.errors import ConfigError
@@ -23,7 +26,8 @@ GROUPS = {
     if folder.is_dir() and not folder.name.startswith("_")
 }
 NEEDED = {
-    "model=timm": ["model.name=resnet34"], "export=onnx": ["artifact=DIR"], "export=openvino": ["artifact=DIR"],
+    "model=timm": ["model.name=resnet34"], "model=own": ["model.name=mine.py:Net"],
+    "export=onnx": ["artifact=DIR"], "export=openvino": ["artifact=DIR"],
     **{f"finetune={baseline}": [f"method={baseline}"] for baseline in ("any_precision", "multiquant", "robustquant")},
 }  # fmt: skip
 UNNAMED = ("experiment", "placement")  # whose options are no key
@@ -63,7 +67,7 @@ def test_every_option_composes_and_knows_its_name(group: str, option: str) -> No
         assert config.placement.edge == option
     elif option in ("fim", "aph"):
         assert (config.loss.name, config.loss.weight) == ("gd_direct", option)
-    elif group != "experiment" and option != "timm":
+    elif group != "experiment" and option not in ("timm", "own"):
         assert getattr(config, group).name == option
 
 
@@ -292,16 +296,65 @@ def test_an_experiment_without_its_data_folder_says_what_to_set(monkeypatch: pyt
 def test_a_run_name_follows_from_the_overrides_and_not_from_resume() -> None:
     choices = {"model": "vit_t", "experiment": None}
     assert run_name(choices, ["model=vit_t"]) == "vit_t/default"
-    assert run_name(choices, ["model=vit_t", "seed=1", "resume=true"]) == "vit_t/seed=1"
-    assert run_name({"model": "vit_t", "experiment": "figure"}, ["experiment=figure", "seed=1"]) == "figure/seed=1"
+    assert run_name(choices, ["model=vit_t", "seed=1", "resume=true"]) == "vit_t/seed-1"
+    assert run_name({"model": "vit_t", "experiment": "figure"}, ["experiment=figure", "seed=1"]) == "figure/seed-1"
 
 
 def test_run_names_of_different_commands_differ() -> None:
     choices = {"model": "vit_t"}
-    overrides = ["data.root=/a/b", "data.root=/a-b", "data.root=-a-b", "bits.groups=[[w3a3]]", "bits.groups=[[w3a4]]"]
-    names = {run_name(choices, [override]) for override in [*overrides, "x=" + "y" * 300, "x=" + "y" * 301]}
-    assert len(names) == 7
+    commands = [["data.root=/a/b"], ["data.root=/a-b"], ["data.root=-a-b"], ["bits.groups=[[w3a3]]"], ["data.root=a=b"],
+                ["bits.groups=[[w3a4]]"], ["x=" + "y" * 300], ["x=" + "y" * 301], ["seed=1"], ["seed=-1"],
+                ["x=1_seed-0"], ["x=1", "seed=0"], ["x=1-2_seed-0"], ["x=1-2", "seed=0"], ["x=a-"], ["x=a"],
+                ["x=ä"], ["x=ö"], ["~x"], ["x="]]  # fmt: skip
+    names = [run_name(choices, command) for command in commands]
+    assert len(set(names)) == len(commands)
     assert all("/" not in name.removeprefix("vit_t/") and len(name) < 200 for name in names)
+
+
+def test_run_names_need_no_quotes_in_a_shell_or_in_hydra() -> None:
+    commands = [
+        ["mixer=case3", "seed=0"],
+        ["+model.kwargs.width=24"],
+        ['data.root="/a=b c/ä"'],
+        ["bits.groups=[[w3a3]]"],
+    ]
+    names = [run_name({"model": "own"}, command) for command in commands]
+    assert names[:2] == ["own/mixer-case3_seed-0", "own/model.kwargs.width-24"]
+    assert [name for name in names if shlex.quote(name) != name] == []
+    assert [configuration([f"data.root={name}"]).data.root for name in names] == names
+
+
+ODD = ["/a=b", "/a b/c", "/fotos/Käfer", "/a,b", "/it's", '/say "x"', "/a(1)", "C:\\photos\\", "/a#b", "/a&b;c"]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_paths_of_any_signs_are_taken_as_they_are(path: str) -> None:
+    config = configuration([f"data.root={path}", f"model.checkpoint={path}", f"data.class_map={path}"])
+    assert (config.data.root, config.model.checkpoint, config.data.class_map) == (path, path, path)
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_paths_that_are_quoted_for_hydra_stay_so(path: str) -> None:
+    words = quoted_paths([f"{key}={path}" for key in PATHS])
+    assert quoted_paths(words) == words
+    parsed = OverridesParser.create().parse_overrides(words)
+    assert [override.value() for override in parsed] == [path] * len(PATHS)
+
+
+def test_in_a_sweep_commas_separate_paths() -> None:
+    assert quoted_paths(["-m", "data.root=/a,/b", "data.val=/ä"]) == ["-m", "data.root=/a,/b", 'data.val="/ä"']
+
+
+@pytest.mark.parametrize("value", ["Käfer", "a=b", "/a&b"])
+def test_other_values_that_hydra_cannot_read_are_answered_with_their_quotes(value: str) -> None:
+    assert f"""'+model.kwargs.act="{value}"'""" in message(f"+model.kwargs.act={value}")
+    assert configuration([f'+model.kwargs.act="{value}"']).model.kwargs == {"act": value}
+
+
+def test_a_run_folder_may_have_any_name(tmp_path: Path) -> None:
+    done = command("data=imagefolder", "data.root=no=where ä", "hydra.run.dir=out=put ü, 1", folder=tmp_path)
+    assert done.returncode == 1 and "no=where ä" in done.stderr
+    assert (tmp_path / "out=put ü, 1" / ".ptmq-run").exists()
 
 
 def test_help_gives_every_group_option_and_key(

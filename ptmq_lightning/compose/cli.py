@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 the run failed, 2 the command or its configuration is wron
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -17,11 +16,12 @@ from typing import Any
 import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from ptmq_lightning.compose.words import how_to_quote, quoted_paths, run_name
 from ptmq_lightning.config.build import PAIRS, register
 from ptmq_lightning.config.check import PAIR_FORM, typed
 from ptmq_lightning.config.document import help_text
@@ -31,7 +31,6 @@ from ptmq_lightning.config.reads import idle_options, refuse_unread, unread
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 
-NAME_LENGTH = 120
 _TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 log = logging.getLogger(__name__)
@@ -43,7 +42,7 @@ def main() -> None:
         print(help_text())
         return
     _prepare()
-    sys.argv[1:] = exported_bits(sys.argv[1:])
+    sys.argv[1:] = quoted_paths(exported_bits(sys.argv[1:]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
     try:
         hydra.main(version_base="1.3", config_path=conf_place(), config_name="config")(_task)()
@@ -74,7 +73,7 @@ def _composed(overrides: Sequence[str]) -> Config:
         start = hydra.initialize_config_dir(place, version_base="1.3")
     with start:
         try:
-            composed = hydra.compose("config", list(overrides), return_hydra_config=True)
+            composed = hydra.compose("config", quoted_paths(overrides), return_hydra_config=True)
             choices = composed.hydra.runtime.choices
             with open_dict(composed):
                 del composed["hydra"]
@@ -95,23 +94,9 @@ def tell(config: Config, choices: Mapping[str, Any], overrides: Sequence[str]) -
         log.warning("%s", line)
 
 
-def run_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
-    """A folder name that follows from the command: the experiment's or the model's name, then the other overrides.
-
-    The same overrides give the same name, different ones different names; ``resume`` does not count.
-    """
-    group = "experiment" if choices.get("experiment") else "model"
-    parts = [part for part in overrides if part.split("=")[0].lstrip("+") not in ("resume", group)]
-    exact = ",".join(parts)
-    safe = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", exact)
-    if safe != exact or len(safe) > NAME_LENGTH:
-        safe = f"{safe[:NAME_LENGTH]}-{hashlib.sha256(exact.encode()).hexdigest()[:8]}"
-    return f"{choices[group]}/{safe or 'default'}"
-
-
 def exported_bits(overrides: Sequence[str]) -> list[str]:
-    """With export=, bits= lists widths: Hydra would read its commas as a sweep over options of the group."""
-    if not any(part.startswith("export=") and part != "export=none" for part in overrides):
+    """With artifact=, bits= lists widths to export: Hydra would read its commas as a sweep over options of bits."""
+    if not any(part.startswith("artifact=") for part in overrides):
         return list(overrides)
     given = (part.removeprefix("bits=").strip("[]") if part.startswith("bits=") else None for part in overrides)
     return [part if bits is None else f"export.bits=[{bits}]" for part, bits in zip(overrides, given, strict=True)]
@@ -126,6 +111,8 @@ def explain(error: Exception) -> str:
         near = nearest(option, error.options)
         return f"{group}={option} is no option{near}; expected {group}={'|'.join(options)}{pairs}"
     message, cause = str(error).strip(), error.__cause__
+    if isinstance(error, OverrideParseException):
+        return f"{message.splitlines()[0]}; {how_to_quote(error.override)}"
     if found := re.match(r"Could not override '([^'@]+)'", message):
         inside = re.match(r"Key '([^']+)' (?:is )?not in", str(cause))
         return unknown(found.group(1), inside.group(1) if inside else None)
@@ -150,7 +137,7 @@ def _task(config: DictConfig) -> float:
         for line in unread(plain, command.overrides.task):  # a sweep may pass choices that do not read the key
             log.warning("%s", line)
         tell(plain, command.runtime.choices, command.overrides.task)
-        if plain.export.name != "none":
+        if plain.export.name != "none" and plain.artifact is not None:
             from ptmq_lightning.compose.export import run_export
 
             return run_export(plain, Path(HydraConfig.get().runtime.output_dir))

@@ -1,11 +1,14 @@
-"""export=onnx, export=openvino: an artifact written for another runtime, on calibration images of `data`."""
+"""export=onnx, export=openvino: an artifact written for another runtime, on calibration images of `data`; without
+artifact=DIR the model of the run itself."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
+from lightning.pytorch.utilities import rank_zero_only
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose.folder import CONFIG
@@ -61,6 +64,13 @@ def run_export(config: Config, folder: Path) -> float:
     for line in report_lines(out, reports):
         log.info("%s", line)
     return min(report.agreement for report in reports.values())
+
+
+@rank_zero_only
+def export_own(config: Config, folder: Path) -> None:
+    """Write the model that a run has left in its folder beside it, as model-onnx or model-openvino."""
+    out = config.export.out or str(folder / f"model-{config.export.name}")
+    run_export(replace(config, artifact=str(folder / "model"), export=replace(config.export, out=out)), folder)
 
 
 def _known(preprocessing: Preprocessing | None) -> Preprocessing:

@@ -44,6 +44,7 @@ def quantize(
     *,
     bits: str | Groups | BitGroups = "uniform",
     preprocessing: Mapping[str, Any] | None = None,
+    classes: Sequence[str] = (),
     seed: int = 0,
     overrides: Sequence[str] = (),
 ) -> MultiBitModel:
@@ -56,6 +57,7 @@ def quantize(
         preprocessing: how ``images`` were made of pictures: mean, std, interpolation, crop_pct, crop_mode. It travels
             with the artifact, for whoever feeds it files; what is left out is bicubic, 0.875 and center. None: what a
             network of timm says of itself, else unknown.
+        classes: their names, by index, for who loads it.
         seed: of the values that the search of the activation steps looks at.
         overrides: further keys as on the command line.
 
@@ -68,6 +70,7 @@ def quantize(
     named, known = _named(network, images, preprocessing)
     blocks = pipeline.prepare(named, images.to(device_of(named.module)), config.fold)
     model = pipeline.quantize(blocks, config, named).to(images.device)
+    model.info = replace(model.info, classes=tuple(classes))
     if not known:
         model.info = replace(model.info, preprocessing=None)  # the size of the images stays
     calibrate(model, images[: config.data.step_size_images], p=config.step_size.p, seed=seed)

@@ -45,7 +45,7 @@ def record(
 ) -> None:
     """The model, the layer table, the calibration draw, a baseline's costs; last the page and results.json: with it the
     run is complete."""
-    model.info = replace(model.info, data=sources.name, accuracy=evaluation)
+    model.info = replace(model.info, data=sources.name, accuracy=evaluation, classes=sources.classes)
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
     for name, assignment in model.assignments.items():

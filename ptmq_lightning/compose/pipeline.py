@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,9 @@ from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.compose import process, trained
+from ptmq_lightning.compose.class_names import class_names, require_classes
 from ptmq_lightning.compose.digits import train_digits
+from ptmq_lightning.compose.export import export_own
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.inputs import describe_inputs
 from ptmq_lightning.compose.memory import old_objects_set_aside, release_freed_memory
@@ -33,7 +35,7 @@ from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.evaluation.accuracy import measure_accuracy
-from ptmq_lightning.export.foresee import unexportable
+from ptmq_lightning.export.foresee import require_exportable, unexportable
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.blocks import Block, cut, opaque_layers
 from ptmq_lightning.models.faithful import require_same
@@ -47,7 +49,6 @@ from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruction.features import predict_bytes
 from ptmq_lightning.reconstruction.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.report.trackers import log_summary, open_trackers
-from ptmq_lightning.runtime.errors import DataError
 from ptmq_lightning.runtime.info import Evaluation, ModelInfo
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
 
@@ -81,6 +82,8 @@ def run(config: Config, path: Path) -> float:
         ) as loggers:
             rows = walk(config, folder, loggers)
         folder.close()
+        if config.export.name != "none":
+            export_own(config, path)  # behind the end of the run: whatever happens to it, the model is there
     return figure(config, rows)
 
 
@@ -89,10 +92,12 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
     device = parts.device_of(config.trainer)
     stages = Stages()
     stage = stages.stage
+    with stage("data"):
+        sources, indices = find(config)
     with stage("build"):
         network = build(config.model)
     with stage("data"):
-        sources, indices, images = load(config, network)
+        sources, images = load(config, network, sources, indices)
         folder.require_same_inputs(describe_inputs(network.module, images))
     with stage("check"):
         tell_preprocessing(network)
@@ -100,7 +105,8 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
     with stage("fine-tune"):
         tuned = trained.tune(network, images.to(device), sources, indices, config, loggers)
     with stage("fold and cut"):
-        blocks = prepare(tuned, images, config.fold, norms=not trained.trains_whole_network(config))
+        whole = trained.trains_whole_network(config)
+        blocks = prepare(tuned, images, config.fold, norms=not whole, exported=config.export.name != "none")
     with stage("insert"):
         model = quantize(blocks, config, network).to(device)
     images = images.to(device)
@@ -142,34 +148,34 @@ def build(config: ModelConfig) -> Network:
     return network
 
 
-def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
-    """The sources, which calibration images were drawn, and these as one tensor (N, C, H, W) on the CPU."""
+def find(config: Config) -> tuple[Sources, list[int]]:
+    """The sources, and which calibration images are drawn: what is known of a run before a network is there."""
     keys = ("root", "train", "val", "class_map", "val_images")
     data, count = config.data, config.data.calibration_images
-    sources = open_data(
-        data.name,
-        preprocessing=network.preprocessing,
-        seed=data.seed,
-        calibration_images=count,
-        **{key: getattr(data, key) for key in keys},
-    )
-    indices = draw_calibration(sources.train, count, config.seed, sources.val)
+    given = {key: getattr(data, key) for key in keys}
+    sources = open_data(data.name, seed=data.seed, calibration_images=count, **given)
+    require_classes(sources, config.model, zoo.classes_of(config.model.name, config.model.num_classes))
+    return sources, draw_calibration(sources.train, count, config.seed, sources.val)
+
+
+def load(config: Config, network: Network, sources: Sources, indices: list[int]) -> tuple[Sources, Tensor]:
+    """The sources as the network wants them, with the classes' names as the run has them, and the calibration images
+    (N, C, H, W) on the CPU."""
+    sources = sources.prepared_for(network.preprocessing)
     images = calibration_images(sources.train, indices)
     classes = count_classes(network, images)
-    if sources.num_classes > classes or (sources.num_classes < classes and not sources.mapped and network.trained):
-        raise DataError(
-            f"data={data.name} has {sources.num_classes} classes, but {network.name} tells {classes} apart; choose "
-            "images of the network's own classes (data=imagenet data.root=DIR), number the folders of some of them "
-            "with data.class_map=FILE, or set model.num_classes and a model.checkpoint that fits"
-        )
-    log.info("%d calibration and %d evaluation images of %s", len(images), len(sources.val), data.name)
-    return sources, indices, images
+    require_classes(sources, config.model, classes)
+    names = class_names(config.model.classes, network, sources, classes)
+    log.info("%d calibration and %d evaluation images of %s", len(images), len(sources.val), config.data.name)
+    return replace(sources, classes=names), images
 
 
-def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool = True) -> list[Block]:
+def prepare(
+    network: Network, images: Tensor, config: FoldConfig, *, norms: bool = True, exported: bool = False
+) -> list[Block]:
     """The float network without foldable norms, cut into blocks whose chain computes the same; images (N, C, H, W).
 
-    norms: false keeps every norm, for a method that trains them.
+    norms: false keeps every norm, for a method that trains them. exported: what cannot be exported is refused.
     """
     module = plain(network.module)
     gm = trace(module, network.preprocessing.input_size)
@@ -184,6 +190,8 @@ def prepare(network: Network, images: Tensor, config: FoldConfig, *, norms: bool
         log.info("not folded: %s: %s", what, why)
     for hidden in opaque_layers(gm, module):
         log.warning("not quantized: %s", hidden)
+    if exported:
+        require_exportable((block.module for block in blocks), images[:2])
     for what in unexportable((block.module for block in blocks), images[:2]):
         log.warning("cannot be exported to ONNX: %s", what)
     return blocks

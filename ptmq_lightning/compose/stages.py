@@ -29,9 +29,10 @@ class Stages:
         self.end(name)
 
     def end(self, name: str) -> None:
-        """All since the last stage was this one's; a line says so."""
+        """All since the last stage was this one's, which may have more than one part; a line says so."""
         now = time.monotonic()
-        self.seconds[name], self._last = now - self._last, now
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
         log.info("%s: %.1f s", name, self.seconds[name])
 
 

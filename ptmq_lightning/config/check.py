@@ -68,8 +68,11 @@ def check(config: Config) -> None:
     _check_method(config)
     if config.export.name != "none":
         target_of(config.export.name, config.export.form)
-        if config.artifact is None:
-            raise ConfigError(f"export={config.export.name} wants an artifact; set artifact=DIR, a run's model/ folder")
+        if config.finetune.name != "none":
+            raise ConfigError(
+                f"method={config.method.name} leaves tensors for comparison, no artifact that "
+                f"export={config.export.name} could write; set another method, or export=none"
+            )
 
 
 def _check_values(plain: Any) -> None:

@@ -32,8 +32,8 @@ Examples:
   python train.py export=onnx artifact=DIR bits=w8a8,w4a8
   python train.py --cfg job                            (all keys of a run and their values, without running it)
 
-The run's folder follows from the command: outputs/MODEL/OVERRIDES (with an experiment outputs/EXPERIMENT/..., in a
-sweep outputs/sweep/...); set it by hydra.run.dir=DIR. The same command starts afresh and replaces what the earlier
+The run's folder follows from the command: outputs/MODEL/mixer-case3_seed-1 (with an experiment outputs/EXPERIMENT/...,
+in a sweep outputs/sweep/...); set it by hydra.run.dir=DIR. The same command starts afresh and replaces what the earlier
 run left there; with resume=true it continues behind the last finished block, or does nothing where the run is
 complete. A key that nothing in a run reads is refused. Experiments read images and weights of the folder that the
 environment variable PTMQ_DATA names.

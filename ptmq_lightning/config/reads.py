@@ -16,10 +16,12 @@ from ptmq_lightning.config.schema import Config
 from ptmq_lightning.export.targets import backends
 from ptmq_lightning.runtime.errors import ConfigError
 
+Values = tuple[Any, ...] | Callable[[], tuple[Any, ...]]
 TRAINED = {"finetune.name": ("any_precision", "multiquant")}  # the network as a whole: no block is reconstructed
 NEAREST = {"rounding.name": ("nearest",)}
 PAIRED = {"loss.name": ("gd_direct", "gd_chain", "mse")}  # no mixture, no gammas
-EXPORTED = {"export.name": backends}
+GIVEN = ("any value but null",)
+EXPORTED: Mapping[str, Values] = {"export.name": backends, "artifact": GIVEN}  # no run
 FIT = ("recon.*", "mixer.*", "loss.*", "rounding.*", "step_size.learn")
 METHOD = ("method.unit", "method.quantize", "method.activation", "method.drop")
 
@@ -30,10 +32,10 @@ class Rule:
     registry has them)."""
 
     keys: tuple[str, ...]
-    where: Mapping[str, tuple[Any, ...] | Callable[[], tuple[Any, ...]]]
+    where: Mapping[str, Values]
 
     def idle(self, config: Config) -> bool:
-        return all(value_of(config, key) in self.values(key) for key in self.where)
+        return all(_has(value_of(config, key), self.values(key)) for key in self.where)
 
     def values(self, key: str) -> tuple[Any, ...]:
         values = self.where[key]
@@ -41,6 +43,10 @@ class Rule:
 
     def about(self, key: str) -> bool:
         return any(fnmatchcase(key, pattern) for pattern in self.keys)
+
+
+def _has(value: Any, values: tuple[Any, ...]) -> bool:
+    return value is not None if values is GIVEN else value in values
 
 
 def rule(keys: str, **where: Any) -> Rule:

@@ -25,10 +25,14 @@ from ptmq_lightning.runtime.keys import key
 
 @dataclass(frozen=True)
 class ModelConfig:
-    name: str = key(help="of models/zoo.py, or any timm name")
+    name: str = key(help="of models/zoo.py, any timm name, or FILE.py:NAME")
     checkpoint: str | None = key(None, "safetensors or a plain state dict")
     pretrained: bool = key(True, "timm's weights where no checkpoint is given; false: random ones")
     num_classes: int | None = key(None, "classes that the network tells apart; null: its own number", least=1)
+    classes: Any = key(
+        None,
+        "names of its classes, by index: a list, or a text file with a name a line; null: the checkpoint's or data's",
+    )
     drop_extra: bool = key(False, "leave out tensors of the checkpoint that the network does not have")
     expected_top1: float | None = key(
         None, "of the float network, in percent: less is refused before the fit", least=0, most=100
@@ -67,9 +71,9 @@ class AllocateConfig:
     name: str = key("none", "how bits are chosen per layer under a budget", choices=("none", "greedy"))
     averages: tuple[float, ...] = key((3.0, 4.0, 5.0, 6.0), "average weight bits, an assignment each: mixed_4.0")
     sensitivity: str = key(
-        "fisher",
-        "how a layer's harm is measured: fisher, by its block's error; divergence, through the whole network",
-        choices=("fisher", "divergence"),
+        "divergence",
+        "how a layer's harm is measured: divergence, through the whole network; fisher, by its block's error, faster",
+        choices=("divergence", "fisher"),
     )
     sensitivity_images: int = key(32, "of the calibration images: what tells layers apart", least=1)
 
@@ -104,7 +108,11 @@ class FoldConfig:
 
 @dataclass(frozen=True)
 class ExportConfig:
-    name: str = key("none", "no run, the artifact is written for this runtime", choices=lambda: ("none", *backends()))
+    name: str = key(
+        "none",
+        "write the run's model for this runtime too; with artifact=DIR that one, without a run",
+        choices=lambda: ("none", *backends()),
+    )
     form: str = key("static", "switchable: one graph for all widths (onnx)", choices=forms)
     weights: str = key(
         "signed",
@@ -113,7 +121,10 @@ class ExportConfig:
     )
     bits: tuple[str, ...] = key((), "pairs and named assignments; empty: all")
     images: int = key(64, "of the calibration images: for ranges and the check", least=2)
-    out: str | None = key(None, "null: export/ in the run's folder")
+    out: str | None = key(
+        None,
+        "null: model-onnx/ or model-openvino/ beside the run's model/; of artifact=DIR export/ in the run's folder",
+    )
 
 
 @dataclass(frozen=True)
@@ -133,7 +144,7 @@ class Config:
     method: MethodConfig = key(help="what makes a method, and its options of the groups above")
     trainer: TrainerConfig = key(help="hardware")
     logger: LoggerKeys = key(help="where metrics go besides metrics.csv")
-    export: ExportConfig = key(help="no run, but artifact=DIR written for a runtime")
+    export: ExportConfig = key(help="the model written for another runtime, or artifact=DIR without a run")
     recon: ReconConfig = key(help="the schedule of each fit")
     fold: FoldConfig = key(help="what is done to the float network before it is cut")
     artifact: str | None = key(None, "folder of the artifact that is exported")

@@ -41,6 +41,10 @@ class Digits(torch.utils.data.Dataset[tuple[Tensor, int]]):
         chosen = np.asarray(indices, dtype=np.int64)
         return Digits(self.pixels[chosen], self.labels[chosen], self.preprocessing)
 
+    def prepared_for(self, preprocessing: Preprocessing) -> Digits:
+        """The same digits, as another network wants them."""
+        return Digits(self.pixels, self.labels, preprocessing)
+
     def filename(self, index: int) -> str:
         """A name for messages: the files have none."""
         return f"digit {index} (a {self.labels[index]})"

@@ -76,6 +76,12 @@ class Images(torch.utils.data.Dataset[tuple[Tensor, int]]):
         chosen.__dict__.update(self.__dict__, indices=[self.indices[i] for i in indices])
         return chosen
 
+    def prepared_for(self, preprocessing: Preprocessing) -> Images:
+        """The same images, as another network wants them."""
+        chosen = self.take(range(len(self)))
+        chosen.preprocessing, chosen.transform = preprocessing, transform_of(preprocessing)
+        return chosen
+
     def filename(self, index: int) -> str:
         """The file's name inside its source."""
         return str(self.reader.filename(self.indices[index]))

@@ -10,7 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from timm.data.readers.class_map import load_class_map
 from timm.data.readers.img_extensions import get_img_extensions, set_img_extensions
 from timm.utils.misc import natural_key
 
+from ptmq_lightning.data.class_names import CIFAR10, names_of
 from ptmq_lightning.data.digits import open_digits
 from ptmq_lightning.data.images import UNLABELED, Images, class_folders
 from ptmq_lightning.data.places import HUB_PREFIX, Request, locate, same
@@ -29,12 +30,15 @@ from ptmq_lightning.runtime.preprocessing import Preprocessing
 
 log = logging.getLogger(__name__)
 
+ANY = Preprocessing((3, 224, 224), (0.5,) * 3, (0.5,) * 3)
+
 
 @dataclass(frozen=True)
 class Sources:
     """Calibration and evaluation images of one run; items are (float tensor (3, H, W), int label).
 
     mapped: a class map numbers the classes, so that they may be some of the network's; else they are just counted.
+    classes: their names, by index; "" for one that no folder has.
     """
 
     name: str
@@ -43,6 +47,12 @@ class Sources:
     num_classes: int
     origin: Mapping[str, str]
     mapped: bool = False
+    classes: tuple[str, ...] = ()
+
+    def prepared_for(self, preprocessing: Preprocessing) -> Sources:
+        """The same images, as a network wants them."""
+        train, val = (part.prepared_for(preprocessing) for part in (self.train, self.val))
+        return replace(self, train=train, val=val)
 
     def describe(self) -> dict[str, Any]:
         """What was opened, JSON-able, for the run's record."""
@@ -55,12 +65,13 @@ class Sources:
         }
 
 
-def open_data(name: str, *, preprocessing: Preprocessing, seed: int = 0, **keys: Any) -> Sources:
+def open_data(name: str, *, preprocessing: Preprocessing = ANY, seed: int = 0, **keys: Any) -> Sources:
     """Open the data group ``name``.
 
     Args:
         name: imagenet, imagefolder, cifar10 or digits.
-        preprocessing: the network's; images come out ready for it.
+        preprocessing: the network's; images come out ready for it. Where no network is there yet, `prepared_for` makes
+            them so later.
         seed: of the evaluation subset, and of the division where both sources are one. Runs that are to be compared
             over learning seeds keep this one fixed.
         keys: root, train, val, class_map (paths), val_images and calibration_images (counts), as in ``Request``.
@@ -87,7 +98,7 @@ def _open_digits(request: Request) -> Sources:
         )
     train, val = open_digits(request.preprocessing)
     origin = {"train": "scikit-learn digits, training part", "val": "scikit-learn digits, evaluation part"}
-    return Sources(request.name, train, _subset(val, request), 10, origin)
+    return Sources(request.name, train, _subset(val, request), 10, origin, classes=tuple("0123456789"))
 
 
 def _open_imagenet(request: Request) -> Sources:
@@ -102,7 +113,7 @@ def _open_cifar10(request: Request) -> Sources:
             f"data=cifar10: {sources.num_classes} class folders found, expected the 10 classes of CIFAR-10; "
             "use data=imagefolder for other images"
         )
-    return sources
+    return replace(sources, classes=CIFAR10 if sources.classes == tuple("0123456789") else sources.classes)
 
 
 def _open_folders(request: Request, default_map: Mapping[str, int] | None = None) -> Sources:
@@ -122,7 +133,8 @@ def _open_folders(request: Request, default_map: Mapping[str, int] | None = None
         train, val = _divide(val, request)
     else:
         val = _subset(val, request)
-    return Sources(request.name, train, val, max(classes.values()) + 1, places, mapped is not None)
+    count = max(classes.values()) + 1
+    return Sources(request.name, train, val, count, places, mapped is not None, names_of(classes))
 
 
 OPENERS: dict[str, Callable[[Request], Sources]] = {

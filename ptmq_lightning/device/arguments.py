@@ -45,9 +45,12 @@ def of_info(parser: argparse.ArgumentParser) -> None:
 
 def of_predict(parser: argparse.ArgumentParser) -> None:
     """Of `ptmq predict`."""
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="picture files")
+    parser.add_argument(
+        "images", metavar="IMAGE", type=Path, nargs="+", help="pictures, or folders with pictures at any depth"
+    )
     parser.add_argument("--bits", type=_which, help="4, w4a8 or a named assignment (default: as loaded)")
     parser.add_argument("--top", type=positive, default=5, help="classes to print (5)")
+    parser.add_argument("--json", action="store_true", help="a JSON object for each picture, a line each")
 
 
 def of_bench(parser: argparse.ArgumentParser) -> None:

@@ -57,6 +57,9 @@ def _sizes(folder: Path, manifest: dict[str, Any], about: ModelInfo, specs: dict
     kept = "with" if packings == ["latent"] else "without"
     yield f"packing   {' and '.join(packings)}, {kept} the float network; format {manifest['version']}"
     yield f"widths    {' '.join(str(BitWidth.parse(pair)) for pair in manifest['pairs'])}"
+    if about.classes:
+        first = ", ".join(about.classes[:3]) + (", ..." if len(about.classes) > 3 else "")
+        yield f"classes   {len(about.classes)}: {first}"
     if manifest["assignments"]:
         yield f"named     {' '.join(manifest['assignments'])}"
 

@@ -114,7 +114,7 @@ class Tally:
 
     def __init__(self, classes: int, device: torch.device) -> None:
         def accuracy(k: int) -> MulticlassAccuracy:
-            return MulticlassAccuracy(num_classes=classes, top_k=k, average="micro").to(device)
+            return MulticlassAccuracy(num_classes=max(classes, 2), top_k=k, average="micro").to(device)
 
         self.classes = classes
         self.images = 0
@@ -133,8 +133,8 @@ class Tally:
                     "classes; set data.class_map so that class folders get the network's own class numbers"
                 )
             for metric in self.correct.values():
-                metric.update(q, label)
-            self.same.update(q, f.argmax(1))
+                metric.update(_two_classes(q), label)
+            self.same.update(_two_classes(q), f.argmax(1))
             self.signal += f.double().square().sum().cpu()
             self.noise += (f.double() - q.double()).square().sum().cpu()
             self.images += len(label)
@@ -155,6 +155,11 @@ class Tally:
         """10 log10(sum fp^2 / sum (fp - q)^2); None for equal logits."""
         error = self.logit_error()
         return -10 * math.log10(error) if error > 0 else None
+
+
+def _two_classes(logits: Tensor) -> Tensor:
+    """Beside a single class one that is never chosen: torchmetrics counts from two classes on."""
+    return logits if logits.shape[1] > 1 else torch.nn.functional.pad(logits, (0, 1), value=-math.inf)
 
 
 def _percent(metric: MulticlassAccuracy) -> float:

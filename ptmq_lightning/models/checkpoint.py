@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 State = dict[str, Tensor]
 NESTS = ("state_dict", "model", "model_state_dict", "net", "module", "weights", "model_ema", "state_dict_ema", "ema")
+CLASSES = ("classes", "class_names", "class_to_idx", "idx_to_class", "names")
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.", "ema_model.", "student.")
 _SCALAR = np.float64(0).__reduce__()[0]  # what numpy pickles its scalars with, under an old and a new name
 HARMLESS: list[Any] = [  # what timm, DeiT and Lightning put beside weights
@@ -41,10 +42,14 @@ HARMLESS: list[Any] = [  # what timm, DeiT and Lightning put beside weights
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Every mapping of names to tensors that a file holds; the key is the nest it stands in, "" for the file itself."""
+    """Every mapping of names to tensors that a file holds; the key is the nest it stands in, "" for the file itself.
+
+    classes: the names of the classes that stand beside the tensors, by index; () where there are none.
+    """
 
     file: str
     states: dict[str, State]
+    classes: tuple[str, ...] = ()
 
     def fitting(self, own: Mapping[str, Tensor], *, drop_extra: bool = False) -> State:
         """The state that fills a network whose state dict is `own`.
@@ -129,7 +134,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             f"the checkpoint '{path.name}' holds {held}, no state dict; expected name -> tensor, by itself or under "
             f"one of {', '.join(NESTS)}. Save module.state_dict() instead."
         )
-    return Checkpoint(path.name, states)
+    return Checkpoint(path.name, states, _classes(content))
 
 
 def _read(path: Path) -> Any:
@@ -168,6 +173,18 @@ def _states(content: Any, nest: str = "", depth: int = 2) -> Iterator[tuple[str,
         for key in NESTS:
             if key in content:
                 yield from _states(content[key], f"{nest}.{key}" if nest else key, depth - 1)
+
+
+def _classes(content: Any) -> tuple[str, ...]:
+    """A list of names, or a mapping of names to all indices from 0, or of these to names, that stands in a file."""
+    for found in (content[key] for key in CLASSES if isinstance(content, Mapping) and key in content):
+        if isinstance(found, Mapping) and all(isinstance(key, str) for key in found):
+            found = {index: name for name, index in found.items()}
+        if isinstance(found, Mapping) and set(found) == set(range(len(found))):
+            found = [found[index] for index in range(len(found))]
+        if isinstance(found, list | tuple) and found and all(isinstance(name, str) for name in found):
+            return tuple(found)
+    return ()
 
 
 def _stripped(state: State) -> Iterator[tuple[str, State]]:

@@ -24,6 +24,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from ptmq_lightning.models.checkpoint import Checkpoint, read_checkpoint
+from ptmq_lightning.models.own import PICTURES, create_own, is_own, require_preprocessing
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.preprocessing import Preprocessing
 
@@ -54,7 +55,7 @@ NAMES = (*TIMM_NAMES, *_OURS)
 class Network:
     """module: eval mode, fp32, images (B, C, H, W) -> logits (B, classes). source: where the weights come from.
     preprocessing_source: who says how images are prepared. guessed: nobody who knows these weights does. trained: the
-    weights are not random."""
+    weights are not random. classes: their names, where the checkpoint holds them."""
 
     module: nn.Module
     name: str
@@ -63,6 +64,7 @@ class Network:
     trained: bool = True
     preprocessing_source: str = "given with the network"
     guessed: bool = False
+    classes: tuple[str, ...] = ()
 
 
 def build(
@@ -84,29 +86,51 @@ def build(
     """
     kwargs |= {} if num_classes is None else {"num_classes": num_classes}
     download = pretrained and checkpoint is None
-    if download and name in (*_OURS, "cifar_vit"):
+    if download and (name in (*_OURS, "cifar_vit") or is_own(name)):
         raise _no_weights(name, "nobody publishes weights for it through timm")
+    if is_own(name):
+        require_preprocessing(name, preprocessing or {})
+    read = read_checkpoint(Path(checkpoint)) if checkpoint is not None else None
     module, own = _create(name, download, kwargs)
-    if checkpoint is not None:
-        module = _filled(module, read_checkpoint(Path(checkpoint)), drop_extra)
+    if read is not None:
+        module = _filled(module, read, drop_extra)
     if name == "mobileone_s0":
         module = reparameterize_model(module)
     if checkpoint:
         source = f"checkpoint {Path(checkpoint).name}"
     else:
         source = f"timm {TIMM_NAMES.get(name, name)}" if download else "random weights"
-    merged = Preprocessing.from_json(own.to_json() | dict(preprocessing or {}))
+    merged = Preprocessing.from_json(own | dict(preprocessing or {}))
     told = "the network's own" if name in (*_OURS, "cifar_vit") else f"timm's default of {TIMM_NAMES.get(name, name)}"
+    if is_own(name):
+        told = "what torchvision's Resize((height, width)) does"
     if download:
         told = "told with the pretrained weights"
     if preprocessing:
         told = f"model.preprocessing ({', '.join(preprocessing)}), the rest {told}"
     guessed = checkpoint is not None and not preprocessing and told.startswith("timm's")
     trained = bool(checkpoint or download)
-    return Network(module.eval().float(), name, merged, source, trained, told, guessed)
+    classes = read.classes if read is not None else ()
+    return Network(module.eval().float(), name, merged, source, trained, told, guessed, classes)
 
 
-def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Module, Preprocessing]:
+def classes_of(name: str, num_classes: int | None = None) -> int | None:
+    """How many classes a network will tell apart, before it is built; None where that is not known."""
+    if num_classes is not None or is_own(name):
+        return num_classes
+    if name in (*_OURS, "cifar_vit"):
+        return 10
+    try:
+        config = timm.get_pretrained_cfg(TIMM_NAMES.get(name, name))
+    except RuntimeError:  # no such weights: building says so, with the names that there are
+        return None
+    return config.num_classes if config is not None else None
+
+
+def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Module, dict[str, Any]]:
+    """The network, and what it says of its preprocessing."""
+    if is_own(name):
+        return create_own(name, kwargs), dict(PICTURES)
     if name in _OURS:
         home = importlib.import_module(f"ptmq_lightning.models.{_OURS[name][0]}")
         try:
@@ -114,17 +138,26 @@ def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Modul
         except TypeError as error:
             raise ModelError(f"the network '{name}' does not take these options: {error}. Remove them.") from error
         # Such images are neither resized nor cropped.
-        return module, Preprocessing(home.INPUT_SIZE, home.MEAN, home.STD, "bilinear", 1.0)
+        return module, Preprocessing(home.INPUT_SIZE, home.MEAN, home.STD, "bilinear", 1.0).to_json()
     module = _create_timm(name, download, (_CIFAR_VIT if name == "cifar_vit" else {}) | kwargs)
     if name == "cifar_vit":
         mean, std = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-        return module, Preprocessing((3, 32, 32), mean, std, crop_pct=1.0)
+        return module, Preprocessing((3, 32, 32), mean, std, crop_pct=1.0).to_json()
     own = timm_preprocessing(module)
+    channels, height, width = own.input_size
     if "img_size" in kwargs:
         size = kwargs["img_size"]
         height, width = (size, size) if isinstance(size, int) else size
-        own = replace(own, input_size=(own.input_size[0], height, width))
-    return module, own
+    own = _in_channels(own, int(kwargs.get("in_chans", channels)))
+    return module, replace(own, input_size=(own.input_size[0], height, width)).to_json()
+
+
+def _in_channels(own: Preprocessing, count: int) -> Preprocessing:
+    """For images of other channels than the weights' configuration tells of: one mean and std for all, as of gray."""
+    if count == own.input_size[0]:
+        return own
+    mean, std = (sum(numbers) / len(numbers) for numbers in (own.mean, own.std))
+    return replace(own, input_size=(count, *own.input_size[1:]), mean=(mean,) * count, std=(std,) * count)
 
 
 def timm_preprocessing(module: nn.Module) -> Preprocessing:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,12 @@ FIGURES = {
     "size_bytes": "weights at their width, bytes",
     "bit_ops": "bit operations per image",
 }
+NOTED = (
+    "preprocessing: ",
+    "not quantized: ",
+    "the checkpoint does not say how its images",
+    "cannot be exported to ONNX",
+)
 LAST = 0.25  # share of a block's logged steps that its final loss is the mean of
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -38,7 +44,7 @@ def write_page(folder: Path, results: Mapping[str, Any]) -> Path:
     """Write report.html of a run.
 
     Args:
-        folder: the run's, with metrics.csv, layers.csv and config.yaml as far as they are there.
+        folder: the run's, with metrics.csv, layers.csv, config.yaml and train.log as far as they are there.
         results: what results.json is going to hold.
     """
     folder, rows, fp = Path(folder), results["rows"], results["fp"]
@@ -57,6 +63,8 @@ def write_page(folder: Path, results: Mapping[str, Any]) -> Path:
     ]
     if losses := final_losses(metrics):
         parts += ["<h2>Loss of each block at the end of its fit, per width</h2>", _losses(losses)]
+    if notes := list(_notes(folder / "train.log")):
+        parts += ["<h2>From the log</h2>", "<ul>" + "".join(f"<li>{escape(note)}</li>" for note in notes) + "</ul>"]
     if layers:
         parts += ["<h2>Layers</h2>", _folded("table", _table(list(layers[0]), [list(row.values()) for row in layers]))]
     if (config := folder / "config.yaml").exists():
@@ -70,6 +78,13 @@ def write_page(folder: Path, results: Mapping[str, Any]) -> Path:
         + f"\n<p>{escape(versions)}</p>\n</html>\n"
     )
     return write_atomically(folder / "report.html", page)
+
+
+def _notes(log: Path) -> Iterator[str]:
+    """What a log says about how images are prepared and about layers that stay in float, without the times."""
+    for line in log.read_text(encoding="utf-8").splitlines() if log.exists() else ():  # "DATE TIME MESSAGE"
+        if (note := " ".join(line.split(" ")[2:])).startswith(NOTED):
+            yield note
 
 
 def final_losses(metrics: Iterable[Mapping[str, str]]) -> dict[str, dict[str, float]]:

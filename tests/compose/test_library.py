@@ -65,6 +65,10 @@ def test_the_network_itself_stays_as_it_is(network: torch.nn.Module, images: tor
     assert network.training is training
 
 
+def test_names_of_classes_travel_with_the_model(network: torch.nn.Module, images: torch.Tensor) -> None:
+    assert quantize(network, images, bits=GROUPS, classes=list("abcdefghij")).info.classes == tuple("abcdefghij")
+
+
 def test_an_artifact_tells_only_what_is_known_of_its_images(network: torch.nn.Module, images: torch.Tensor) -> None:
     unknown = quantize(network, images, bits=GROUPS).info
     assert (unknown.preprocessing, unknown.input_size) == (None, (3, 16, 16))

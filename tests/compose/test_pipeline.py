@@ -23,7 +23,7 @@ from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.pipeline import run
 from ptmq_lightning.models.zoo import build
 from ptmq_lightning.report.record import read_results
-from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
+from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError, PTMQError
 from ptmq_lightning.runtime.layers import WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 
@@ -92,6 +92,10 @@ def test_a_run_leaves_its_record(whole: Path) -> None:
     names = {"config.yaml", "results.json", "metrics.csv", "layers.csv", "calibration.json", "model", "report.html"}
     names |= {"train.log", "inputs.json", ".ptmq-run"}
     assert {item.name for item in whole.iterdir()} == names
+
+
+def test_the_model_knows_the_names_of_its_classes(whole: Path) -> None:
+    assert artifact.load(whole / "model").info.classes == tuple("0123456789")
 
 
 def test_results_have_a_row_for_every_pair_to_evaluate(whole: Path) -> None:
@@ -255,7 +259,7 @@ def test_methods_and_options_make_their_model_and_its_artifact_gives_the_same_ro
     run(config, tmp_path)
     rows = read_results(tmp_path / "results.json")["rows"]
     network, model = pipeline.build(config.model), artifact.load(tmp_path / "model")
-    sources, _, _ = pipeline.load(config, network)
+    sources, _ = pipeline.load(config, network, *pipeline.find(config))
     assert [asdict(row) for row in pipeline.measure(model, sources, config, network.module).rows] == rows
     assert next(row["agreement"] for row in rows if row["config"] == "w8a8") >= 98  # all but one of 50 images
     assert decided(model) == DEFAULT | change
@@ -273,6 +277,29 @@ def test_without_images_a_run_stops_with_one_message(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         run(configuration(["model=resnet18", "model.pretrained=false", "data=imagenet"]), tmp_path)
     assert str(caught.value).startswith("data=imagenet: data.train is not set; data.val is not set. Set data.root=DIR ")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (["model=resnet18", "data=imagefolder", "data.root=nowhere"], "data.root=nowhere"),
+        (["model=resnet18"], "data=digits has 10 classes, but resnet18 tells 1000 apart"),
+        (["model.num_classes=7"], "data=digits has 10 classes, but digits_resnet tells 7 apart"),
+        (["model=resnet18", "model.num_classes=10", "model.checkpoint=nothing.pt"], "no checkpoint at 'nothing.pt'"),
+        (["model=resnet18", "model.num_classes=10", "model.checkpoint=damaged.pt"], "the checkpoint 'damaged.pt'"),
+        (["data.calibration_images=2000"], "data.calibration_images=2000, but"),
+    ],
+)
+def test_what_is_cheap_to_know_is_known_before_a_network_is_built_or_downloaded(
+    given: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("damaged.pt").write_bytes(b"PK no checkpoint")
+    monkeypatch.setattr(pipeline.zoo, "_create", lambda *_: pytest.fail("a network was built"))
+    monkeypatch.setattr(pipeline, "train_digits", lambda *_: pytest.fail("a network was trained"))
+    with pytest.raises(PTMQError) as caught:
+        run(configuration(given), tmp_path / "run")
+    assert says in str(caught.value)
 
 
 def test_a_value_that_a_room_refuses_is_refused_before_anything_is_loaded(

@@ -57,8 +57,8 @@ def said(caplog: pytest.LogCaptureFixture, *overrides: str) -> list[str]:
         ("logger.project=mine", "logger=csv"),
         ("export.images=9", "export=none"),
         ("artifact=DIR", "export=none"),
-        ("recon.iters=9 export=onnx artifact=DIR", "export=onnx"),
-        ("data.calibration_images=9 export=onnx artifact=DIR", "export=onnx"),
+        ("recon.iters=9 export=onnx artifact=DIR", "export=onnx and artifact=DIR"),
+        ("data.calibration_images=9 export=onnx artifact=DIR", "export=onnx and artifact=DIR"),
     ],
 )
 def test_a_key_that_the_run_does_not_read_is_refused_with_the_choice_that_leaves_it_unread(
@@ -76,7 +76,7 @@ def test_a_key_that_the_run_does_not_read_is_refused_with_the_choice_that_leaves
         "recon.activation_iters=9 method=brecq", "mixer.weights=[0.1,0.2,0.3,0.4] mixer=case3",
         "mixer.weights=[0.1,0.2,0.3,0.4] loss=gd_figure", "allocate.averages=[4] allocate=greedy",
         "finetune.epochs=3 method=robustquant", "logger.project=mine logger=wandb",
-        "export.images=9 export=onnx artifact=DIR",
+        "export.images=9 export=onnx artifact=DIR", "recon.iters=9 export=onnx",
     ],
 )  # fmt: skip
 def test_the_same_key_is_taken_where_something_reads_it(command: str) -> None:

@@ -291,3 +291,27 @@ def test_links_that_lead_nowhere_are_counted(root: Path) -> None:
 def test_a_network_on_gray_images_gets_one_channel(root: Path) -> None:
     gray = SimpleNamespace(**vars(PREPROCESSING) | {"input_size": (1, 8, 8), "mean": (0.5,), "std": (0.5,)})
     assert open_data("imagefolder", root=root, preprocessing=gray).val[0][0].shape == (1, 8, 8)
+
+
+def test_classes_are_called_by_their_folders(root: Path) -> None:
+    assert open_data("imagefolder", root=root, preprocessing=PREPROCESSING).classes == ("a", "b")
+
+
+def test_classes_of_a_map_keep_their_numbers(root: Path) -> None:
+    (root / "class_map.txt").write_text("z\nb\ny\na\n")
+    assert open_data("imagefolder", root=root, preprocessing=PREPROCESSING).classes == ("z", "b", "y", "a")
+
+
+def test_imagenets_ids_are_said_in_english(tmp_path: Path) -> None:
+    for part in ("train", "val"):
+        (tmp_path / part / "n01440764").mkdir(parents=True)
+        (tmp_path / part / "n01440764" / "x.png").write_bytes(png(7 if part == "train" else 8))
+    classes = open_data("imagenet", root=tmp_path, preprocessing=PREPROCESSING).classes
+    assert len(classes) == 1000 and classes[0].startswith("tench") and classes[999].startswith("toilet tissue")
+
+
+def test_numbered_folders_of_cifar10_have_the_names_of_cifar10(tmp_path: Path) -> None:
+    folders(tmp_path / "train", "0123456789", 1)
+    folders(tmp_path / "val", "0123456789", 1, first=100)
+    assert open_data("cifar10", root=tmp_path, preprocessing=PREPROCESSING).classes[3:5] == ("cat", "deer")
+    assert open_data("imagefolder", root=tmp_path, preprocessing=PREPROCESSING).classes[3] == "3"

@@ -299,10 +299,54 @@ def loads_torch(arguments: list[str]) -> bool:
     return done.stdout.splitlines()[-1] == "True"
 
 
-def test_predict_names_the_classes_where_the_model_knows_them(
-    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+CLASSES = ("ant", "bee", "cat", "", "Käfer\x1b[2J")
+
+
+@pytest.fixture(scope="module")
+def named(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = small_model()
-    model.info = replace(INFO, classes=("ant", "bee", "cat", "dog", "eel"))
-    code, out, _ = ran(capsys, "predict", artifact.save(model, tmp_path / "model"), picture, "--top", 5)
-    assert code == 0 and all(f" {name} " in out for name in model.info.classes)
+    model.info = replace(INFO, classes=CLASSES)
+    return artifact.save(model, tmp_path_factory.mktemp("named") / "model")
+
+
+def test_predict_names_the_classes_where_the_model_knows_them(
+    named: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = ran(capsys, "predict", named, picture, "--top", 5)
+    assert code == 0 and all(f" {name} " in out for name in ("ant", "bee", "cat", "class 3"))
+    assert " Käfer\\x1b[2J " in out  # what would clear the screen is shown instead
+
+
+def test_predict_gives_json_with_index_name_and_share(
+    named: Path, picture: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = ran(capsys, "predict", named, picture, picture, "--top", 5, "--json")
+    first, second = map(json.loads, out.splitlines())
+    assert code == 0 and first == second and first["image"] == str(picture)
+    assert {found["index"]: found["name"] for found in first["classes"]} == dict(enumerate(CLASSES)) | {3: None}
+    assert sum(found["share"] for found in first["classes"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_predict_takes_folders_at_any_depth(
+    named: Path, picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    places = [tmp_path / "all" / part for part in ("b=1/x y.png", "a/deep/Ä.PNG", ".hidden/no.png", "a/.no.png")]
+    for place in places:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(picture, place)
+    (tmp_path / "all" / "notes.txt").write_text("no picture")
+    code, out, _ = ran(capsys, "predict", named, tmp_path / "all")
+    assert code == 0 and [line.split(": ")[0] for line in out.splitlines()] == [str(places[1]), str(places[0])]
+
+
+@pytest.mark.parametrize(("place", "says"), [("nothing", "there is no "), ("empty", "holds no pictures")])
+def test_predict_names_a_path_without_pictures(
+    place: str, says: str, named: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    code, out, err = ran(capsys, "predict", named, tmp_path / place)
+    assert (code, out) == (1, "") and says in err and str(tmp_path / place) in err and err.count("\n") == 1
+
+
+def test_info_counts_the_classes(named: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "classes   5: ant, bee, cat, ...\n" in ran(capsys, "info", named)[1]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.evaluation import accuracy
-from ptmq_lightning.evaluation.accuracy import measure_accuracy
+from ptmq_lightning.evaluation.accuracy import Tally, measure_accuracy
 from ptmq_lightning.runtime.errors import DataError, ModelError
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
@@ -150,3 +150,10 @@ def test_logits_that_are_not_finite_are_an_error(model: Any, batches: Batches) -
         "logits at the float network are not finite; expected finite logits: "
         "check the network's weights and the activation steps"
     )
+
+
+def test_a_network_of_one_class_is_always_right_and_has_its_logit_error() -> None:
+    tally = Tally(1, torch.device("cpu"))
+    tally.add([torch.tensor([[1.0], [-3.0]])], [torch.tensor([[2.0], [-3.0]])], [torch.tensor([0, 0])])
+    assert (tally.top(1), tally.top(5), tally.agreement()) == (100.0, None, 100.0)
+    assert tally.logit_error() == pytest.approx(1 / 13)

@@ -109,3 +109,9 @@ def test_a_network_without_layers_is_refused():
         "the network 'empty' has no convolution or linear layer that tracing can see; expected at least one. See "
         "blocks.opaque_layers for what is hidden."
     )
+
+
+def test_a_transposed_convolution_is_reported_as_a_layer_in_float():
+    module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2), nn.Flatten(), nn.Linear(256, 2)).eval()
+    traced = graph.trace(module, (3, 4, 4))
+    assert blocks.opaque_layers(traced, module) == ["1: a ConvTranspose2d is not quantized"]

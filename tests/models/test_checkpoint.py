@@ -131,3 +131,25 @@ def test_the_reparameterized_form_is_loaded_where_only_it_fits(tmp_path: Path) -
     safetensors.torch.save_file(own, tmp_path / "net.safetensors")
     found = zoo.build("mobileone_s0", checkpoint=tmp_path / "net.safetensors").module.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
+
+
+TEN = [f"kind {index}" for index in range(10)]
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        {"classes": TEN}, {"class_names": tuple(TEN)}, {"class_to_idx": {name: i for i, name in enumerate(TEN)}},
+        {"idx_to_class": dict(enumerate(TEN))},
+    ],
+    ids=lambda beside: next(iter(beside)),
+)  # fmt: skip
+def test_names_of_classes_beside_the_tensors_are_read(beside: dict[str, Any], state: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": state, **beside}, tmp_path / "net.pt")
+    assert list(zoo.build("cifar_resnet20", checkpoint=tmp_path / "net.pt").classes) == TEN
+
+
+@pytest.mark.parametrize("beside", [{}, {"classes": 10}, {"classes": [1, 2]}, {"class_to_idx": {"a": 1, "b": 2}}])
+def test_what_are_no_names_of_classes_is_left_alone(beside: dict[str, Any], state: State, tmp_path: Path) -> None:
+    torch.save({"state_dict": state, **beside}, tmp_path / "net.pt")
+    assert zoo.build("cifar_resnet20", checkpoint=tmp_path / "net.pt").classes == ()

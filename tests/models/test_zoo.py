@@ -142,3 +142,10 @@ def test_preprocessing_that_fits_no_image_is_refused(given: dict[str, Any], mess
     with pytest.raises(ModelError) as caught:
         zoo.build("digits_resnet", pretrained=False, preprocessing=given)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_other_channels_gets_images_of_them(channels):
+    network = zoo.build("test_resnet", pretrained=False, in_chans=channels)
+    preprocessing = network.preprocessing
+    assert preprocessing.input_size[0] == len(preprocessing.mean) == len(preprocessing.std) == channels

@@ -1,0 +1,62 @@
+"""The words of the command line: a run's folder is named by them, and paths among them may hold any sign.
+
+Hydra takes letters of ASCII, digits and a few signs as they are, and wants quotes of its own, inside those of the
+shell, around anything else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.types import Quote, QuotedString
+
+NAME_LENGTH = 120
+PATHS = (
+    "model.checkpoint", "model.classes", "model.name", "data.root", "data.train", "data.val", "data.class_map",
+    "artifact", "export.out", "hydra.run.dir", "hydra.sweep.dir",
+)  # fmt: skip
+_PLAIN = re.compile(
+    r"[+]{0,2}[\w.]+=(?:[A-Za-z0-9.+_]*|[A-Za-z0-9.+]+(-[A-Za-z0-9.+]+)*)", re.ASCII
+)  # told apart by their names alone
+
+
+def run_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
+    """A folder name that follows from the command: the experiment's or the model's name, then the other overrides, as
+    in `resnet18/mixer-case3_seed-0`. Letters, digits and "._+-/" are its signs: no shell and no Hydra wants quotes.
+
+    The same overrides give the same name, different ones different names; ``resume`` does not count.
+    """
+    group = "experiment" if choices.get("experiment") else "model"
+    parts = [part for part in overrides if part.split("=")[0].lstrip("+") not in ("resume", group)]
+    safe = "_".join(re.sub(r"[^A-Za-z0-9_.+]+", "-", part.lstrip("+")).rstrip("-") for part in parts)
+    if not all(map(_PLAIN.fullmatch, parts)) or len(safe) > NAME_LENGTH:
+        safe = f"{safe[:NAME_LENGTH]}-{hashlib.sha256(','.join(parts).encode()).hexdigest()[:8]}"
+    return f"{choices[group]}/{safe or 'default'}"
+
+
+def quoted_paths(words: Sequence[str]) -> list[str]:
+    """With Hydra's quotes around each path that holds signs which Hydra reads otherwise. In a sweep (-m) a comma
+    separates values, and such words stay as they are."""
+    sweep = bool({"-m", "--multirun"} & set(words))
+    return [word if sweep and "," in word else _quoted(word) for word in words]
+
+
+def how_to_quote(override: str | None) -> str:
+    """The cure where Hydra cannot read an override."""
+    name, _, value = (override or "KEY=VALUE").partition("=")
+    return (
+        f"expected letters, digits and /-+.$%*@?|: alone, or quotes inside quotes around the value: "
+        f"'{name}={QuotedString(value, Quote.double).with_quotes()}'"
+    )
+
+
+def _quoted(word: str) -> str:
+    name, _, value = word.partition("=")
+    if name.lstrip("+") not in PATHS or not value or value[0] in "'\"[{$" or value == "null":
+        return word
+    if re.fullmatch(r"[A-Za-z0-9_/\-+.%*@?|:]+", value):
+        return word
+    return f"{name}={QuotedString(value, Quote.double).with_quotes()}"
