@@ -41,8 +41,8 @@ from ptmq_lightning.data.sources import open_data, permutation
 from ptmq_lightning.device.bench import interleaved
 from ptmq_lightning.device.pictures import preprocessing_of
 from ptmq_lightning.export.export import write_export
-from ptmq_lightning.export.folder import FORMS
 from ptmq_lightning.export.session import Session, inference_session
+from ptmq_lightning.export.targets import forms
 from ptmq_lightning.runtime.model import MultiBitModel
 
 Run = Callable[[Any], Any]  # image (1, C, H, W) -> logits (1, classes), numpy
@@ -171,7 +171,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("artifact", type=Path, help="a run's model/ folder")
     parser.add_argument("--data", help="digits, cifar10, imagenet or imagefolder (the artifact's own)")
     parser.add_argument("--root", help="the images' folder, as data.root of train.py")
-    parser.add_argument("--form", choices=FORMS, default="static", help="a session per width, or one for all (static)")
+    parser.add_argument("--form", choices=forms(), default="static", help="a session per width, or one for all")
     parser.add_argument("--requests", type=int, default=900, help="of the whole trace (900)")
     parser.add_argument("--out", type=Path, default=Path("outputs/serving"), help="writes OUT.json and OUT.png")
     options = parser.parse_args(arguments)

@@ -219,6 +219,15 @@ def test_a_model_that_is_still_learning_is_refused(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_weight_that_the_file_cannot_hold_is_named_and_nothing_is_saved(tmp_path: Path) -> None:
+    """A save decodes what it wrote: here a rounding bit that is no bit."""
+    model = committed("shared")
+    dict(weights_of(model.blocks[1]))["layer1.0.conv1"].rounding.view(-1)[0] = 2
+    with pytest.raises(ArtifactError, match=r"other codes or steps for layer 'layer1\.0\.conv1' than the model"):
+        artifact.save(model, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_model_without_calibration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError) as error:
         artifact.save(small_model(calibrated=False), tmp_path / "model")

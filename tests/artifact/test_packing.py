@@ -11,6 +11,7 @@ from ptmq_lightning.artifact.packing import pack, unpack
 from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.weights import MultiBitWeight
+from tests.artifact.tiny import LATENT, ROUNDING
 from tests.golden_values import golden
 
 WIDTHS = tuple(range(2, 9))
@@ -105,3 +106,24 @@ def test_the_floor_code_is_the_golden_one() -> None:
     nested = nested_of(weight)
     for width in WIDTHS:
         assert nested.code(width).tolist() == stored["widths"][str(width)]
+
+
+def tied_by_octaves(octaves: dict[int, int], planes: tuple[int, ...] = ()) -> MultiBitWeight:
+    """A weight whose step at each width is 8 times that of its latent and so many octaves more."""
+    step = torch.tensor([2.0**-10, 2.0**-9])
+    steps = torch.stack([8 * step * 2.0**octave for octave in octaves.values()])
+    weight = MultiBitWeight(torch.tensor(LATENT, dtype=torch.int16), step, tuple(octaves), steps)
+    if planes:
+        weight.set_rounding("planes", torch.tensor([ROUNDING], dtype=torch.uint8), dict.fromkeys(planes, 0))
+    return weight
+
+
+@pytest.mark.parametrize(("octaves", "tied"), [(4, (4, 8)), (5, ())])
+def test_widths_are_tied_as_far_apart_as_their_bits_are_and_no_further(octaves: int, tied: tuple[int, ...]) -> None:
+    assert nested_of(tied_by_octaves({4: octaves, 8: 0})).tied == tied
+
+
+def test_of_several_ties_the_one_that_takes_the_fewest_bits_is_taken() -> None:
+    """4, 5 and 6 bits with their plane save 8 bits per weight; 2 and 8 bits, tied as well, save 1."""
+    weight = tied_by_octaves({2: 6, 4: 4, 5: 3, 6: 2, 8: 0}, planes=(4, 5, 6))
+    assert nested_of(weight).tied == (4, 5, 6)
