@@ -45,7 +45,7 @@ FAMILIES = {  # timm name -> image size; the smallest networks of their families
     "cait_xxs24_224": 224,
     "levit_128s": 224,
     "convit_tiny": 224,
-    "coat_lite_tiny": 64,
+    "coat_lite_tiny": 224,
     "lcnet_035": 64,
     "semnasnet_050": 64,
     "starnet_s050": 64,

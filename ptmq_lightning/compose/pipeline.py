@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
@@ -28,7 +27,7 @@ from ptmq_lightning.compose.inputs import describe_inputs
 from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.compose.outcome import figure, record, table
 from ptmq_lightning.compose.progress import Progress, now_and_then
-from ptmq_lightning.compose.sanity import tell_preprocessing, try_float_network
+from ptmq_lightning.compose.sanity import count_classes, tell_preprocessing, try_float_network
 from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
@@ -162,8 +161,7 @@ def load(config: Config, network: Network) -> tuple[Sources, list[int], Tensor]:
     )
     indices = draw_calibration(sources.train, count, config.seed, sources.val)
     images = calibration_images(sources.train, indices)
-    with torch.no_grad():
-        classes = network.module(images[:1]).shape[1]
+    classes = count_classes(network, images)
     if sources.num_classes > classes or (sources.num_classes < classes and not sources.mapped and network.trained):
         raise DataError(
             f"data={data.name} has {sources.num_classes} classes, but {network.name} tells {classes} apart; choose "

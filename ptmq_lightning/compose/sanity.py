@@ -10,6 +10,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Subset
 
 from ptmq_lightning.data.module import eval_loader
@@ -34,6 +35,24 @@ def tell_preprocessing(network: Network) -> None:
             "+model.preprocessing={mean:[...],std:[...],crop_pct:...,interpolation:...}",
             network.preprocessing_source,
         )
+
+
+@torch.inference_mode()
+def count_classes(network: Network, images: Tensor) -> int:
+    """How many classes the network tells apart; images (N, C, H, W).
+
+    Raises:
+        ModelError: it does not take these images.
+    """
+    try:
+        logits: Tensor = network.module(images[:1])
+    except Exception as error:  # a network may refuse in any way
+        raise ModelError(
+            f"{network.name} does not take images of {tuple(images.shape[1:])} (channels, height, width): {error} "
+            "Expected a size that it was made for: set +model.preprocessing={input_size:[C,H,W]}, or its own size in "
+            "model.kwargs."
+        ) from error
+    return logits.shape[1]
 
 
 @torch.inference_mode()

@@ -137,7 +137,8 @@ def channel_dim(block: nn.Module, output: Tensor) -> int:
 
 
 def tokens_read(following: nn.Module, x: Tensor) -> Tensor | None:
-    """The tokens of x (B, T, C) that the rest of the network depends on, or None where it depends on all of them."""
+    """The tokens of x (B, T, C) that the rest of the network depends on, or None where it depends on all of them (or,
+    behind a head that is still zero, on none)."""
     if x.dim() != 3:
         return None
     probe = x[:1].detach().clone().requires_grad_(True)
@@ -145,4 +146,4 @@ def tokens_read(following: nn.Module, x: Tensor) -> Tensor | None:
         following(probe).square().sum().backward()
     assert probe.grad is not None
     read = probe.grad[0].abs().amax(dim=-1) > 0
-    return None if bool(read.all()) else read.nonzero().flatten()
+    return None if bool(read.all()) or not bool(read.any()) else read.nonzero().flatten()

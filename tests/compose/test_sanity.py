@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import nn
 
-from ptmq_lightning.compose.sanity import tell_preprocessing, try_float_network
+from ptmq_lightning.compose.sanity import count_classes, tell_preprocessing, try_float_network
 from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.zoo import Network
@@ -70,3 +70,9 @@ def test_a_default_for_somebody_elses_weights_is_a_warning(
         tell_preprocessing(built)
     assert ("does not say how" in caplog.text) is warned
     assert ("model.preprocessing (mean)" in caplog.text) is not warned
+
+
+def test_images_of_a_size_that_the_network_does_not_take_are_refused() -> None:
+    network = zoo.build("coat_lite_tiny", pretrained=False, preprocessing={"input_size": [3, 64, 64]})
+    with pytest.raises(ModelError, match=r"coat_lite_tiny does not take images of \(3, 64, 64\).*input_size"):
+        count_classes(network, torch.zeros(1, 3, 64, 64))

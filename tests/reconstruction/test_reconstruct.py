@@ -253,6 +253,13 @@ def test_tokens_that_nothing_reads_are_found() -> None:
     assert tokens_read(torch.nn.Identity(), x) is None
 
 
+def test_behind_a_head_of_zeros_every_token_is_read() -> None:
+    head = torch.nn.Linear(4, 3)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    assert tokens_read(head, torch.randn(2, 5, 4)) is None
+
+
 def test_a_fit_that_diverges_stops_at_once_and_names_the_block_iteration_and_rates() -> None:
     model = small_model()
     wild = replace(RECIPE, schedule=replace(RECIPE.schedule, lr_activation=1e30, lr_rounding=1e30))
