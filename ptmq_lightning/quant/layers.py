@@ -12,45 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.quant import kernels
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.switchable import SwitchableActivation
 
 
 class _QuantDrop(torch.autograd.Function):
-    """LSQ fake quantization with step exp(log s); where `keep` is 1 the input passes as it is (QDrop). With a table
-    (256,) the codes 0..top become its levels.
-
-    Masks are floats: multiplying is several times faster than selecting.
-    """
+    """LSQ fake quantization of x (n,) with step exp(log s); where `keep` is 1 the input passes as it is (QDrop). With a
+    table (256,) the codes 0..top become its levels."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None, table: Tensor | None = None
     ) -> Tensor:
         step = log_step.exp()
-        scaled = x / step
-        raw = torch.round(scaled).add_(zero)
-        q = raw.clamp(0, top)
-        inside = torch.eq(raw, q, out=raw)
-        if table is not None:
-            q = table[q.int()].to(x.dtype)
-        q.sub_(zero)
-        y = q * step
-        slope = q.addcmul_(scaled, inside, value=-1)  # d(x^)/ds: q - x/s inside the range, q at its ends
-        if keep is not None:
-            y = torch.lerp(y, x, keep)
-            slope.addcmul_(slope, keep, value=-1)
-            inside = torch.maximum(inside, keep)
+        y, inside, slope = kernels.quantize(x, step, zero, zero.new_tensor(top), keep, table)
         ctx.save_for_backward(inside, slope, step)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside, slope, step = ctx.saved_tensors
-        grad_x = grad * inside if ctx.needs_input_grad[0] else None
-        grad_log = torch.dot(grad.flatten(), slope.flatten()) * step if ctx.needs_input_grad[1] else None
-        return grad_x, grad_log, None, None, None, None
+        grad_x, grad_step = kernels.quantize_backward(grad, inside, slope)
+        return grad_x, grad_step * step, None, None, None, None
 
 
 class MaskBank:
@@ -95,10 +80,10 @@ class TrainableActivation(SwitchableActivation):
         row = self.widths.index(self.bits)
         zero = self.frozen.zero_points[row]
         table = None if self.frozen.tables is None else self.frozen.tables[row]
-        mask = self.masks(x.shape) if self.masks is not None and self.training else None
+        mask = self.masks(x.shape).flatten() if self.masks is not None and self.training else None
         log_step, top = self.log_step[str(self.bits)], 2 ** (self.bits if table is None else grid.TABLE_BITS) - 1
-        result: Tensor = _QuantDrop.apply(x, log_step, zero, top, mask, table)  # type: ignore[no-untyped-call]
-        return result
+        result: Tensor = _QuantDrop.apply(x.flatten(), log_step, zero, top, mask, table)  # type: ignore[no-untyped-call]
+        return result.view(x.shape)
 
     @torch.no_grad()
     def committed(self) -> ActivationQuantizer:

@@ -1,7 +1,7 @@
 """Soft rounding: a variable V that says for every weight whether it goes up, in planes that widths share, or an offset.
 
 Source: PTMQ §1.2 (soft rounding, one R for all widths), §9.1 (offset), §9.4 (learned step sizes).
-The autograd function keeps only what the gradient needs; its arithmetic is runtime.grid's.
+The autograd functions keep only what the gradient needs; the arithmetic is runtime.grid's.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.quant import kernels
 from ptmq_lightning.quant import rounding as soft
 from ptmq_lightning.quant.learned import ROUNDINGS, LearnedWeight, RoundingKeys
 from ptmq_lightning.runtime import grid
@@ -21,25 +22,34 @@ from ptmq_lightning.runtime.weights import MultiBitWeight
 
 
 class _SoftWeight(torch.autograd.Function):
-    """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s."""
+    """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s; all but s (O, 1) are (O, n)."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, floor: Tensor, step: Tensor, low: int, high: int) -> Tensor:
-        sigmoid = torch.sigmoid(v)
-        raw = floor + torch.clamp(sigmoid * (soft.ZETA - soft.GAMMA) + soft.GAMMA, 0, 1)
-        q = raw.clamp(low, high)
-        ctx.save_for_backward(sigmoid, q, step, raw == q)
-        return q * step
+    def forward(ctx: Any, v: Tensor, floor: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        weight, to_v, to_step = kernels.soft_weight(v, floor, step, low, high)
+        ctx.save_for_backward(to_v, to_step)
+        return weight
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        sigmoid, q, step, inside = ctx.saved_tensors
-        stretch = soft.ZETA - soft.GAMMA
-        h = sigmoid * stretch + soft.GAMMA
-        free = inside & (h > 0) & (h < 1)
-        grad_v = grad * step * free * (sigmoid * (1 - sigmoid) * stretch)
-        grad_step = (grad * q).flatten(1).sum(1).reshape(step.shape) if ctx.needs_input_grad[2] else None
-        return grad_v, None, grad_step, None, None
+        to_v, to_step = ctx.saved_tensors
+        grad_step = (grad * to_step).sum(1, keepdim=True) if ctx.needs_input_grad[2] else None
+        return grad * to_v, None, grad_step, None, None
+
+
+class _Penalty(torch.autograd.Function):
+    """sum of 1 - |2h(V) - 1|^beta over V (n,), a scalar."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, beta: Tensor) -> Tensor:
+        total, gradient = kernels.penalty(v, beta)
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * grad, None
 
 
 class SoftWeight(LearnedWeight):
@@ -102,7 +112,8 @@ class SoftWeight(LearnedWeight):
         return [b for b in widths if b in self.plane_of]
 
     def _penalties(self, widths: list[int], beta: float) -> Tensor:
-        return torch.stack([soft.regularizer(soft.rectified_sigmoid(self.logits(b)), beta) for b in widths])
+        exponent = self.floors[widths[0]].new_tensor(beta)
+        return torch.stack([_Penalty.apply(self.logits(b).flatten(), exponent) for b in widths])  # type: ignore
 
     def forward(self) -> Tensor:
         if self.bits is None:
@@ -111,9 +122,10 @@ class SoftWeight(LearnedWeight):
         step = grid.per_channel(self.step_size(self.bits), floor)
         if self.bits in self.nearest:
             return self.nearest[self.bits] * step
-        limits = grid.limits(self.bits)
-        result: Tensor = _SoftWeight.apply(self.logits(self.bits), floor, step, *limits)  # type: ignore[no-untyped-call]
-        return result
+        low, high = map(floor.new_tensor, grid.limits(self.bits))
+        flat = self.logits(self.bits).flatten(1), floor.flatten(1), step.flatten(1)
+        result: Tensor = _SoftWeight.apply(*flat, low, high)  # type: ignore[no-untyped-call]
+        return result.view(floor.shape)
 
     def decided(self) -> Tensor:
         """What is stored of V, uint8 (planes, O, ...): R = [V >= 0]."""

@@ -38,16 +38,19 @@ def rectified_sigmoid(v: Tensor) -> Tensor:
     return torch.clamp(torch.sigmoid(v) * (ZETA - GAMMA) + GAMMA, 0, 1)
 
 
+def rectified_sigmoid_and_slope(v: Tensor) -> tuple[Tensor, Tensor]:
+    """h(V) and dh/dV, shapes of V; where h is cut off its slope is 0."""
+    sigmoid = torch.sigmoid(v)
+    raw = sigmoid * (ZETA - GAMMA) + GAMMA
+    h = raw.clamp(0, 1)
+    return h, sigmoid * (1 - sigmoid) * (ZETA - GAMMA) * torch.eq(raw, h)
+
+
 def start(fraction: Tensor) -> Tensor:
     """V0 with h(V0) = fraction, shape kept; the fraction is kept within [EDGE, 1 - EDGE]."""
     half = (ZETA - GAMMA) / 2  # written around phi = 1/2, which gives V = 0 exactly: ties round up
     away = fraction.double().clamp(EDGE, 1 - EDGE) - 0.5
     return torch.log((half + away) / (half - away)).to(fraction.dtype)
-
-
-def regularizer(h: Tensor, beta: float) -> Tensor:
-    """sum(1 - |2h - 1|^beta) over all elements: zero where every h is 0 or 1."""
-    return (1 - (2 * h - 1).abs().pow(beta)).sum()
 
 
 def settled(h: Tensor, margin: float = 0.01) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ptmq_lightning.quant import rounding
+from ptmq_lightning.quant import kernels, rounding
 from ptmq_lightning.quant.planes import SoftWeight
 from ptmq_lightning.quant.rounding import BetaSchedule
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
@@ -32,15 +32,26 @@ def test_a_fraction_of_zero_or_one_starts_where_the_gradient_still_flows() -> No
     assert 0 < h[0] < 1e-3 and 1 - 1e-3 < h[1] < 1
 
 
+def penalty(v: torch.Tensor, beta: float) -> float:
+    return float(kernels.penalty(v, v.new_tensor(beta))[0])
+
+
 def test_the_regularizer_is_the_golden_one() -> None:
     values = golden("regularizer")
-    h = rounding.rectified_sigmoid(torch.tensor(values["V"], dtype=torch.float64))
-    assert float(rounding.regularizer(h, values["beta"])) == pytest.approx(values["value"], abs=1e-9)
+    v = torch.tensor(values["V"], dtype=torch.float64)
+    assert penalty(v, values["beta"]) == pytest.approx(values["value"], abs=1e-9)
+
+
+def test_the_regularizers_gradient_is_autograds() -> None:
+    v = torch.linspace(-4, 4, 101, dtype=torch.float64, requires_grad=True)
+    h = rounding.rectified_sigmoid(v)
+    (1 - (2 * h - 1).abs().pow(7.5)).sum().backward()
+    torch.testing.assert_close(kernels.penalty(v.detach(), v.new_tensor(7.5))[1], v.grad)
 
 
 def test_the_regularizer_is_zero_at_the_ends_and_one_in_the_middle() -> None:
-    assert float(rounding.regularizer(torch.tensor([0.0, 1.0]), 2.0)) == 0
-    assert float(rounding.regularizer(torch.tensor([0.5]), 20.0)) == 1
+    assert penalty(torch.tensor([-9.0, 9.0]), 2.0) == 0
+    assert penalty(torch.tensor([0.0]), 20.0) == 1
 
 
 def test_beta_is_the_golden_one() -> None:

@@ -1,0 +1,114 @@
+"""The element-wise arithmetic of a fit's layers, as plain functions that can be compiled.
+
+A fit spends what it costs beyond plain training here, in a dozen passes over every activation. Compiled, each function
+is one pass (`compiled`); the numbers stay the same, but for the order in which a gradient of a step size is summed.
+Every function takes flat tensors, so that one compilation serves all shapes.
+"""
+
+from __future__ import annotations
+
+import functools
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor
+
+from ptmq_lightning.quant.rounding import rectified_sigmoid_and_slope
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+_on = False
+
+
+@contextmanager
+def compiled(wanted: bool) -> Iterator[None]:
+    """Context in which the kernels are compiled, on first use; where ``wanted`` is False they run as they are."""
+    global _on
+    before, _on = _on, wanted
+    try:
+        yield
+    finally:
+        _on = before
+
+
+def compiler() -> str | None:
+    """The C++ compiler that torch.compile needs on a CPU, or None where there is none."""
+    return next(filter(None, map(shutil.which, ("g++", "clang++", "c++"))), None)
+
+
+def kernel(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, and within `compiled` its compiled form."""
+    fast: Any = torch.compile(function, dynamic=True, fullgraph=True)
+
+    @functools.wraps(function)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        result: R = (fast if _on else function)(*args, **kwargs)
+        return result
+
+    return run
+
+
+@kernel
+def quantize(
+    x: Tensor, step: Tensor, zero: Tensor, top: Tensor, keep: Tensor | None, table: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """LSQ's x^ = (clip(round(x/s) + z, 0, top) - z) s; where `keep` is 1, x as it is (QDrop).
+
+    Args:
+        x: (n,). step, zero, top: scalars. keep: (n,) of 0 and 1; floats, as multiplying is several times faster than
+            selecting. table: (256,), the levels that the codes stand for.
+
+    Returns:
+        x^, and what its gradients need: d(x^)/dx and d(x^)/ds, each (n,). The latter is q - x/s inside the range, q at
+        its ends.
+    """
+    scaled = x / step
+    raw = torch.round(scaled).add_(zero)
+    q = raw.clamp(zero.new_zeros(()), top)
+    inside = torch.eq(raw, q).to(x.dtype)
+    if table is not None:
+        q = table[q.int()].to(x.dtype)
+    q.sub_(zero)
+    y = q * step
+    slope = q.addcmul_(scaled, inside, value=-1)
+    if keep is not None:
+        y = torch.lerp(y, x, keep)
+        slope.addcmul_(slope, keep, value=-1)
+        inside = torch.maximum(inside, keep)
+    return y, inside, slope
+
+
+@kernel
+def quantize_backward(grad: Tensor, inside: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients to x (n,) and to s."""
+    return grad * inside, torch.dot(grad, slope)
+
+
+@kernel
+def soft_weight(v: Tensor, floor: Tensor, step: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """AdaRound's W^ = clip(floor(u) + h(V), low, high) s.
+
+    Args:
+        v, floor: (O, n). step: (O, 1). low, high: scalars.
+
+    Returns:
+        W^, and what its gradients need: d(W^)/dV and d(W^)/ds, each (O, n).
+    """
+    h, slope = rectified_sigmoid_and_slope(v)
+    raw = floor + h
+    q = raw.clamp(low, high)
+    return q * step, slope * torch.eq(raw, q) * step, q
+
+
+@kernel
+def penalty(v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """sum over V (n,) of 1 - |2h(V) - 1|^beta, a scalar, and its gradient (n,): one power for both."""
+    h, slope = rectified_sigmoid_and_slope(v)
+    signed = 2 * h - 1
+    far = signed.abs()
+    power = far.pow(beta - 1)
+    return (1 - power * far).sum(), power * torch.sign(signed) * slope * (-2 * beta)
