@@ -48,6 +48,7 @@ from ptmq_lightning.config import parts
 from ptmq_lightning.models.blocks import cut
 from ptmq_lightning.models.fold import fold
 from ptmq_lightning.models.graph import trace
+from ptmq_lightning.quant import kernels
 from ptmq_lightning.quant.layers import MaskBank
 from ptmq_lightning.reconstruction.block import BlockReconstruction
 from ptmq_lightning.reconstruction.commit import make_trainable
@@ -97,13 +98,16 @@ def main() -> None:
     parser.add_argument(
         "--set", nargs="*", default=[], help="further keys of the configuration, as on the command line"
     )
+    parser.add_argument("--compiled", action="store_true", help="as with trainer.compile=always")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     set_fused_attn(False)
-    found = [measure(name, options.repeats, options.set) for name in options.blocks]
+    with kernels.compiled(options.compiled):
+        found = [measure(name, options.repeats, options.set) for name in options.blocks]
     results = {
         "torch": torch.__version__,
         "threads": options.threads,
+        "compiled": options.compiled,
         "set": options.set,
         "ratio_to_floor": {row["block"]: row["step"] / row["floor"] for row in found},
         "blocks": found,
@@ -284,8 +288,8 @@ class _Count(TorchDispatchMode):
 
 
 def operations(run: Callable[[], None]) -> int:
-    """Calls of PyTorch operators in a step."""
-    with _Count() as counted:
+    """Calls of PyTorch operators in a step that is not compiled."""
+    with kernels.compiled(False), _Count() as counted:
         run()
     return counted.calls
 
@@ -293,7 +297,8 @@ def operations(run: Callable[[], None]) -> int:
 def table(results: dict[str, Any]) -> str:
     """The results in Markdown."""
     lines = [
-        f"torch {results['torch']}, {results['threads']} thread, keys: {' '.join(results['set']) or 'the defaults'}. "
+        f"torch {results['torch']}, {results['threads']} thread, {'compiled, ' * results['compiled']}keys: "
+        f"{' '.join(results['set']) or 'the defaults'}. "
         "Processor milliseconds, medians.",
         "",
         "| block | widths | step | floor | step / floor | plain loop, as many iterations | step / plain | Trainer adds "

@@ -21,6 +21,7 @@ from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.class_names import class_names, require_classes
+from ptmq_lightning.compose.compiling import compiles
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.export import export_own
 from ptmq_lightning.compose.folder import RunFolder
@@ -44,6 +45,7 @@ from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize
 from ptmq_lightning.models.unwrap import plain
 from ptmq_lightning.models.zoo import Network
+from ptmq_lightning.quant import kernels
 from ptmq_lightning.quant.insert import insert
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.reconstruction.features import predict_bytes
@@ -219,6 +221,7 @@ def learn(
     passes = parts.recipes(config, model)
     size = max((predict_bytes(model, images, recipe.mixer, recipe.groups) for recipe in passes), default=0)
     log.info("feature cache: %.0f MiB at its largest", size / 2**20)
+    fast = compiles(config.trainer.compile, model, images, passes)
     results = folder.restore(model) if folder else []
     done, blocks, before = len(results), len(model.blocks), (0, 0)
     for number, recipe in enumerate(passes):
@@ -235,7 +238,7 @@ def learn(
             return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
 
         if first < blocks:
-            with old_objects_set_aside():
+            with old_objects_set_aside(), kernels.compiled(fast):
                 results += reconstruct_model(
                     model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
                 )

@@ -98,6 +98,12 @@ class TrainerConfig:
     strategy: str = key("auto", "Lightning's")
     deterministic: bool = key(True, "the same tensors for the same seed")
     threads: int | None = key(None, "of torch on a CPU; null: torch's own choice", least=1)
+    compile: str = key(
+        "auto",
+        "torch.compile for the element-wise arithmetic of the fits; auto: on a CPU with a C++ compiler, where the fits "
+        "are so long that it pays",
+        choices=("auto", "always", "never"),
+    )
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,68 @@
+"""Whether the element-wise arithmetic of the fits is compiled: where it saves more than the compilation costs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ptmq_lightning.quant import kernels
+from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.hooks import watched_inputs
+from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of
+
+log = logging.getLogger(__name__)
+
+SAVED = 4e-9  # processor seconds per value that a quantizer reads, forward and backward (benchmarks/speed.py)
+COST = 60.0  # processor seconds of the compilation, the first time; later ones find it in torch's cache
+
+
+def compiles(wanted: str, model: MultiBitModel, images: Tensor, passes: Sequence[Recipe]) -> bool:
+    """Whether to compile; told in one line of log.
+
+    Args:
+        wanted: trainer.compile: always, never, or auto.
+        images: calibration images (N, C, H, W).
+
+    Raises:
+        ConfigError: always, and there is no compiler.
+    """
+    if wanted == "never" or not passes:
+        return False
+    compiler = kernels.compiler()
+    if wanted == "always":
+        if compiler is None and not images.is_cuda:
+            raise ConfigError(
+                "found trainer.compile=always and no C++ compiler; expected g++ or clang++ on the PATH. Install one, "
+                "or set trainer.compile=never"
+            )
+        return True
+    saved = SAVED * sum(values_per_image(model, images) * _passes(recipe, model, len(images)) for recipe in passes)
+    pays = compiler is not None and not images.is_cuda and saved > 2 * COST
+    log.info(
+        "trainer.compile=auto: %s (about %.0f processor seconds to save for %.0f of compilation%s)",
+        "compiled" if pays else "not compiled", saved, COST, "" if compiler else "; no C++ compiler",
+    )  # fmt: skip
+    return pays
+
+
+@torch.no_grad()
+def values_per_image(model: MultiBitModel, images: Tensor) -> int:
+    """What all activation quantizers read of one image."""
+    counts = [0]
+
+    def see(_name: str, x: Tensor) -> None:
+        counts[0] += x.numel()
+
+    with watched_inputs(dict(quantizers_of(model)), see):
+        model.switch(None)
+        model(images[:1])
+    return counts[0]
+
+
+def _passes(recipe: Recipe, model: MultiBitModel, images: int) -> int:
+    """Images that pass every quantizer in a fit, all widths counted."""
+    return recipe.schedule.iters * min(recipe.schedule.batch, images) * len(recipe.groups.groups)
