@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ptmq_lightning.device import arguments
+from ptmq_lightning.runtime.checked import printable
 from ptmq_lightning.runtime.errors import ConfigError, PTMQError
 
 Lines = Iterator[str]
@@ -39,9 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         for line in COMMANDS[options.command].run(options):
-            print(line, flush=True)
+            print(printable(line), flush=True)
     except PTMQError as error:
-        print(f"ptmq: {error}", file=sys.stderr)
+        print(printable(f"ptmq: {error}"), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()

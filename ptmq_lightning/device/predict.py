@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-import torch
-
 from ptmq_lightning.artifact.artifact import load
+from ptmq_lightning.device.passes import compute
 from ptmq_lightning.device.pictures import open_picture, preprocessing_of
 from ptmq_lightning.runtime.info import ModelInfo
 
@@ -19,8 +18,7 @@ def predict(options: argparse.Namespace) -> Iterator[str]:
         model.switch(options.bits)
     preprocessing = preprocessing_of(model.info)
     for path in options.images:
-        with torch.inference_mode():
-            logits = model(open_picture(path, preprocessing).unsqueeze(0))[0]  # (classes,)
+        logits = compute(model, open_picture(path, preprocessing).unsqueeze(0))[0]  # (classes,)
         best = logits.softmax(0).topk(min(options.top, len(logits)))
         found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         yield f"{path}: " + ", ".join(f"{_name(model.info, index)} {100 * share:.1f} %" for index, share in found)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,11 +21,11 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from ptmq_lightning.export.folder import WIDTHS, read_manifest
+from ptmq_lightning.export.folder import EXPORT, WIDTHS, read_manifest
 from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS
 from ptmq_lightning.export.portable import as_portable, saturates, shifted
 from ptmq_lightning.export.values import Array, Table, parameters
-from ptmq_lightning.runtime.errors import ConfigError, ExportError, ModelError
+from ptmq_lightning.runtime.errors import ConfigError, ExportError, PTMQError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
@@ -52,7 +52,7 @@ class Session:
         stored = self.manifest["weights"] == "portable"
         self.portable = stored or (saturates(backend) if portable is None else portable)
         self._rewrites = self.portable and not stored
-        self.info = _info_of(self.folder, self.manifest)
+        self.info = ModelInfo.from_json(self.manifest["info"])
         layers = [LayerInfo.from_json(row) for row in self.manifest["layers"]]
         pairs = [BitWidth.parse(pair) for pair in self.manifest["pairs"]]
         self._names = MultiBitModel((), (), {layer.name: layer for layer in layers}, pairs)  # resolves, runs nothing
@@ -60,10 +60,17 @@ class Session:
         self._names.assignments = self.assignments
         self._runs: dict[BitAssignment, Run] = {}
         self._preparing = threading.Lock()
-        switchable = self.form == "switchable"
-        self._switchable = _Switchable(self) if switchable else None
         self.active: BitAssignment | None = None
-        self.switch(next(iter(self.assignments)))
+        try:
+            self._switchable = _Switchable(self) if self.form == "switchable" else None
+            self.switch(next(iter(self.assignments)))
+        except PTMQError:
+            raise
+        except Exception as error:  # a runtime meets bytes that are no graph with errors of its own
+            first = (str(error).strip() or "no reason given").splitlines()[0]
+            raise EXPORT.failed(
+                self.folder, f"its graph cannot be run ({type(error).__name__}: {first[:300]}). {EXPORT.again}"
+            ) from error
 
     @property
     def form(self) -> str:
@@ -124,13 +131,6 @@ class Session:
             return _openvino(model, self.threads)
         session = inference_session(model, self.threads)
         return lambda images: session.run([LOGITS], {IMAGES: images})[0]
-
-
-def _info_of(folder: Path, manifest: Mapping[str, Any]) -> ModelInfo:
-    try:
-        return ModelInfo.from_json(manifest["info"])
-    except (ModelError, ConfigError) as error:
-        raise ExportError(f"cannot open '{folder}': {error}. Export the artifact again.") from error
 
 
 class _Switchable:
