@@ -30,6 +30,7 @@ from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.turns import Turns
 
 Images = TypeVar("Images", torch.Tensor, Array)
 Run = Callable[[Array], Array]
@@ -61,6 +62,7 @@ class Session:
         self._runs: dict[BitAssignment, Run] = {}
         self._preparing = threading.Lock()
         self.active: BitAssignment | None = None
+        self._turns = Turns()
         try:
             self._switchable = _Switchable(self) if self.form == "switchable" else None
             self.switch(next(iter(self.assignments)))
@@ -90,11 +92,14 @@ class Session:
             with self._preparing:
                 if assignment not in self._runs:  # no other thread came first
                     self._runs[assignment] = self._prepared(assignment, which)
-        self.active = assignment
+        with self._turns.switching():
+            self.active = assignment
 
     def handle(self) -> Session:
         """A second switch on the same export: all that was prepared is shared, the active width is not."""
-        return copy.copy(self)
+        own = copy.copy(self)
+        own._turns = Turns()
+        return own
 
     def __call__(self, images: Images) -> Images:
         """Logits, in the type of the images: numpy or torch. Raises ExportError for images of another size."""
@@ -105,7 +110,9 @@ class Session:
                 f"found images of shape {given.shape}; expected (B, {', '.join(map(str, self._image_shape))}), as "
                 f"exported. Prepare them so, or export the artifact with images of this size."
             )
-        logits = self._runs[self.active](given)
+        run = self._runs[self.active]
+        self._turns.require_own()  # after the look at `active`: what came before it is seen
+        logits = run(given)
         return torch.from_numpy(logits) if isinstance(images, torch.Tensor) else logits
 
     def graph(self, name: str) -> Path | bytes:
