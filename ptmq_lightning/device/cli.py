@@ -6,7 +6,8 @@
     ptmq verify DIR
     ptmq export DIR --images FOLDER --bits w8a8,w4a8
 
-Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command. One line says why.
+Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command, 130 interrupted
+(docs/failures.md). One line says why.
 A subcommand loads what it needs when it runs: neither --help nor info waits for torch.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 
 from ptmq_lightning.device import arguments
 from ptmq_lightning.runtime.checked import printable
-from ptmq_lightning.runtime.errors import ConfigError, PTMQError
+from ptmq_lightning.runtime.errors import INTERRUPTED, ConfigError, PTMQError, of_system
 
 Lines = Iterator[str]
 
@@ -47,6 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         return 1
+    except (OSError, MemoryError) as error:
+        print(printable(f"ptmq: {of_system(error)}"), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ptmq: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 
