@@ -75,7 +75,7 @@ def node(target: str, *args: Any, op: str = "call_function") -> Setup:
 
 def quantizer(**changed: Any) -> Setup:
     def change(manifest: dict[str, Any]) -> None:
-        modules = manifest["blocks"][0]["modules"].values()
+        modules = [module for block in manifest["blocks"] for module in block["modules"].values()]
         next(m for m in modules if m["type"] == "ActivationQuantizer")["spec"].update(changed)
 
     return forge(MANIFEST, change)
@@ -175,7 +175,7 @@ GIVEN = [
           checkpoint("w.safetensors", dict.copy)),
     train("a network that timm has not", "model=timm model.name=resnot18 model.pretrained=false", "resnot18", 1),
     train("a network without a name", "model=timm", "model.name", 2),
-    train("images of another size than the network's", "model=timm model.name=test_vit model.pretrained=false", "classes", 1),
+    train("images of more classes than the network has", "model.pretrained=false model.num_classes=7", "classes", 1),
     ptmq("a picture that is missing", "predict run/model nothing.png", "nothing.png", 1),
     ptmq("an empty picture", "predict run/model empty.png", "empty.png", 1, write("empty.png")),
     ptmq("a text as a picture", "predict run/model text.png", "text.png", 1, write("text.png", "cat")),

@@ -1,7 +1,7 @@
 """More than a hundred ways to go wrong, provoked through the real commands beside a finished run.
 
     python benchmarks/failures.py                        (minutes on one core)
-    python benchmarks/failures.py --only "full disk"     (by a part of the situation; nothing is written)
+    python benchmarks/failures.py --only "full disk"     (measured anew, by a part of the situation)
 
 benchmarks/failure_cases.py is the table: a situation, how it is set up, the command, what its message must name, its
 exit code. Everything is imported once; each case is a fork of that process in a folder of its own, which holds a
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,31 +49,38 @@ EXPORT = ["ptmq", "export", "run/model", "--images", "images.npy"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="a part of the situation's words")
+    parser.add_argument("--only", help="a part of the situation's words: measured anew")
+    parser.add_argument("--rest", action="store_true", help="what is missing or wrong in the results")
     options = parser.parse_args()
-    found = run([case for case in CASES if not options.only or options.only in case.situation], tell=True)
-    if not options.only:
+    kept = (
+        {row["situation"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))} if RESULTS.exists() else {}
+    )
+    asked = [case for case in CASES if not options.only or options.only in case.situation]
+    if options.rest:
+        asked = [case for case in asked if case.situation not in kept or wrong(kept[case.situation])]
+    found: list[dict[str, Any]] = []
+    for row in run(asked, tell=True):
+        kept[row["situation"]] = row
+        found = [kept[case.situation] for case in CASES if case.situation in kept]
         RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         PAGE.write_text(page(found), encoding="utf-8")
     print(summary(found), *(row for row in found if wrong(row)), sep="\n")
 
 
-def run(cases: Iterable[Case], *, tell: bool = False) -> list[dict[str, Any]]:
+def run(cases: Iterable[Case], *, tell: bool = False) -> Iterator[dict[str, Any]]:
     """A row for each case, in order."""
     warm()
     with tempfile.TemporaryDirectory() as place:
         base = Path(place) / "base"
         prepare(base)
-        rows = []
         for case in cases:
             folder = Path(place) / "case"
             row, text = provoke(case, base, folder)
-            rows.append(row)
             shutil.rmtree(folder)
             if tell:
                 print(f"{row['code']!s:>4}  {row['seconds']:5.1f} s  {case.situation}: {row['message']}", flush=True)
                 print(text[-3000:] if wrong(row) else "", end="", flush=True)
-        return rows
+            yield row
 
 
 def warm() -> None:

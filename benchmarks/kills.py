@@ -20,7 +20,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ def main() -> None:
     (RESULTS / "kills.md").write_text(table(rows), encoding="utf-8")
 
 
-def measure(kinds: tuple[Kind, ...], *, tell: bool = False) -> list[dict[str, Any]]:
+def measure(kinds: Sequence[Kind], *, tell: bool = False) -> list[dict[str, Any]]:
     """A row for each kill."""
     failures.warm()
     draw = random.Random(0)

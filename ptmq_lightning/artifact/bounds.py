@@ -74,7 +74,7 @@ def _of_operator(name: str, node: Mapping[str, Any], given: list[Bound]) -> Boun
         return given[0] if kinds[:1] == ["tensor"] or (given and sliced) else NUMBER
     if "sequence" in kinds:
         if name in ("mul", "mod", "matmul", "pow"):  # a sequence many times, a text with a width
-            raise _too_much(f"operator.{name} works on a list or text", 0)
+            raise _too_much(f"operator.{name} works on a list or text")
         return Bound("sequence", sum(most))
     if name == "pow" and kinds[:1] != ["tensor"] and kinds[1:] != ["tensor"]:
         power = node["args"][-1]
@@ -110,8 +110,9 @@ def _numbers(value: Any) -> Iterator[int | float]:
         yield from _numbers(inner)
 
 
-def _too_much(what: str, most: int) -> ArtifactError:
+def _too_much(what: str, most: int | None = None) -> ArtifactError:
+    expected = "numbers and tensors" if most is None else f"at most {most:,}"
     return ArtifactError(
-        f"a graph in which {what} is refused, as it could fill any memory; expected at most {most:,}. Use an artifact "
-        f"from a source you trust, or a network without it"
+        f"a graph in which {what} is refused, as it could fill any memory; expected {expected}. Use an artifact from a "
+        f"source you trust, or a network without it"
     )
