@@ -277,22 +277,22 @@ RESUMED = [
 ]  # fmt: skip
 
 MACHINE = [
-    train("a file in the place of the run's folder", "hydra.run.dir=cat.png", "cat.png", 2),
+    train("a file in the place of the run's folder", "hydra.run.dir=cat.png", "cat.png", 1),
     train("a file in the place of unfinished/", "", "unfinished", 1, write("run/unfinished", "mine")),
     train("a folder with a configuration of somebody else", "hydra.run.dir=other", "other", 2,
           write("other/config.yaml", "a: 1")),
     train("a read-only folder", "hydra.run.dir=fixed/run", "fixed", 1, read_only("fixed")),
     train("a full disk", "hydra.run.dir=small/run", "space", 1, no_space("small", 0.02)),
-    train("a full disk at the end of the run", "", "unfinished", 1, no_space("run/unfinished", 0.3)),
+    train("a full disk at the end of the run", "hydra.run.dir=small/run", "space", 1, no_space("small", 0.3)),
     train("a limit on the size of files", "", "large", 1, limit(20_000)),
     train("another process in the same folder", "", "another process", 2, occupied("run")),
     train("another process in the same folder, with resume", "resume=true", "another process", 2, occupied("run")),
     train("Ctrl-C while the data is opened", "", "interrupted", 130, interrupt("build:")),
     train("Ctrl-C in the fit", "recon.iters=200", "interrupted", 130, interrupt("block 2/5")),
-    train("Ctrl-C at once", "", "interrupted", 130, interrupt("")),
+    train("Ctrl-C in the evaluation", "", "interrupted", 130, interrupt("allocate:")),
     train("a rate that makes losses infinite", "recon.lr_activation=1e30 recon.lr_rounding=1e30", "block", 1),
     train("no GPU", "trainer=gpu", "GPU", 2),
-    ptmq("an export to a full disk", f"{EXPORT} --out small/out", "space", 1, no_space("small", 0.05)),
+    ptmq("an export to a full disk", f"{EXPORT} --out small/out", "space", 1, no_space("small", 0.01)),
     ptmq("an export to a read-only folder", f"{EXPORT} --out fixed/out", "fixed", 1, read_only("fixed")),
 ]  # fmt: skip
 

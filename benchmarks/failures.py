@@ -139,7 +139,7 @@ def provoke(case: Case, base: Path, folder: Path) -> tuple[dict[str, Any], str]:
         lost = contents(folder / "run") != before
     lines = [line for line in text.replace(str(folder.resolve()), ".").splitlines() if line.strip()]
     said = [line for line in lines if re.search(r"\berror: |^ptmq: |WARNING|resume: ", line)] or lines[-1:] or [""]
-    message = re.sub(r"^\d\d:\d\d:\d\d ", "", said[-1])
+    message = re.sub(r"^\d\d:\d\d:\d\d ", "", said[-1] if code else said[0])  # what was mended is told first
     row = {
         "situation": case.situation,
         "command": shown(case.command),

@@ -100,7 +100,7 @@ class RunFolder:
             shutil.rmtree(self.work)
         self.work.mkdir(exist_ok=True)
         write_atomically(self.work / CONFIG, _text(self.config))
-        self._log = logging.FileHandler(self.work / LOG, encoding="utf-8")
+        self._log = _LogFile(self.work / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logging.getLogger().addHandler(self._log)
 
@@ -247,6 +247,11 @@ class RunFolder:
                 f"resume=true, but the run in {self.path} had another configuration: {shown}; give the same command "
                 "again, or start afresh without resume"
             )
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk ends a run where results are written, not where it speaks of them."""
 
 
 def _remove(target: Path) -> None:
