@@ -1,7 +1,7 @@
 """More than a hundred ways to go wrong, provoked through the real commands beside a finished run.
 
     python benchmarks/failures.py                        (minutes on one core)
-    python benchmarks/failures.py --only "full disk"     (measured anew, by a part of the situation)
+    python benchmarks/failures.py --only "full disk"     (measured anew, by a pattern of the situation)
 
 benchmarks/failure_cases.py is the table: a situation, how it is set up, the command, what its message must name, its
 exit code. Everything is imported once; each case is a fork of that process in a folder of its own, which holds a
@@ -49,13 +49,13 @@ EXPORT = ["ptmq", "export", "run/model", "--images", "images.npy"]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="a part of the situation's words: measured anew")
+    parser.add_argument("--only", help="a pattern of the situation's words: measured anew")
     parser.add_argument("--rest", action="store_true", help="what is missing or wrong in the results")
     options = parser.parse_args()
     kept = (
         {row["situation"]: row for row in json.loads(RESULTS.read_text(encoding="utf-8"))} if RESULTS.exists() else {}
     )
-    asked = [case for case in CASES if not options.only or options.only in case.situation]
+    asked = [case for case in CASES if re.search(options.only or "", case.situation)]
     if options.rest:
         asked = [case for case in asked if case.situation not in kept or wrong(kept[case.situation])]
     found: list[dict[str, Any]] = []

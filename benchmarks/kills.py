@@ -62,10 +62,16 @@ KINDS = (
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
-    rows = measure(KINDS, tell=True)
-    (RESULTS / "kills.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
-    (RESULTS / "kills.md").write_text(table(rows), encoding="utf-8")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rest", action="store_true", help="what is missing in the results")
+    options = parser.parse_args()
+    file = RESULTS / "kills.json"
+    rows = json.loads(file.read_text(encoding="utf-8")) if options.rest and file.exists() else []
+    for kind in KINDS:
+        if not any(row["kind"] == kind.name for row in rows):
+            rows += measure([kind], tell=True)
+            file.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+            file.with_suffix(".md").write_text(table(rows), encoding="utf-8")
 
 
 def measure(kinds: Sequence[Kind], *, tell: bool = False) -> list[dict[str, Any]]:
@@ -79,7 +85,7 @@ def measure(kinds: Sequence[Kind], *, tell: bool = False) -> list[dict[str, Any]
         rows: list[dict[str, Any]] = []
         for kind in kinds:
             reference = Path(shutil.copytree(base, Path(place) / f"whole{len(rows)}"))
-            seconds = finish(reference, [*COMMON, *kind.arguments])
+            seconds = finish(reference, command_of(kind))
             found: list[dict[str, Any]] = []
             while len(found) < kind.kills:
                 folder = Path(shutil.copytree(base, Path(place) / "tried"))
@@ -120,7 +126,11 @@ def rounds(
 def again(kind: Kind, folder: Path) -> list[str]:
     """The command as its user gives it: resume=true once there is something of this run to go on with."""
     begun = any((folder / "run" / name).exists() for name in ("unfinished/config.yaml", "complete"))
-    return [*COMMON, *kind.arguments, f"resume={str(begun or not kind.over).lower()}"]
+    return [*command_of(kind), f"resume={str(begun or not kind.over).lower()}"]
+
+
+def command_of(kind: Kind) -> list[str]:
+    return [COMMON[0], *kind.arguments, *COMMON[1:]]
 
 
 def finish(folder: Path, command: list[str]) -> float:
