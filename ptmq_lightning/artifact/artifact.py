@@ -21,6 +21,7 @@ from ptmq_lightning.artifact.graph import describe, rebuild
 from ptmq_lightning.artifact.manifest import ARTIFACT, MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.artifact.nested import choose
 from ptmq_lightning.artifact.packing import pack_weight, unpack_weight
+from ptmq_lightning.artifact.sound import check_numbers
 from ptmq_lightning.artifact.tensors import label, read_tensors
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError
 from ptmq_lightning.runtime.files import bring_back, replacing_folder
@@ -72,8 +73,13 @@ def load(folder: Path | str) -> MultiBitModel:
     """
     folder = Path(folder)
     manifest = read_manifest(folder)
+    tensors = read_tensors(folder, manifest["tensors"])
     try:
-        return _decode(manifest, read_tensors(folder, manifest["tensors"]))
+        model = _decode(manifest, tensors)
+        check_numbers(model)
+        return model
+    except ArtifactError as error:
+        raise ARTIFACT.failed(folder, str(error)) from error
     except _NO_GRAPH as error:
         raise ArtifactError(
             f"cannot load '{folder}': {MANIFEST} describes no network ({type(error).__name__}: {error}); expected what "

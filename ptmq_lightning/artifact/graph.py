@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ptmq_lightning.artifact.bounds import check_graph, check_module
 from ptmq_lightning.artifact.nested import NestedWeight
 from ptmq_lightning.artifact.tables import (
     CONSTANTS,
@@ -56,17 +57,21 @@ def require_storable(blocks: Iterable[fx.GraphModule]) -> None:
     """Raises ArtifactError that names every operation, with its module path, that a model made of these float blocks
     could not be saved with: to be asked before anything is fitted."""
     refused: dict[str, None] = {}
+    blocks = list(blocks)
     for gm in blocks:
         for node in gm.graph.nodes:
             path = str(node.target) if node.op == "call_module" else node.meta.get("path", "")
             try:
                 _describe_node(node)
                 if node.op == "call_module" and not isinstance(module := gm.get_submodule(path), QUANTIZABLE):
-                    _describe_module(path, module)
+                    entry = _describe_module(path, module)
+                    check_module(entry["type"], entry["spec"])
             except _NotStorable as error:
                 refused[f"{error.what} (in {path!r})" if path and repr(path) not in error.what else error.what] = None
     if refused:
         raise _NotStorable("; ".join(refused))
+    for gm in blocks:
+        check_graph([_describe_node(node) for node in gm.graph.nodes])
 
 
 class _NotStorable(ArtifactError):

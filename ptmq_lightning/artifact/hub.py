@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
+from ptmq_lightning.runtime.checked import printable
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.files import replacing_file
 from ptmq_lightning.runtime.info import ModelInfo, figure
@@ -92,14 +94,14 @@ def card(folder: Path | str, repo: str) -> str:
         "tags: [quantization, multi-bit, ptmq]",
         "---",
         "",
-        f"# {about.name or 'Network'} at every bit-width",
+        f"# {_plain(about.name) or 'Network'} at every bit-width",
         "",
-        f"One post-training multi-bit model (PTMQ) of {about.name or 'a network'} "
-        f"({about.source or 'source unknown'}): {size / 1e6:.2f} MB for all of its widths, switched without "
+        f"One post-training multi-bit model (PTMQ) of {_plain(about.name) or 'a network'} "
+        f"({_plain(about.source) or 'source unknown'}): {size / 1e6:.2f} MB for all of its widths, switched without "
         "reloading or retraining.",
         "",
         f"Widths (weights, activations): {', '.join(pairs)}."
-        + (f" Mixed per layer: {', '.join(manifest['assignments'])}." if manifest["assignments"] else ""),
+        + (f" Mixed per layer: {', '.join(map(_plain, manifest['assignments']))}." if manifest["assignments"] else ""),
         "",
         *_table(about),
         "## How to load it",
@@ -119,18 +121,23 @@ def card(folder: Path | str, repo: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _plain(text: str) -> str:
+    """Text of a manifest for Markdown: nothing in it is a link, a tag, a cell or any other markup."""
+    return re.sub(r"[\\`*\[\]<>|&#!~]|:(?=//)", lambda found: f"&#{ord(found[0])};", printable(text))
+
+
 def _table(about: ModelInfo) -> Iterator[str]:
     accuracy = about.accuracy
     if accuracy is None or not accuracy.rows:
         return
-    data = f" of {about.data}" if about.data else ""
+    data = f" of {_plain(about.data)}" if about.data else ""
     yield f"## Accuracy on {accuracy.images} images{data}, percent"
     yield ""
     yield "| width | top-1 | top-5 | agreement with float |"
     yield "|---|---|---|---|"
     yield f"| float | {figure(accuracy.fp['top1'])} | {figure(accuracy.fp['top5'])} | - |"
     for row in accuracy.rows:
-        yield f"| {row.config} | {figure(row.top1)} | {figure(row.top5)} | {figure(row.agreement)} |"
+        yield f"| {_plain(row.config)} | {figure(row.top1)} | {figure(row.top5)} | {figure(row.agreement)} |"
     yield ""
 
 

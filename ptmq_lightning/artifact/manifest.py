@@ -11,6 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from ptmq_lightning.artifact.schema import check_manifest
 from ptmq_lightning.runtime.errors import ArtifactError, PTMQError
 from ptmq_lightning.runtime.files import set_aside
 from ptmq_lightning.runtime.sealed import Sealed
@@ -22,11 +23,10 @@ ARTIFACT = Sealed(
     again="Copy the artifact again from where it was saved.",
 )  # fmt: skip
 NO_TENSORS = (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, AssertionError)  # of damaged files
-_PARTS = {"info": dict, "pairs": list, "assignments": dict, "layers": list, "blocks": list, "tensors": dict}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest, unaltered, of an artifact whose other file is whole and holds its tensors.
+    """The manifest, unaltered and within its limits, of an artifact whose other file is whole and holds its tensors.
 
     Of the tensors it reads names alone; their bytes are compared by `artifact.tensors`.
 
@@ -35,12 +35,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """
     _require_files(folder)
     manifest = ARTIFACT.read(folder)
-    for part, kind in _PARTS.items():
-        if not isinstance(manifest.get(part), kind):
-            raise ArtifactError(
-                f"cannot load '{folder}': {MANIFEST} has {type(manifest.get(part)).__name__} as {part!r}; expected a "
-                f"{kind.__name__}, as save() writes it. Save the model again."
-            )
+    try:
+        check_manifest(manifest)
+    except PTMQError as error:
+        raise ARTIFACT.failed(folder, f"{MANIFEST} describes no network: {error}. {ARTIFACT.again}") from error
     try:
         with safe_open(folder / TENSORS, "np") as file:  # compares the length of the file with its header
             check_names(folder, set(file.keys()), manifest["tensors"])

@@ -1,6 +1,7 @@
 """The command ``python train.py``: Hydra composes conf/, the pipeline runs, every error is one message.
 
-Exit codes: 0 done, 1 the run failed, 2 the command or its configuration is wrong. HYDRA_FULL_ERROR=1 shows tracebacks.
+Exit codes: 0 done, 1 the run failed, 2 the command or its configuration is wrong, 130 interrupted (docs/failures.md).
+HYDRA_FULL_ERROR=1 shows tracebacks.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
+from safetensors import SafetensorError
 
 from ptmq_lightning.compose.words import how_to_quote, quoted_paths, run_name
 from ptmq_lightning.config.build import PAIRS, register
@@ -29,7 +31,7 @@ from ptmq_lightning.config.names import nearest, unknown
 from ptmq_lightning.config.options import ANY_PAIR, CONF, conf_place, overruled
 from ptmq_lightning.config.reads import idle_options, refuse_unread, unread
 from ptmq_lightning.config.schema import Config
-from ptmq_lightning.runtime.errors import ConfigError, PTMQError
+from ptmq_lightning.runtime.errors import INTERRUPTED, ConfigError, PTMQError, of_system
 
 _TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
@@ -52,6 +54,16 @@ def main() -> None:
         if isinstance(error, PTMQError):
             _leave(str(error), _code(error))
         _leave(explain(error), 2)
+    except (OSError, MemoryError, SafetensorError) as error:
+        if _TRACEBACKS:
+            raise
+        _leave(of_system(error), 1)
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning leaves with 1 when it is interrupted
+        if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
+            raise
+        _leave(
+            "interrupted; finished blocks are kept: the same command with resume=true goes on from them", INTERRUPTED
+        )
 
 
 def configuration(overrides: Sequence[str] = ()) -> Config:

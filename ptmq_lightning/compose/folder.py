@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
+from safetensors import SafetensorError, safe_open
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.manifest import MANIFEST
@@ -33,6 +34,7 @@ from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError
 from ptmq_lightning.runtime.files import remove_unfinished, write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.sealed import read_object
 
 log = logging.getLogger(__name__)
 
@@ -93,13 +95,30 @@ class RunFolder:
         if self.config.resume and (self.work / CONFIG).exists():
             self._require_same(self.work)
             remove_unfinished(self.work)
+            self._drop_damaged()
         elif self.work.exists():
             shutil.rmtree(self.work)
         self.work.mkdir(exist_ok=True)
         write_atomically(self.work / CONFIG, _text(self.config))
-        self._log = logging.FileHandler(self.work / LOG, encoding="utf-8")
+        self._log = _LogFile(self.work / LOG, encoding="utf-8")
         self._log.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%Y-%m-%d %H:%M:%S"))
         logging.getLogger().addHandler(self._log)
+
+    def _drop_damaged(self) -> None:
+        """A block whose files cannot be read is fitted again, and so are those behind it, which saw its outputs."""
+        for index in range(self.finished_blocks()):
+            try:
+                BlockResult(**json.loads(self._block(index, "json").read_text(encoding="utf-8")))
+                with safe_open(self._block(index, "safetensors"), "np") as file:  # compares length and header
+                    file.keys()
+            except (OSError, ValueError, TypeError, SafetensorError) as error:
+                log.warning(
+                    "resume: block %d in %s cannot be read (%s); it is fitted again, with those behind it",
+                    index + 1, self.work / RESUME, type(error).__name__,
+                )  # fmt: skip
+                for later in range(index, self.finished_blocks()):
+                    self._block(later, "json").unlink()
+                return
 
     def finished(self) -> dict[str, Any] | None:
         """The results of a complete run that is to be resumed, where its model can be loaded.
@@ -134,7 +153,7 @@ class RunFolder:
         """
         kept = self.work / INPUTS
         if self.finished_blocks() and kept.exists():
-            before = json.loads(kept.read_text(encoding="utf-8"))
+            before = self._inputs(kept)
             if changed := [name for name in found if before.get(name) != found[name]]:
                 raise ConfigError(
                     f"resume=true, but {', '.join(changed)} changed since the run in {self.path} was stopped (was "
@@ -142,6 +161,15 @@ class RunFolder:
                 )
         if getattr(rank_zero_only, "rank", 0) == 0:
             write_atomically(kept, json.dumps(dict(found), indent=1) + "\n")
+
+    def _inputs(self, kept: Path) -> dict[str, Any]:
+        try:
+            return read_object(kept)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"resume=true, but {kept} cannot be read ({error}); expected what the stopped run was made of. Start "
+                "afresh without resume"
+            ) from error
 
     def finished_blocks(self) -> int:
         """How many blocks a killed run that is to be resumed has finished, over all its passes."""
@@ -224,6 +252,11 @@ class RunFolder:
                 f"resume=true, but the run in {self.path} had another configuration: {shown}; give the same command "
                 "again, or start afresh without resume"
             )
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk ends a run where results are written, not where it speaks of them."""
 
 
 def _remove(target: Path) -> None:

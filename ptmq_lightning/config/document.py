@@ -122,7 +122,8 @@ def _help(field: Declaration) -> str:
     if allowed := choices_of(field):
         return f"{text} ({', '.join(allowed)})"
     if math.isfinite(least) or math.isfinite(most):
-        return f"{text} ({least:g} {'or more' if math.isinf(most) else f'to {most:g}'})"
+        low, high = (str(end) if isinstance(end, int) else f"{end:g}" for end in (least, most))
+        return f"{text} ({low} {'or more' if math.isinf(most) else f'to {high}'})"
     return str(text)
 
 

@@ -22,6 +22,8 @@ from ptmq_lightning.reconstruction.recipe import MethodKeys, Schedule
 from ptmq_lightning.report.keys import LoggerKeys
 from ptmq_lightning.runtime.keys import key
 
+MOST_SEED = 2**32 - 1  # that numpy takes
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -53,7 +55,7 @@ class DataConfig:
     step_size_images: int = key(256, "of the calibration images: for the search of the step sizes", least=1)
     eval_batch: int = key(100, "evaluation images that run at once", least=1)
     workers: int = key(0, "processes that decode evaluation images", least=0)
-    seed: int = key(0, "of the evaluation subset: the same for every seed of the run")
+    seed: int = key(0, "of the evaluation subset: the same for every seed of the run", least=0, most=MOST_SEED)
 
 
 @dataclass(frozen=True)
@@ -154,5 +156,5 @@ class Config:
     recon: ReconConfig = key(help="the schedule of each fit")
     fold: FoldConfig = key(help="what is done to the float network before it is cut")
     artifact: str | None = key(None, "folder of the artifact that is exported")
-    seed: int = key(0, "of the calibration draw and of everything random in the fit")
+    seed: int = key(0, "of the calibration draw and of everything random in the fit", least=0, most=MOST_SEED)
     resume: bool = key(False, "continue behind the last finished block of the same command")

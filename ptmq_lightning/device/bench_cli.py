@@ -9,6 +9,7 @@ import torch
 
 from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.device import bench
+from ptmq_lightning.device.passes import compute
 from ptmq_lightning.export.session import Session
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
 
@@ -33,6 +34,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
             )
         exports[f"{session.manifest['backend']} {folder}"] = session
     x = torch.randn(options.batch, *size, generator=torch.Generator().manual_seed(0))
+    compute(model, x)
     held = bench.memory(model)
     yield f"batch {options.batch}, {options.threads} threads, medians of {options.rounds} interleaved rounds"
     found = bench.latency(model, x, options.rounds, exports)

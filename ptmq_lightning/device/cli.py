@@ -6,7 +6,8 @@
     ptmq verify DIR
     ptmq export DIR --images FOLDER --bits w8a8,w4a8
 
-Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command. One line says why.
+Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command, 130 interrupted
+(docs/failures.md). One line says why.
 A subcommand loads what it needs when it runs: neither --help nor info waits for torch.
 """
 
@@ -20,7 +21,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ptmq_lightning.device import arguments
-from ptmq_lightning.runtime.errors import ConfigError, PTMQError
+from ptmq_lightning.runtime.checked import printable
+from ptmq_lightning.runtime.errors import INTERRUPTED, ConfigError, PTMQError, of_system
 
 Lines = Iterator[str]
 
@@ -39,13 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         for line in COMMANDS[options.command].run(options):
-            print(line, flush=True)
+            print(printable(line), flush=True)
     except PTMQError as error:
-        print(f"ptmq: {error}", file=sys.stderr)
+        print(printable(f"ptmq: {error}"), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         sys.stderr.close()
         return 1
+    except (OSError, MemoryError) as error:
+        print(printable(f"ptmq: {of_system(error)}"), file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ptmq: interrupted", file=sys.stderr)
+        return INTERRUPTED
     return 0
 
 

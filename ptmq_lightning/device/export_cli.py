@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.artifact import artifact
+from ptmq_lightning.device.passes import compute
 from ptmq_lightning.device.pictures import open_picture
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import read_manifest
@@ -27,6 +28,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     parts = [read_images(path, model.info.preprocessing, args.count) for path in args.images]
     _check_sizes(args.images, parts, model.info.input_size)
     images = torch.cat(parts)[: args.count]
+    compute(model, images[:1])
     place = args.folder.resolve()
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)

@@ -9,7 +9,6 @@ from typing import Any
 
 from ptmq_lightning.artifact.fields import bits_per_weight
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
-from ptmq_lightning.runtime.errors import ArtifactError, ConfigError, ModelError
 from ptmq_lightning.runtime.info import ModelInfo, figure
 from ptmq_lightning.runtime.spec import BitWidth
 
@@ -25,23 +24,17 @@ def info(folder: Path, *, layers: bool = False) -> Iterator[str]:
         ArtifactError: a folder that is no whole artifact, or whose manifest describes no network.
     """
     manifest = read_manifest(folder)
-    try:
-        about = ModelInfo.from_json(manifest["info"])
-        specs = {
-            path: module["weight"]
-            for block in manifest["blocks"]
-            for path, module in block["modules"].items()
-            if "weight" in module
-        }
-        yield from _sizes(folder, manifest, about, specs)
-        yield from _accuracy(about)
-        if layers:
-            yield from _layers(manifest["layers"], specs)
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, ConfigError, ModelError) as error:
-        raise ArtifactError(
-            f"cannot tell what '{folder}' is; {MANIFEST} describes no network ({type(error).__name__}: {error}); "
-            f"expected what save() writes. Save the model again."
-        ) from error
+    about = ModelInfo.from_json(manifest["info"])
+    specs = {
+        path: module["weight"]
+        for block in manifest["blocks"]
+        for path, module in block["modules"].items()
+        if "weight" in module
+    }
+    yield from _sizes(folder, manifest, about, specs)
+    yield from _accuracy(about)
+    if layers:
+        yield from _layers(manifest["layers"], specs)
 
 
 def _sizes(folder: Path, manifest: dict[str, Any], about: ModelInfo, specs: dict[str, Any]) -> Iterator[str]:

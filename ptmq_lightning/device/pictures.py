@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.runtime.decode import decode
-from ptmq_lightning.runtime.errors import ConfigError, ModelError
+from ptmq_lightning.runtime.errors import ConfigError, DataError, ModelError
 from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.preprocessing import Preprocessing
+
+MOST_PIXELS = 1 << 27  # of a resized picture: a thin one grows far beyond the network's size
 
 
 def preprocessing_of(info: ModelInfo) -> Preprocessing:
@@ -65,6 +67,11 @@ def _cut(image: Any, preprocessing: Preprocessing) -> Any:
         )
     filters = Image.Resampling[preprocessing.interpolation.upper()]
     size = _scaled(image.size, (math.floor(width / crop), math.floor(height / crop)), mode)
+    if math.prod(size) > MOST_PIXELS:
+        raise DataError(
+            f"found a picture of {image.size[0]} x {image.size[1]} pixels, which becomes {size[0]} x {size[1]} for the "
+            f"network; expected at most {MOST_PIXELS:,} pixels. Cut its longer edge"
+        )
     if image.size != size:
         image = image.resize(size, filters)
     left, top = (round((have - want) / 2.0) for have, want in zip(image.size, (width, height), strict=True))

@@ -8,9 +8,8 @@ import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import torch
-
 from ptmq_lightning.artifact.artifact import load
+from ptmq_lightning.device.passes import compute
 from ptmq_lightning.device.pictures import open_picture, preprocessing_of
 from ptmq_lightning.runtime.decode import SUFFIXES
 from ptmq_lightning.runtime.errors import DataError
@@ -31,8 +30,7 @@ def predict(options: argparse.Namespace) -> Iterator[str]:
     preprocessing = preprocessing_of(model.info)
     shown = _as_json if options.json else _as_text
     for path in pictures(options.images):
-        with torch.inference_mode():
-            logits = model(open_picture(path, preprocessing).unsqueeze(0))[0]  # (classes,)
+        logits = compute(model, open_picture(path, preprocessing).unsqueeze(0))[0]  # (classes,)
         best = logits.softmax(0).topk(min(options.top, len(logits)))
         yield shown(path, list(zip(best.indices.tolist(), best.values.tolist(), strict=True)), model.info)
 
@@ -56,7 +54,7 @@ def _inside(folder: Path) -> Iterator[Path]:
 
 def _as_text(path: Path, best: Best, info: ModelInfo) -> str:
     shares = (f"{_name(info, index) or f'class {index}'} {100 * share:.1f} %" for index, share in best)
-    return printable(f"{path}: " + ", ".join(shares))
+    return f"{path}: " + ", ".join(shares)
 
 
 def _as_json(path: Path, best: Best, info: ModelInfo) -> str:
@@ -66,8 +64,3 @@ def _as_json(path: Path, best: Best, info: ModelInfo) -> str:
 
 def _name(info: ModelInfo, index: int) -> str:
     return info.classes[index] if index < len(info.classes) else ""
-
-
-def printable(text: str) -> str:
-    """With escapes for what would move a terminal's cursor: names of an artifact and of files are anybody's."""
-    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)

@@ -7,11 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ptmq_lightning.runtime.errors import ExportError
+from ptmq_lightning.artifact.schema import check_table
+from ptmq_lightning.export.targets import backends, forms
+from ptmq_lightning.runtime.checked import check
+from ptmq_lightning.runtime.errors import ExportError, PTMQError
+from ptmq_lightning.runtime.preprocessing import is_image_size
 from ptmq_lightning.runtime.sealed import Sealed, read_object, sha256_of
 
 WEIGHTS = ("signed", "portable")
 MANIFEST, WIDTHS = "export.json", "widths.safetensors"
+_PARTS = {
+    "form": str, "backend": str, "weights": str, "old_processors": str, "files": dict, "hashes": dict,
+    "image_shape": list, "info": dict, "pairs": list, "layers": list, "assignments": dict, "table": dict,
+    "constants": list, "float_layers": list,
+}  # fmt: skip
 EXPORT = Sealed(
     "ptmq export", 4, MANIFEST, ExportError, "cannot open",
     older="Export the artifact again.",
@@ -27,8 +36,13 @@ def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """export.json of a folder whose files are all there and unaltered; ExportError naming the first that is not."""
+    """export.json of a folder whose files are all there and unaltered; ExportError naming the first that is not, and
+    for a value that is out of its limits."""
     manifest = EXPORT.read(folder)
+    try:
+        _check(manifest)
+    except PTMQError as error:
+        raise EXPORT.failed(folder, f"{MANIFEST} describes no export: {error}. {EXPORT.again}") from error
     for name, wanted in manifest["hashes"].items():
         try:
             found = sha256_of(folder / name)
@@ -36,6 +50,39 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             raise EXPORT.unreadable(folder, name, error) from error
         EXPORT.compare(folder, name, found, wanted)
     return manifest
+
+
+def _check(manifest: Mapping[str, Any]) -> None:
+    """Every value that a session reads, against its type and limits. Raises PTMQError naming the place."""
+    for part, kind in _PARTS.items():
+        check(manifest.get(part), kind, part, ExportError)
+    for part, choices in (("form", forms()), ("backend", backends()), ("weights", WEIGHTS)):
+        if manifest[part] not in choices:
+            raise ExportError(f"{part} is {manifest[part]}; expected one of {', '.join(choices)}")
+    if not is_image_size(tuple(manifest["image_shape"])):
+        raise ExportError(f"image_shape is {manifest['image_shape']}; expected (channels, height, width)")
+    check_table(manifest)
+    if not manifest["assignments"]:
+        raise ExportError("assignments is empty; expected at least one width")
+    for name, row in manifest["table"].items():
+        check(row, list, f"table.{name}", ExportError)
+    _check_files(manifest)
+
+
+def _check_files(manifest: Mapping[str, Any]) -> None:
+    """Files are named by plain names, of which every one that is read has its hash."""
+    switchable = manifest["form"] == "switchable"
+    needed = {"*"} if switchable else set(manifest["assignments"])
+    if set(manifest["files"]) != needed:
+        raise ExportError(f"files names {len(manifest['files'])} widths; expected {len(needed)}, one for each")
+    for name, wanted in manifest["hashes"].items():
+        check(wanted, str, f"hashes.{name}", ExportError)
+        if not name or Path(name).name != name or name in (".", "..", MANIFEST) or "\\" in name or "\0" in name:
+            raise ExportError(f"hashes names {name[:100]!r}; expected names of files inside the folder")
+    for name in (*manifest["files"].values(), *([WIDTHS] if switchable else [])):
+        check(name, str, "files", ExportError)
+        if name not in manifest["hashes"]:
+            raise ExportError(f"hashes does not name {name[:100]!r}; expected every file that is read")
 
 
 def check_place(folder: Path) -> None:

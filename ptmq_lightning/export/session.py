@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,16 +21,17 @@ import numpy as np
 import safetensors.numpy
 import torch
 
-from ptmq_lightning.export.folder import WIDTHS, read_manifest
+from ptmq_lightning.export.folder import EXPORT, WIDTHS, read_manifest
 from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS
 from ptmq_lightning.export.portable import as_portable, saturates, shifted
 from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.export.values import Array, Table, parameters
-from ptmq_lightning.runtime.errors import ConfigError, ExportError, ModelError
+from ptmq_lightning.runtime.errors import ConfigError, ExportError, PTMQError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+from ptmq_lightning.runtime.turns import Turns
 
 Images = TypeVar("Images", torch.Tensor, Array)
 Run = Callable[[Array], Array]
@@ -54,7 +55,7 @@ class Session:
         stored = self.manifest["weights"] == "portable"
         self.portable = stored or (saturates(backend) if portable is None else portable)
         self._rewrites = self.portable and not stored
-        self.info = _info_of(self.folder, self.manifest)
+        self.info = ModelInfo.from_json(self.manifest["info"])
         layers = [LayerInfo.from_json(row) for row in self.manifest["layers"]]
         pairs = [BitWidth.parse(pair) for pair in self.manifest["pairs"]]
         self._names = MultiBitModel((), (), {layer.name: layer for layer in layers}, pairs)  # resolves, runs nothing
@@ -62,10 +63,18 @@ class Session:
         self._names.assignments = self.assignments
         self._runs: dict[BitAssignment, Run] = {}
         self._preparing = threading.Lock()
-        switchable = self.form == "switchable"
-        self._switchable = _Switchable(self) if switchable else None
         self.active: BitAssignment | None = None
-        self.switch(next(iter(self.assignments)))
+        self._turns = Turns()
+        try:
+            self._switchable = _Switchable(self) if self.form == "switchable" else None
+            self.switch(next(iter(self.assignments)))
+        except PTMQError:
+            raise
+        except Exception as error:  # a runtime meets bytes that are no graph with errors of its own
+            first = (str(error).strip() or "no reason given").splitlines()[0]
+            raise EXPORT.failed(
+                self.folder, f"its graph cannot be run ({type(error).__name__}: {first[:300]}). {EXPORT.again}"
+            ) from error
 
     @property
     def form(self) -> str:
@@ -85,11 +94,14 @@ class Session:
             with self._preparing:
                 if assignment not in self._runs:  # no other thread came first
                     self._runs[assignment] = self._prepared(assignment, which)
-        self.active = assignment
+        with self._turns.switching():
+            self.active = assignment
 
     def handle(self) -> Session:
         """A second switch on the same export: all that was prepared is shared, the active width is not."""
-        return copy.copy(self)
+        own = copy.copy(self)
+        own._turns = Turns()
+        return own
 
     def __call__(self, images: Images) -> Images:
         """Logits, in the type of the images: numpy or torch. Raises ExportError for images of another size."""
@@ -100,7 +112,9 @@ class Session:
                 f"found images of shape {given.shape}; expected (B, {', '.join(map(str, self._image_shape))}), as "
                 f"exported. Prepare them so, or export the artifact with images of this size."
             )
-        logits = self._runs[self.active](given)
+        run = self._runs[self.active]
+        self._turns.require_own()  # after the look at `active`: what came before it is seen
+        logits = run(given)
         return torch.from_numpy(logits) if isinstance(images, torch.Tensor) else logits
 
     def graph(self, name: str) -> Path | bytes:
@@ -122,13 +136,6 @@ class Session:
                 f"--form switchable."
             )
         return self.target.opened(self.graph(name), self.threads)
-
-
-def _info_of(folder: Path, manifest: Mapping[str, Any]) -> ModelInfo:
-    try:
-        return ModelInfo.from_json(manifest["info"])
-    except (ModelError, ConfigError) as error:
-        raise ExportError(f"cannot open '{folder}': {error}. Export the artifact again.") from error
 
 
 class _Switchable:

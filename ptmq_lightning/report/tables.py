@@ -177,8 +177,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         text = make(collect(options.folders), options.by, options.values, options.rows)
     except PTMQError as error:
-        print(error, file=sys.stderr)
-        return 1
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     print(text, end="")
     return 0
 

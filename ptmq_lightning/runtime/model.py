@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.inplace import allow_in_place
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 from ptmq_lightning.runtime.switchable import SwitchableActivation, slots_of, walk
+from ptmq_lightning.runtime.turns import Turns
 from ptmq_lightning.runtime.weights import CommittedWeight
 
 Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
@@ -97,6 +98,7 @@ class MultiBitModel(nn.Module):
         self.info = ModelInfo()
         self.active: BitAssignment | None = None
         self.cache = WeightCache()
+        self._turns = Turns()
         self._uniform: dict[BitWidth, BitAssignment] = {}
 
     @property
@@ -115,7 +117,8 @@ class MultiBitModel(nn.Module):
     def handle(self) -> MultiBitModel:
         """A second switch on the same network: integers, cache and ready weights are shared, the active widths are not.
 
-        Handles may run and switch in threads of their own. Moving one to another device ends the sharing.
+        Handles may run and switch in threads of their own; one model that several threads switch is refused with an
+        error. Moving a handle to another device ends the sharing.
         """
         shared: list[Any] = [*self.parameters(), *self.buffers(), self.cache]
         shared += [ready for _, weight in weights_of(self) if (ready := weight.ready()) is not None]
@@ -131,9 +134,10 @@ class MultiBitModel(nn.Module):
         return self
 
     def forward(self, x: Tensor) -> Tensor:
-        for block in self.blocks:
-            x = block(x)
-        return x
+        with nullcontext() if torch.compiler.is_compiling() else self._turns.running():  # a lock stops a compiler
+            for block in self.blocks:
+                x = block(x)
+            return x
 
     def resolve(self, which: Which) -> BitAssignment:
         """The assignment meant by 4, "w4a8", a width, the name of an assignment, {layer: width} or an assignment.
@@ -176,16 +180,18 @@ class MultiBitModel(nn.Module):
     def switch(self, which: Which | None) -> None:
         """Run at `which` from now on; None runs the float network. Nothing but the selection changes.
 
-        A layer's weight is made when a width is first selected and comes from the cache later on.
+        A layer's weight is made when a width is first selected and comes from the cache later on. Raises ConfigError
+        for what `resolve` refuses, and ModelError where another thread is running the model: see `handle`.
         """
         assignment = None if which is None else self.resolve(which)
-        before = self.active
-        try:
-            self._select(assignment)
-        except BaseException:  # also no memory for a weight, or a key pressed: `active` says what runs
-            self._select(before)
-            raise
-        self.active = assignment
+        with self._turns.switching():
+            before = self.active
+            try:
+                self._select(assignment)
+            except BaseException:  # also no memory for a weight, or a key pressed: `active` says what runs
+                self._select(before)
+                raise
+            self.active = assignment
 
     def _select(self, assignment: BitAssignment | None) -> None:
         widths = None if assignment is None else dict(assignment.layers)

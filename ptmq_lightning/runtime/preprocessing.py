@@ -13,6 +13,7 @@ from ptmq_lightning.runtime.errors import ModelError
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")  # of Pillow
 CROP_MODES = ("center", "squash", "border")  # of timm
 LARGEST = 4096  # pixels of an edge
+LARGEST_RESIZED = 4 * LARGEST  # of an edge before the crop
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,11 @@ class Preprocessing:
                     f"preprocessing.{key} holds {len(numbers)} numbers for images of {channels} channels; expected a "
                     f"number per channel"
                 )
+        if max(self.input_size[1:]) / self.crop_pct > LARGEST_RESIZED:
+            raise ModelError(
+                f"preprocessing.crop_pct={self.crop_pct} makes pictures of more than {LARGEST_RESIZED} pixels an edge "
+                f"for input_size={list(self.input_size)}; expected a larger part"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, lists for tuples."""

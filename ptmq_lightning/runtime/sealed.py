@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,16 +16,41 @@ from typing import Any
 
 from ptmq_lightning.runtime.errors import PTMQError
 
+# What a file may ask of its reader. The largest manifest of 84 timm networks has half a megabyte.
+MOST_BYTES, MOST_CHARACTERS, MOST_DEPTH = 16 << 20, 4096, 32
+
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file. Raises OSError where it cannot be read and ValueError for anything but an object."""
+    """The object in a JSON file.
+
+    Raises OSError where it cannot be read, and ValueError for anything but an object within the limits above whose
+    numbers are finite and have at most 64 bits.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError("it is no regular file")  # a pipe would never end
+    if path.exists() and path.stat().st_size > MOST_BYTES:
+        raise ValueError(f"it has {path.stat().st_size:,} bytes, expected at most {MOST_BYTES:,}")
     try:
         found = json.loads(path.read_bytes())
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(found, dict):
         raise ValueError(f"found a {type(found).__name__}, expected an object")
+    _check_extent(found, 0)
     return found
+
+
+def _check_extent(value: Any, depth: int) -> None:
+    if depth > MOST_DEPTH:
+        raise ValueError("it is nested too deeply")
+    if isinstance(value, str) and len(value) > MOST_CHARACTERS:
+        raise ValueError(f"it holds a text of {len(value):,} characters, expected at most {MOST_CHARACTERS:,}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"it holds the number {value}, expected finite ones")
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        raise ValueError(f"it holds a whole number of {value.bit_length()} bits, expected at most 64")
+    for inner in (*value, *value.values()) if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_extent(inner, depth + 1)
 
 
 def difference(found: Mapping[str, Any], expected: Mapping[str, Any]) -> str | None:
@@ -45,7 +71,9 @@ def digest(manifest: Mapping[str, Any]) -> str:
 
 
 def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+    """SHA-256 of a file's bytes, in hexadecimal. Raises OSError, also for what is no regular file."""
+    if path.exists() and (path.is_symlink() or not path.is_file()):
+        raise OSError("it is no regular file")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -163,26 +163,28 @@ def forged(folder: Path, place: Path, name: str, value: float) -> Path:
         (
             "blocks.1.layer1.0.conv1.weight.steps",
             -1.0,
-            "layer 'layer1.0.conv1' has a step of -1.0 at 3 bits; expected positive numbers. Save the model again.",
+            "layer 'layer1.0.conv1' has a step size of -1.0 at 3 bits; expected positive numbers. Save the model "
+            "again.",
         ),
         (
             "blocks.1.quantizers.layer1_0_conv1.zero_points",
             8.0,
-            "at 3 bits; expected a positive step and a whole number from 0 to 7. Save the model again.",
+            "at 3 bits; expected a positive step size and a whole number from 0 to 7. Save the model again.",
         ),
         (
             "blocks.0.conv1.bias",
             float("nan"),
-            "'blocks.0.conv1.bias' holds numbers that are not finite. Save the model again.",
+            "'blocks.0.conv1.bias' holds numbers that are not finite; expected finite ones. Save the model again.",
         ),
     ],
 )
-def test_verify_finds_what_hashes_cannot(
-    name: str, value: float, says: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("command", ["verify", "bench"])
+def test_numbers_that_nothing_can_be_computed_with_are_refused_at_load(
+    command: str, name: str, value: float, says: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = forged(folder, tmp_path / "forged", name, value)
-    code, _, err = ran(capsys, "verify", place)
-    assert code == 1 and err.startswith(f"ptmq: '{place}' is damaged or was made wrong: ") and err.endswith(f"{says}\n")
+    code, _, err = ran(capsys, command, place)
+    assert code == 1 and err.startswith(f"ptmq: cannot load '{place}': ") and err.endswith(f"{says}\n")
 
 
 def test_a_damaged_artifact_is_one_line_and_exit_code_one(
@@ -224,10 +226,7 @@ def test_a_manifest_that_lacks_a_part_is_one_line(
     place = damaged(folder, tmp_path / "bare", info=None)
     code, out, err = ran(capsys, command, place)
     assert (code, out) == (1, "")
-    assert err == (
-        f"ptmq: cannot load '{place}': manifest.json has NoneType as 'info'; expected a dict, as save() writes it. "
-        "Save the model again.\n"
-    )
+    assert err.startswith(f"ptmq: cannot load '{place}': manifest.json describes no network: info is None ")
 
 
 def test_info_of_what_is_no_network_is_one_line(
@@ -236,10 +235,7 @@ def test_info_of_what_is_no_network_is_one_line(
     place = damaged(folder, tmp_path / "odd", blocks=[{"modules": {"fc": {"weight": {}}}}])
     code, _, err = ran(capsys, "info", place)
     assert code == 1
-    assert err == (
-        f"ptmq: cannot tell what '{place}' is; manifest.json describes no network (KeyError: 'shape'); expected what "
-        "save() writes. Save the model again.\n"
-    )
+    assert err.startswith(f"ptmq: cannot load '{place}': manifest.json describes no network: blocks[0] lacks name, ")
 
 
 def test_a_file_that_is_no_picture_is_one_line(

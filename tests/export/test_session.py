@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,8 +14,9 @@ import pytest
 from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.session import Session
-from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.errors import ConfigError, ExportError, ModelError
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
+from ptmq_lightning.runtime.sealed import digest
 from tests.networks import images, small_model
 
 FORMS = [("static", "onnx"), ("switchable", "onnx"), ("static", "openvino")]
@@ -104,6 +107,57 @@ def test_handles_switch_in_threads_of_their_own(form: str, backend: str, exporte
         assert all(pool.map(work, range(2)))
     assert fresh.active == fresh.assignments[WIDTHS[0]]  # its own width is as it was
     assert all(fresh.handle()._runs[a] is fresh._runs[a] for a in fresh.assignments.values())
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"hashes": {"../model.onnx": "0"}}, "hashes names '../model.onnx'"),
+        ({"hashes": {}}, "hashes does not name 'model.onnx'"),
+        ({"files": {"*": "../model.onnx"}}, "hashes does not name '../model.onnx'"),
+        ({"files": {}}, "files names 0 widths"),
+        ({"image_shape": [3, 200_000, 200_000]}, "image_shape is "),
+        ({"pairs": [[8, 8]] * 1000}, "pairs is 1,000 entries"),
+        ({"form": "liquid"}, "form is liquid"),
+        ({"table": None}, "table is None"),
+        ({"assignments": {}}, "assignments is empty"),
+    ],
+    ids=str,
+)
+def test_a_manifest_that_asks_for_what_no_export_has_is_refused(
+    changed: dict[str, object], named: str, exported: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(exported["switchable", "onnx"], tmp_path / "copy"))
+    manifest = json.loads((place / "export.json").read_text(encoding="utf-8")) | changed
+    (place / "export.json").write_text(json.dumps(manifest | {"sha256": digest(manifest)}), encoding="utf-8")
+    with pytest.raises(ExportError) as error:
+        Session(place)
+    assert str(error.value).startswith(f"cannot open '{place}': export.json describes no export: {named}")
+
+
+@pytest.mark.parametrize("link", [True, False], ids=["a link", "a pipe"])
+def test_a_link_and_a_pipe_in_the_place_of_a_file_are_refused(
+    link: bool, exported: dict[tuple[str, str], Path], tmp_path: Path
+) -> None:
+    place = Path(shutil.copytree(exported["switchable", "onnx"], tmp_path / "copy"))
+    (place / "model.onnx").unlink()
+    if link:
+        (place / "model.onnx").symlink_to(exported["switchable", "onnx"] / "model.onnx")
+    else:
+        os.mkfifo(place / "model.onnx")
+    with pytest.raises(ExportError, match=r"model\.onnx cannot be read \(it is no regular file\)"):
+        Session(place)
+
+
+def test_two_threads_that_switch_one_session_are_told_of_handles(exported: dict[tuple[str, str], Path]) -> None:
+    session = Session(exported["switchable", "onnx"])
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(session.switch, WIDTHS[0]).result()
+    with pytest.raises(ModelError, match=r"another thread has switched .*handle\(\)"):
+        session(np.zeros((1, *session.manifest["image_shape"]), np.float32))
+    own = session.handle()
+    own.switch(WIDTHS[0])
+    assert own(np.zeros((1, *session.manifest["image_shape"]), np.float32)).shape[0] == 1
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "widths.safetensors"])

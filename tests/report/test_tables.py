@@ -70,8 +70,8 @@ def test_the_command_prints_the_table(run: MakeRun, capsys: pytest.CaptureFixtur
 
 
 def test_the_command_ends_with_the_message_of_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([str(tmp_path)]) == 1
-    expected = f"no results.json under {tmp_path}; give run folders, or folders that hold them\n"
+    assert main([str(tmp_path)]) == 2
+    expected = f"error: no results.json under {tmp_path}; give run folders, or folders that hold them\n"
     assert capsys.readouterr().err == expected
 
 
