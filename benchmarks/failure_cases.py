@@ -283,7 +283,7 @@ MACHINE = [
           write("other/config.yaml", "a: 1")),
     train("a read-only folder", "hydra.run.dir=fixed/run", "fixed", 1, read_only("fixed")),
     train("a full disk", "hydra.run.dir=small/run", "space", 1, no_space("small", 0.02)),
-    train("a full disk at the end of the run", "hydra.run.dir=small/run", "space", 1, no_space("small", 0.3)),
+    train("a full disk at the end of the run", "hydra.run.dir=small/run", "space", 1, no_space("small", 0.16)),
     train("a limit on the size of files", "", "large", 1, limit(20_000)),
     train("another process in the same folder", "", "another process", 2, occupied("run")),
     train("another process in the same folder, with resume", "resume=true", "another process", 2, occupied("run")),
