@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
-from ptmq_lightning.compose.words import how_to_quote, quoted_paths, run_name
+from ptmq_lightning.compose.words import how_to_quote, quoted_paths, run_label, run_name
 from ptmq_lightning.config.build import PAIRS, register
 from ptmq_lightning.config.check import PAIR_FORM, typed
 from ptmq_lightning.config.document import help_text
@@ -137,6 +137,7 @@ def explain(error: Exception) -> str:
 def _prepare() -> None:
     register()
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("run_label", run_label, replace=True)
 
 
 def _task(config: DictConfig) -> float:

@@ -37,6 +37,12 @@ def run_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
     return f"{choices[group]}/{safe or 'default'}"
 
 
+def run_label(number: int | None) -> str:
+    """What a line of a sweep's log begins with, so that runs side by side can be told apart: "#0 ", the number that
+    Hydra lists at the start; of a single run (None) nothing."""
+    return "" if number is None else f"#{number} "
+
+
 def quoted_paths(words: Sequence[str]) -> list[str]:
     """With Hydra's quotes around each path that holds signs which Hydra reads otherwise. In a sweep (-m) a comma
     separates values, and such words stay as they are."""
