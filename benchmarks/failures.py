@@ -155,8 +155,9 @@ def provoke(case: Case, base: Path, folder: Path) -> tuple[dict[str, Any], str]:
 
 
 def shown(command: list[str]) -> str:
-    name = "python train.py" if command[0] == "train" else command[0]
-    return " ".join([name, *(part for part in command[1:] if part not in setups.SMOKE)])
+    """The command without what all runs share."""
+    name = "train.py" if command[0] == "train" else command[0]
+    return " ".join([name, *(part for part in command[1:] if part not in (*setups.SMOKE, "hydra.run.dir=run"))])
 
 
 def contents(place: Path) -> dict[str, str]:
@@ -267,6 +268,7 @@ do. A run that fails leaves the earlier run in its folder as it was.
 """
 EXPLAINED = """
 Below: what `python benchmarks/failures.py` provoked beside a finished run (`run/`), with the beginning of each message.
+`train.py` runs in that folder too (`hydra.run.dir=run`) where nothing else is said, and briefly (`recon=smoke`).
 Seconds count from the start of the command with everything imported. A row with exit code 0 is a fault that the command
 mends by itself.
 

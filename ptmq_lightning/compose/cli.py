@@ -23,6 +23,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
+from ptmq_lightning.compose.interrupt import heeding_interrupts
 from ptmq_lightning.compose.words import how_to_quote, quoted_paths, run_label, run_name
 from ptmq_lightning.config.build import PAIRS, register
 from ptmq_lightning.config.check import PAIR_FORM, typed
@@ -47,7 +48,8 @@ def main() -> None:
     sys.argv[1:] = quoted_paths(exported_bits(sys.argv[1:]))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
     try:
-        hydra.main(version_base="1.3", config_path=conf_place(), config_name="config")(_task)()
+        with heeding_interrupts():
+            hydra.main(version_base="1.3", config_path=conf_place(), config_name="config")(_task)()
     except (HydraException, OmegaConfBaseException, PTMQError) as error:
         if _TRACEBACKS:
             raise

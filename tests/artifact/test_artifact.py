@@ -372,10 +372,8 @@ def test_a_named_assignment_that_does_not_fit_the_layers_is_refused(saved: Path)
     (saved / artifact.MANIFEST).write_text(json.dumps(manifest | {"sha256": digest(manifest)}))
     with pytest.raises(ArtifactError) as error:
         artifact.load(saved)
-    assert str(error.value).startswith(
-        f"cannot load '{saved}': manifest.json describes no network: assignments.mine is 0 layers; expected one for "
-        "each layer, 'fc' too. "
-    )
+    assert str(error.value).startswith(f"cannot load '{saved}': manifest.json describes no network: assignments.mine")
+    assert "expected one for each layer, 'fc' too" in str(error.value)
 
 
 @pytest.mark.parametrize("name", [artifact.MANIFEST, artifact.TENSORS])

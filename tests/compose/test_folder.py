@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.inputs import describe_inputs
 from ptmq_lightning.config.schema import Config
+from ptmq_lightning.reconstruction.reconstruct import BlockResult
 from ptmq_lightning.report.record import SCHEMA
 from ptmq_lightning.runtime.errors import ConfigError
 from tests.artifact.tiny import tiny_model
+
+BLOCK = BlockResult("all", 1.0, {})
 
 
 @pytest.fixture(scope="module")
@@ -153,13 +157,43 @@ def test_a_run_is_not_resumed_with_other_inputs(changed: str, config: Config, re
     with RunFolder(tmp_path, config) as folder:
         folder.open()
         folder.require_same_inputs(describe_inputs(network, images))
-        (folder.work / "resume").mkdir()
-        (folder.work / "resume" / "block_000.json").write_text("{}")
+        folder.keep(tiny_model(), 0, BLOCK)
     with torch.no_grad():
         (network.weight if changed == "the network's weights" else images).add_(1)
     with RunFolder(tmp_path, resumed) as folder, pytest.raises(ConfigError, match=changed):
         folder.open()
         folder.require_same_inputs(describe_inputs(network, images))
+
+
+@pytest.mark.parametrize("name", ["block_001.json", "block_001.safetensors"])
+@pytest.mark.parametrize("content", [b"", b"{", None], ids=["empty", "cut", "missing"])
+def test_a_damaged_block_is_fitted_again_with_those_behind_it(
+    name: str, content: bytes | None, config: Config, resumed: Config, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path, config) as folder:
+        folder.open()
+        for index in range(3):
+            folder.keep(tiny_model(), index, BLOCK)
+    file = tmp_path / "unfinished" / "resume" / name
+    file.unlink() if content is None else file.write_bytes(content)
+    with RunFolder(tmp_path, resumed) as folder:
+        folder.open()
+        assert folder.finished_blocks() == 1
+        assert [result.name for result in folder.restore(tiny_model())] == [BLOCK.name]
+
+
+def test_a_log_that_cannot_be_written_says_nothing(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with RunFolder(tmp_path, config) as folder:
+        folder.open()
+        with monkeypatch.context() as patched:
+            patched.setattr(run_folder._LogFile, "flush", full)
+            logging.getLogger().warning("a line")
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_a_damaged_configuration_on_resume_is_one_message(config: Config, resumed: Config, tmp_path: Path) -> None:
