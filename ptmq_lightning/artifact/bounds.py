@@ -14,13 +14,17 @@ from ptmq_lightning.runtime.errors import ArtifactError
 
 MOST_BITS, MOST_LENGTH, MOST_POWER = 4096, 1 << 16, 64  # of a plain number, of a sequence, of operator.pow's exponent
 MOST_EXTENT, MOST_SIZE = 4096, 1 << 20  # of what sets how large a result is; of any other whole number of a module
-_FUNCTIONS = "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d interpolate pad repeat repeat_interleave tile"
-_LAYERS = (
-    "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool2d ConstantPad2d ReflectionPad2d ReplicationPad2d Upsample",
-    "UpsamplingBilinear2d UpsamplingNearest2d ZeroPad2d",
+_FUNCTIONS = (
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d conv_transpose2d interpolate pad repeat",
+    "repeat_interleave tile",
 )
-GROWING = frozenset(" ".join((_FUNCTIONS, *_LAYERS)).split())
+_LAYERS = (
+    "AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveMaxPool2d ConstantPad2d ConvTranspose2d QuantConvTranspose2d",
+    "ReflectionPad2d ReplicationPad2d Upsample UpsamplingBilinear2d UpsamplingNearest2d ZeroPad2d",
+)
+GROWING = frozenset(" ".join((*_FUNCTIONS, *_LAYERS)).split())
 SCALING = frozenset(("interpolate", "Upsample", "UpsamplingBilinear2d"))  # they take fractions as factors
+_CHANNELS = ("in_channels", "out_channels", "groups")  # arguments that make no edge longer
 _PARTS = frozenset(("chunk", "split", "topk", "unbind"))  # they give sequences of tensors
 
 
@@ -49,7 +53,9 @@ def check_graph(nodes: Iterable[Mapping[str, Any]]) -> None:
 
 def check_module(kind: str, spec: Mapping[str, Any]) -> None:
     """The arguments of a layer. Raises ArtifactError naming one that is too large."""
-    _check_numbers(kind, spec, MOST_EXTENT if kind in GROWING else MOST_SIZE)
+    _check_numbers(kind, spec, MOST_SIZE)
+    if kind in GROWING:
+        _check_numbers(kind, {name: value for name, value in spec.items() if name not in _CHANNELS}, MOST_EXTENT)
 
 
 def _bound(node: Mapping[str, Any], given: list[Bound]) -> Bound:

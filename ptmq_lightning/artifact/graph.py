@@ -26,12 +26,11 @@ from ptmq_lightning.artifact.tables import (
     LAYERS,
     METHODS,
     NAME_OF,
-    QUANTIZABLE,
     TAGGED,
     constructor_value,
 )
 from ptmq_lightning.runtime.errors import ArtifactError
-from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear, QuantMatmul
+from ptmq_lightning.runtime.layers import QUANTIZABLE, WEIGHT_LAYERS, ActivationQuantizer, QuantMatmul
 from ptmq_lightning.runtime.weights import CommittedWeight, MultiBitWeight
 
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -96,7 +95,7 @@ def _describe_node(node: fx.Node) -> dict[str, Any]:
 
 def _describe_module(path: str, module: nn.Module) -> dict[str, Any]:
     kind = type(module).__name__
-    if type(module) in (QuantConv2d, QuantLinear) and isinstance(weight := module.weight, CommittedWeight):
+    if type(module) is WEIGHT_LAYERS.get(kind) and isinstance(weight := module.weight, CommittedWeight):
         held = {name: getattr(module, name) is not None for name in ("bias", "biases")}
         return {"type": kind, "spec": module.spec(), **held, "weight": weight.spec()}  # type: ignore[operator]
     if type(module) in (QuantMatmul, ActivationQuantizer):
@@ -201,13 +200,13 @@ def _decode(value: Any, known: Mapping[str, fx.Node]) -> Any:
 
 def _rebuild_module(path: str, entry: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module:
     kind, spec = entry["type"], dict(entry["spec"])
-    if kind in ("QuantConv2d", "QuantLinear"):
+    if kind in WEIGHT_LAYERS:
         weight = _rebuild_weight(f"{path}.weight", entry["weight"], tensors)
         bias, biases = (tensors[f"{path}.{name}"] if entry[name] else None for name in ("bias", "biases"))
         if biases is not None and biases.shape != weight.steps.shape:
             _refuse(f"whose layer {path!r} has biases of shape {tuple(biases.shape)}", "one for each step")
-        layer = QuantConv2d if kind == "QuantConv2d" else QuantLinear
-        return layer(weight, bias, biases=biases, **spec)
+        layer: nn.Module = WEIGHT_LAYERS[kind](weight, bias, biases=biases, **spec)
+        return layer
     if kind == "QuantMatmul":
         return QuantMatmul(**spec)
     if kind == "ActivationQuantizer":

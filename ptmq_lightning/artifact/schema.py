@@ -21,7 +21,7 @@ MOST_LAYERS = MOST_BLOCKS = MOST_ASSIGNMENTS = 10_000
 MOST_NODES, MOST_CLASSES = 200_000, 100_000
 MOST_PAIRS = (MAX_BITS - MIN_BITS + 1) ** 2
 MOST_WEIGHTS = 2**31  # of one layer
-_KINDS = ("conv", "linear", "matmul")
+_KINDS = ("conv", "conv_transpose", "linear", "matmul")
 _ROW = {
     "name": str, "block": int, "kind": str, "weight_shape": (list, NoneType), "pin_w": (int, NoneType),
     "pin_a": (int, NoneType),

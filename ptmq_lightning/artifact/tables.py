@@ -81,7 +81,6 @@ CONSTANTS: dict[str, Any] = {
 }
 TAGGED = (float, torch.dtype, torch.memory_format, types.EllipsisType)
 NAME_OF = {function: name for name, function in FUNCTIONS.items()}
-QUANTIZABLE = (nn.Conv2d, nn.Linear)  # of a float block: insertion makes layers of them that every artifact holds
 _HOLDERS = {"affine": "weight", "elementwise_affine": "weight", "bias": "bias", "track_running_stats": "running_mean"}
 
 

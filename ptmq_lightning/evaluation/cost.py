@@ -38,18 +38,20 @@ def layer_macs(model: MultiBitModel, example: Tensor) -> dict[str, int]:
     macs = dict.fromkeys(model.layers, 0)
 
     def count(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        macs[name] += output.numel() // len(example) * _length(model.layers[name], inputs)
+        macs[name] += _macs(model.layers[name], inputs[0], output) // len(example)
 
     with watched_calls(layer_modules(model), count), passthrough(model):
         model(example)
     return macs
 
 
-def _length(layer: LayerInfo, inputs: tuple[Tensor, ...]) -> int:
-    """Products summed for one output element: a matmul's inner dimension, or a weight's size per output channel."""
-    if layer.weight_shape is None:
-        return int(inputs[0].shape[-1])
-    return math.prod(layer.weight_shape[1:])
+def _macs(layer: LayerInfo, given: Tensor, made: Tensor) -> int:
+    """Of one batch. An output element sums as many products as a matmul's inner dimension is long, or as a weight has
+    numbers per output channel; in a transposed convolution each input pixel meets every weight once."""
+    if layer.kind == "conv_transpose":
+        return given.numel() // given.shape[1] * layer.weights
+    length = given.shape[-1] if layer.weight_shape is None else math.prod(layer.weight_shape[1:])
+    return made.numel() * length
 
 
 def layer_bit_ops(layer: LayerInfo, macs: int, pair: BitWidth) -> int:

@@ -19,7 +19,9 @@ from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import MultiBitModel
 
 IMAGE, CONSTANT = "image", "constant"
-WIDTH_DEPENDENT = ("ActivationQuantizer", "QuantConv2d", "QuantLinear", "QuantMatmul")
+CONVOLUTIONS = ("QuantConv2d", "QuantConvTranspose2d")
+LAYERS = (*CONVOLUTIONS, "QuantLinear", "QuantMatmul")
+WIDTH_DEPENDENT = ("ActivationQuantizer", *LAYERS)
 
 
 @dataclass(eq=False, repr=False)

@@ -14,7 +14,7 @@ from ptmq_lightning.export.onnx_emit import flat, shape_of
 from ptmq_lightning.export.plan import Plan
 from ptmq_lightning.runtime.errors import ExportError
 
-LAYERS = ("Conv2d", "Linear", "matmul")  # become quantized layers, which every export has
+LAYERS = ("Conv2d", "ConvTranspose2d", "Linear", "matmul")  # become quantized layers, which every export has
 
 
 def require_exportable(blocks: Iterable[fx.GraphModule], images: Tensor) -> None:

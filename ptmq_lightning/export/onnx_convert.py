@@ -8,22 +8,21 @@ looks them up in its table.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from ptmq_lightning.export.flow import CONSTANT, IMAGE, Op
+from ptmq_lightning.export.flow import CONSTANT, IMAGE, LAYERS, Op
 from ptmq_lightning.export.onnx_emit import flat, refuse, shape_of
 from ptmq_lightning.export.onnx_moves import MOVES, PADS, pad, pads_zeros
 from ptmq_lightning.export.onnx_ops import BINARY, FLOATS
-from ptmq_lightning.export.onnx_pools import pads_of
+from ptmq_lightning.export.onnx_spread import attributes_of, spread, spread_pads
 from ptmq_lightning.export.onnx_writer import Writer
 from ptmq_lightning.export.plan import QUANTIZER, Plan
 from ptmq_lightning.export.values import Array
-from ptmq_lightning.runtime.layers import QuantConv2d
+from ptmq_lightning.runtime.layers import QuantConv2d, QuantConvTranspose2d
 
 IMAGES, LOGITS = "images", "logits"
 INT32 = 6  # of onnx.TensorProto
@@ -69,7 +68,7 @@ class Converter:
         """
         outputs: list[tuple[str, Any, tuple[int, ...]]] = []
         for op in ops:
-            if op.key in ("QuantConv2d", "QuantLinear", "QuantMatmul") and op.path not in self.plan.floating:
+            if op.key in LAYERS and op.path not in self.plan.floating:
                 for i, source in enumerate(a for a in op.args if isinstance(a, Op)):
                     quantizer = source_of(source, self.plan)
                     coded = self.clip == "codes"
@@ -155,8 +154,9 @@ class Converter:
                 op.value.detach().cpu().numpy()
             )  # whole numbers are factors here: indices are read where they are used
             return self.writer.constant(value, np.float32 if value.dtype.kind in "iuf" else value.dtype)
-        if op.key in ("QuantConv2d", "QuantLinear", "QuantMatmul"):
-            return {"QuantConv2d": self._conv, "QuantLinear": self._linear, "QuantMatmul": self._matmul}[op.key](op)
+        if op.key in LAYERS:
+            others: dict[str, Callable[[Op], Any]] = {"QuantLinear": self._linear, "QuantMatmul": self._matmul}
+            return others.get(op.key, self._conv)(op)
         first = self.values[op.source] if op.source is not None else None
         if op.key == QUANTIZER or op in self.plan.absorbed:
             return first
@@ -244,18 +244,21 @@ class Converter:
         return [w.node("DequantizeLinear", [w.parameter(name), scale, zeros], f"{name}.float", axis=0)]
 
     def _conv(self, op: Op) -> Any:
-        conv = op.module
-        assert isinstance(conv, QuantConv2d) and isinstance(conv.weight, nn.Module)
-        attributes: dict[str, Any] = {
-            "strides": list(conv.stride),
-            "pads": pads_of(conv.padding, self.writer.parameters[f"{op.path}.weight"].shape[2:], conv.dilation),
-            "dilations": list(conv.dilation),
-        }
-        value = self.values[op.args[0]]
+        conv, value = op.module, self.values[op.args[0]]
+        assert isinstance(conv, (QuantConv2d, QuantConvTranspose2d))
+        kernel = self.writer.parameters[f"{op.path}.weight"].shape[2:]
+        if isinstance(conv, QuantConvTranspose2d):
+            value = self._spread(op, value, conv.stride, spread_pads(conv, kernel))
         if isinstance(value, Codes) and op in self.plan.at and self.clip == "codes":
-            return self._integer_conv(op, value, attributes | {"group": conv.groups})
+            return self._integer_conv(op, value, attributes_of(conv, kernel))
         inputs = [self.float(value), self._weight(op, 0), *self._bias(op)]
-        return self.writer.node("Conv", inputs, op.path, group=conv.groups, **attributes)
+        return self.writer.node("Conv", inputs, op.path, **attributes_of(conv, kernel))
+
+    def _spread(self, op: Op, value: Any, stride: Sequence[int], pads: Sequence[int]) -> Any:
+        if not isinstance(value, Codes):
+            return spread(self.writer, op, value, self.writer.constant(0, np.float32), stride, pads)
+        zero = self.writer.parameter(f"{value.quantizer}.zero_point")
+        return Codes(spread(self.writer, op, value.name, zero, stride, pads), value.quantizer)
 
     def _integer_conv(self, op: Op, value: Codes, attributes: Mapping[str, Any]) -> Codes:
         """QLinearConv as such: ONNX Runtime does not make one of a Conv whose weights are inputs of the graph."""

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.export.draft import Draft
-from ptmq_lightning.export.flow import Op, record
+from ptmq_lightning.export.flow import LAYERS, Op, record
 from ptmq_lightning.export.onnx_convert import Converter, source_of
 from ptmq_lightning.export.session import Session, compile_openvino, inference_session
 from ptmq_lightning.export.targets import target_of
@@ -28,7 +28,6 @@ from ptmq_lightning.export.values import Array
 from ptmq_lightning.runtime.model import at_bits
 
 LAYER_IMAGES, BATCH = 4, 32
-LAYERS = ("QuantConv2d", "QuantLinear", "QuantMatmul")
 FLOAT_KERNELS = {"Conv", "FusedConv", "NhwcFusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul", "ConvInteger"}
 OPENVINO_KERNELS = {"Convolution", "Deconvolution", "FullyConnected", "MatMul"}
 

@@ -12,14 +12,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ptmq_lightning.export.flow import Op
+from ptmq_lightning.export.flow import CONVOLUTIONS, Op
 from ptmq_lightning.export.onnx_moves import MOVES, pads_zeros
 from ptmq_lightning.export.values import LayerRow, QuantizerRow, Table
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 
 RELU = {"ReLU", "relu"}
 RELU6 = {"ReLU6", "relu6"}
-LAYERS = ("QuantConv2d", "QuantLinear")
 QUANTIZER = "ActivationQuantizer"
 
 
@@ -49,14 +48,14 @@ def plan(ops: Sequence[Op], *, early: bool = True, image: bool = False) -> Plan:
     if image and len(first) == 1 and first[0] in result.at and ops[0] not in result.at:
         _eight_bits(ops[0], ops[0], "image", result)
     for op in ops:
-        if op.key not in LAYERS:
+        if op.key not in (*CONVOLUTIONS, "QuantLinear"):
             continue
         source = _source(op, result)
         bias = any(getattr(op.module, name, None) is not None for name in ("bias", "biases"))
         result.table.layers[op.path] = LayerRow(op.path, source, op.key == "QuantLinear", bias)
         if source is None:
             result.floating.append(op.path)
-        elif early and op.key == "QuantConv2d" and op not in result.at:
+        elif early and op.key in CONVOLUTIONS and op not in result.at:
             clipped = len(op.users) == 1 and op.users[0].key in RELU | RELU6
             _eight_bits(op, op.users[0] if clipped else op, f"{op.path}.output", result, relu=clipped)
     return result
@@ -72,7 +71,7 @@ def _place(op: Op, result: Plan, early: bool, signed: bool) -> None:
         root = root.source
     if not early or root is None or len(root.users) != 1 or root.key == QUANTIZER:
         root, chain = op, []
-    signed = signed and root.key != "QuantConv2d"  # QLinearConv makes the type that it reads, which is u8
+    signed = signed and root.key not in CONVOLUTIONS  # QLinearConv makes the type that it reads, which is u8
     relu, upper, factor = False, None, 1.0
     for link in chain:
         if link.key in RELU | RELU6:

@@ -9,12 +9,14 @@ which quantizes by LAPQ afterwards where we search the step sizes as for every m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ptmq_lightning.finetune.fit import BASELINES, FinetuneKeys, FineTuning
+from ptmq_lightning.runtime.layers import QUANTIZABLE
 
 TARGET = 1.8
 
@@ -33,7 +35,7 @@ class RobustQuant(FineTuning):
 
     def __init__(self, network: nn.Module, keys: FinetuneKeys, iters: int, seed: int = 0) -> None:
         super().__init__(network, keys, iters, seed)
-        layers = [module for module in network.modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+        layers: list[Any] = [module for module in network.modules() if isinstance(module, QUANTIZABLE)]
         self.pulled = [layer.weight for layer in layers[1:-1] if layer.weight.numel() > 1]
 
     def regularizer(self) -> Tensor:

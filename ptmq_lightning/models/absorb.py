@@ -19,13 +19,18 @@ class FoldReport:
         return FoldReport(self.folded + other.folded, self.kept + other.kept)
 
 
-def absorb_output(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor | None = None) -> None:
+def absorb_output(
+    layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, scale: Tensor, shift: Tensor | None = None
+) -> None:
     """The layer's output y becomes y * scale + shift; scale and shift (O,)."""
     weight, scale = layer.weight.detach().double(), scale.detach().double()
     bias = torch.zeros_like(scale) if layer.bias is None else layer.bias.detach().double() * scale
-    _store(
-        layer, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), bias if shift is None else bias + shift.double()
-    )
+    if isinstance(layer, nn.ConvTranspose2d):  # (I, O/g, H, W): the groups' output channels lie side by side
+        factor = scale.reshape(layer.groups, 1, -1, 1, 1)
+        scaled = (weight.reshape(layer.groups, -1, *weight.shape[1:]) * factor).reshape(weight.shape)
+    else:
+        scaled = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    _store(layer, scaled, bias if shift is None else bias + shift.double())
 
 
 def absorb_input(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor | None = None) -> None:
@@ -41,7 +46,7 @@ def absorb_input(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor | No
     _store(layer, (grouped * factor).reshape(weight.shape), bias)
 
 
-def _store(layer: nn.Conv2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
+def _store(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
     layer.weight = nn.Parameter(weight.to(layer.weight.dtype))
     if layer.bias is not None or bool(bias.any()):
         layer.bias = nn.Parameter(bias.to(layer.weight.dtype))

@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from ptmq_lightning.models.nodes import is_size, module_of, part
 from ptmq_lightning.runtime.errors import ModelError
+from ptmq_lightning.runtime.layers import QUANTIZABLE
 
 # family: pattern of a block's module path, matched from the start; the first that matches a path names its block
 PATTERNS: dict[str, str] = {
@@ -30,7 +31,10 @@ PATTERNS: dict[str, str] = {
     "densenet": r"features\.(?:denseblock\d+|transition\d+)",
 }
 _PATTERN = re.compile("|".join(PATTERNS.values()))
-_OPAQUE = {"conv1d", "conv2d", "conv3d", "linear", "bilinear", "einsum", "baddbmm", "scaled_dot_product_attention"}
+_OPAQUE = {
+    *("conv1d", "conv2d", "conv3d", "conv_transpose2d", "linear", "bilinear", "einsum", "baddbmm"),
+    "scaled_dot_product_attention",
+}
 
 
 @dataclass(frozen=True)
@@ -82,21 +86,21 @@ def opaque_layers(gm: fx.GraphModule, network: nn.Module) -> list[str]:
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
     found = []
     for path, module in network.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)) and path not in called:
+        if isinstance(module, (nn.modules.conv._ConvNd, nn.Linear)) and path not in called:
             hidden = next((target for target in called if path.startswith(f"{target}.")), None)
             found.append(f"{path}: " + (f"hidden inside {hidden}" if hidden else "not called on the image"))
     for node in gm.graph.nodes:
         layer = module_of(gm, node)
-        if isinstance(layer, (nn.modules.conv._ConvNd, nn.Bilinear)) and not isinstance(layer, nn.Conv2d):
+        if isinstance(layer, (nn.modules.conv._ConvNd, nn.Bilinear)) and not isinstance(layer, QUANTIZABLE):
             found.append(f"{node.target}: a {type(layer).__name__} is not quantized")
         elif node.op == "call_function" and node.target.__name__ in _OPAQUE:
             found.append(f"{node.meta['path']}: {node.target.__name__} is called as a function")
     return found
 
 
-def _layer(gm: fx.GraphModule, node: fx.Node) -> nn.Conv2d | nn.Linear | None:
-    """The convolution or linear layer that a node calls."""
-    return module if isinstance(module := module_of(gm, node), (nn.Conv2d, nn.Linear)) else None
+def _layer(gm: fx.GraphModule, node: fx.Node) -> nn.Module | None:
+    """The convolution, transposed or not, or linear layer that a node calls."""
+    return module if isinstance(module := module_of(gm, node), QUANTIZABLE) else None
 
 
 def _moving(gm: fx.GraphModule) -> set[fx.Node]:

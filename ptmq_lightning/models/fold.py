@@ -18,6 +18,7 @@ from ptmq_lightning.models.absorb import FoldReport, absorb_input, absorb_output
 from ptmq_lightning.models.equalize import equalize as equalize_layers
 from ptmq_lightning.models.flow import carry, kind, per_channel, readers
 from ptmq_lightning.models.nodes import constants, module_of
+from ptmq_lightning.runtime.layers import QUANTIZABLE
 
 _PRODUCTS = {operator.mul, torch.mul, "mul"}
 _OTHER_NORMS = {"GroupNorm", "group_norm", "RMSNorm", "rms_norm", "InstanceNorm2d", "instance_norm"}
@@ -31,7 +32,7 @@ def fold(gm: fx.GraphModule, *, equalize: bool = False) -> FoldReport:
     """
     report = FoldReport()
     for node in list(gm.graph.nodes):
-        if isinstance(module_of(gm, node), (nn.Conv2d, nn.Linear)):
+        if isinstance(module_of(gm, node), QUANTIZABLE):
             _fold_into(gm, node, report)
     for node in list(gm.graph.nodes):
         module = module_of(gm, node)
@@ -52,8 +53,8 @@ def fold(gm: fx.GraphModule, *, equalize: bool = False) -> FoldReport:
 def _fold_into(gm: fx.GraphModule, node: fx.Node, report: FoldReport) -> None:
     """Batch norms and channel factors behind one layer, as long as nothing else reads in between."""
     layer = module_of(gm, node)
-    assert isinstance(layer, (nn.Conv2d, nn.Linear))
-    axis = len(node.meta["shape"]) - (3 if isinstance(layer, nn.Conv2d) else 1)
+    assert isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear))
+    axis = len(node.meta["shape"]) - (1 if isinstance(layer, nn.Linear) else 3)
     known, current = constants(gm), node
     while len(current.users) == 1:
         user = next(iter(current.users))

@@ -12,6 +12,7 @@ from torch import fx, nn
 
 from ptmq_lightning.models.nodes import attribute, bind, constants, module_of
 from ptmq_lightning.runtime.errors import ModelError
+from ptmq_lightning.runtime.layers import QUANTIZABLE
 
 BATCHES = (2, 3)  # the two batch sizes that are traced
 _MATMULS = {operator.matmul, torch.matmul, torch.bmm, "matmul", "bmm", "__matmul__"}
@@ -19,6 +20,7 @@ _SOFTMAXES = {F.softmax, torch.softmax, "softmax"}
 _RESHAPES = {torch.reshape, "reshape", "view", "reshape_as", "view_as"}
 _SIGNATURES: dict[Any, tuple[str, ...]] = {
     F.conv2d: ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
+    F.conv_transpose2d: (*("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),),
     F.linear: ("input", "weight", "bias"),
     F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
@@ -32,6 +34,7 @@ def normalize(gm: fx.GraphModule, other: fx.Graph) -> None:
     _constant_layers(gm)
     _uniform_calls(gm)
     _separate_shared_layers(gm)
+    _fixed_output_sizes(gm)
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()
     gm.graph.lint()
@@ -153,6 +156,7 @@ def _layer(function: Any, given: dict[str, Any]) -> nn.Module:
     weight: Any = given.get("weight")
     bias: Any = given.get("bias")
     meta: Any = {"device": "meta"}
+    extra: dict[str, Any]
     layer: nn.Module
     if function is F.linear:
         layer = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, **meta)
@@ -160,6 +164,10 @@ def _layer(function: Any, given: dict[str, Any]) -> nn.Module:
         extra = {k: given[k] for k in ("stride", "padding", "dilation", "groups") if k in given}
         inputs = weight.shape[1] * extra.get("groups", 1)
         layer = nn.Conv2d(inputs, weight.shape[0], tuple(weight.shape[2:]), bias=bias is not None, **extra, **meta)
+    elif function is F.conv_transpose2d:
+        extra = {k: given[k] for k in ("stride", "padding", "output_padding", "groups", "dilation") if k in given}
+        outputs, kernel = weight.shape[1] * extra.get("groups", 1), tuple(weight.shape[2:])
+        layer = nn.ConvTranspose2d(weight.shape[0], outputs, kernel, bias=bias is not None, **extra, **meta)
     elif function is F.layer_norm:
         affine = weight is not None
         layer = nn.LayerNorm(given["normalized_shape"], given.get("eps", 1e-5), affine, bias is not None, **meta)
@@ -195,9 +203,22 @@ def _separate_shared_layers(gm: fx.GraphModule) -> None:
     """A weight layer that is called more than once becomes one copy per call, so that each call is one layer."""
     seen: set[str] = set()
     for node in gm.graph.nodes:
-        if isinstance(layer := module_of(gm, node), (nn.Conv2d, nn.Linear)):
+        if isinstance(layer := module_of(gm, node), QUANTIZABLE):
             if node.target in seen:
                 path = _free_path(gm, str(node.target), layer)
                 gm.add_submodule(path, copy.deepcopy(layer))
                 node.target = node.meta["path"] = path
             seen.add(str(node.target))
+
+
+def _fixed_output_sizes(gm: fx.GraphModule) -> None:
+    """A transposed convolution that is told the size of its output gets the padding that gives this size."""
+    for node in gm.graph.nodes:
+        layer = module_of(gm, node)
+        if isinstance(layer, nn.ConvTranspose2d) and len(node.args) + len(node.kwargs) > 1:
+            source = bind(node, ("input", "output_size"))["input"]
+            given, made = source.meta["shape"][-2:], node.meta["shape"][-2:]
+            parts: Any = (layer.stride, layer.padding, layer.dilation, layer.kernel_size)
+            least = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in zip(given, *parts, strict=True)]
+            layer.output_padding = tuple(m - n for m, n in zip(made, least, strict=True))
+            node.args, node.kwargs = (source,), {}

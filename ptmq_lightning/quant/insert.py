@@ -21,7 +21,7 @@ from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.keys import key
-from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear, QuantMatmul
+from ptmq_lightning.runtime.layers import QUANTIZABLE, ActivationQuantizer, QuantMatmul, twin_of
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
 from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS, BitWidth
 from ptmq_lightning.runtime.weights import MultiBitWeight
@@ -137,7 +137,7 @@ class _Inserter:
         self.carried = next(iter(gm.graph.find_nodes(op="output"))).args[0] in self.asymmetric
         for node in list(gm.graph.nodes):
             module = module_of(gm, node)
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, QUANTIZABLE):
                 info = self._layer(index, str(node.target), module)
                 gm.set_submodule(info.name, self._quantized(module, info))
                 self._input(gm, node, 0, info, done, image)
@@ -151,22 +151,21 @@ class _Inserter:
             return self.carried
         return node.target in ASYMMETRIC_FUNCTIONS or isinstance(module_of(gm, node), ASYMMETRIC)
 
-    def _layer(self, index: int, name: str, module: nn.Conv2d | nn.Linear) -> LayerInfo:
+    def _layer(self, index: int, name: str, module: nn.Module) -> LayerInfo:
         pins = self.placement.pins(
             name, first=name == self.first, second=self.quantizers == 0 and name != self.first, last=name == self.last
         )
-        kind = "conv" if isinstance(module, nn.Conv2d) else "linear"
-        self.table[name] = LayerInfo(name, index, kind, tuple(module.weight.shape), *pins)
+        twin = twin_of(module)
+        self.table[name] = LayerInfo(name, index, twin.kind, tuple(twin.weight_of(module).shape), *pins)
         return self.table[name]
 
-    def _quantized(self, module: nn.Conv2d | nn.Linear, info: LayerInfo) -> nn.Module:
+    def _quantized(self, module: nn.Module, info: LayerInfo) -> nn.Module:
         widths = (info.pin_w,) if info.pin_w else tuple(sorted({pair.w for pair in self.pairs}))
-        n, latent_step = grid.latent(module.weight)
+        twin = twin_of(module)
+        n, latent_step = grid.latent(twin.weight_of(module))
         on_grid = n.float() * grid.per_channel(latent_step, n)
         weight = MultiBitWeight(n, latent_step, widths, weight_steps(on_grid, widths, self.step_size))
-        if isinstance(module, nn.Conv2d):
-            return QuantConv2d.of(module, weight)
-        return QuantLinear.of(module, weight)
+        return twin.of(module, weight)
 
     def _matmul(self, index: int, gm: fx.GraphModule, node: fx.Node, done: dict[fx.Node, str]) -> None:
         path = node.meta.get("path") or "matmul"

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from ptmq_lightning.models.flow import kind
 from ptmq_lightning.models.nodes import part
-from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear
+from ptmq_lightning.runtime.layers import ActivationQuantizer, WeightLayer
 from ptmq_lightning.runtime.model import LayerInfo, ModelBlock, quantizers_of
 from ptmq_lightning.runtime.registry import Registry
 
@@ -96,7 +96,7 @@ class EachLayer(UnitKind):
         assert isinstance(gm, fx.GraphModule)
         entry, output = next(iter(gm.graph.find_nodes(op="placeholder"))), next(iter(gm.graph.find_nodes(op="output")))
         for node in list(gm.graph.nodes):
-            if node.op == "call_module" and isinstance(gm.get_submodule(node.target), (QuantConv2d, QuantLinear)):
+            if node.op == "call_module" and isinstance(gm.get_submodule(node.target), WeightLayer):
                 name, source, last = str(node.target), _source(gm, node), _last(gm, node)
                 before = None if source is entry else part(gm, [entry], [source])
                 behind = part(gm, [last, entry], output.all_input_nodes)

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from ptmq_lightning.runtime.layers import ActivationQuantizer, QuantConv2d, QuantLinear, QuantMatmul
+from ptmq_lightning.runtime.layers import WEIGHT_LAYERS, ActivationQuantizer, QuantMatmul
 
 FRESH_MODULES = (
-    *(QuantConv2d, QuantLinear, QuantMatmul, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm),
+    *(*WEIGHT_LAYERS.values(), QuantMatmul, nn.LayerNorm, nn.BatchNorm2d, nn.GroupNorm),
     *(nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Softmax, nn.Tanh),
 )
 FRESH_FUNCTIONS: frozenset[Any] = frozenset(

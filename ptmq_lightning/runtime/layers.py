@@ -9,7 +9,7 @@ tensor).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -80,7 +80,8 @@ class WeightLayer(nn.Module, ABC):
     """A layer on a multi-bit weight. bias (O,): the float network's, and of every width where biases is None;
     biases (K, O): of the weight's widths."""
 
-    channel = -1  # the output's dimension of length O
+    kind: ClassVar[str] = "linear"  # in the layer table
+    channel: ClassVar[int] = -1  # the output's dimension of length O
 
     def __init__(self, weight: nn.Module, bias: Tensor | None, biases: Tensor | None = None) -> None:
         super().__init__()
@@ -90,6 +91,17 @@ class WeightLayer(nn.Module, ABC):
 
     bias: Tensor | None
     biases: Tensor | None
+
+    @classmethod
+    @abstractmethod
+    def of(cls, layer: Any, weight: nn.Module) -> WeightLayer:
+        """The twin of a layer of torch.nn on another weight."""
+
+    @classmethod
+    def weight_of(cls, layer: Any) -> Tensor:
+        """The weight of a layer of torch.nn as its twin has it, output channels first: (O, ...)."""
+        weight: Tensor = layer.weight.detach()
+        return weight
 
     def forward(self, x: Tensor) -> Tensor:
         weight: Any = self.weight
@@ -105,7 +117,7 @@ class WeightLayer(nn.Module, ABC):
 class QuantConv2d(WeightLayer):
     """A convolution on a multi-bit weight; (B, C, H, W) -> (B, O, H', W')."""
 
-    channel = 1
+    kind, channel = "conv", 1
 
     def __init__(
         self,
@@ -140,6 +152,59 @@ class QuantConv2d(WeightLayer):
         }  # fmt: skip
 
 
+class QuantConvTranspose2d(WeightLayer):
+    """A transposed convolution on a multi-bit weight; (B, C, H, W) -> (B, O, H', W').
+
+    It is a convolution over its input with stride - 1 zeros behind every value, and its weight is that convolution's:
+    (O, C / groups, ...), where torch's is (C, O / groups, ...) and the other way round in space. So whatever works per
+    output channel finds them where it looks for them.
+    """
+
+    kind, channel = "conv_transpose", 1
+
+    def __init__(
+        self,
+        weight: nn.Module,
+        bias: Tensor | None,
+        stride: Any,
+        padding: Any,
+        dilation: Any,
+        groups: int,
+        output_padding: Any,
+        biases: Tensor | None = None,
+    ) -> None:
+        super().__init__(weight, bias, biases)
+        self.stride, self.padding, self.dilation = tuple(stride), tuple(padding), tuple(dilation)
+        self.groups, self.output_padding = groups, tuple(output_padding)
+
+    @classmethod
+    def of(cls, conv: nn.ConvTranspose2d, weight: nn.Module) -> QuantConvTranspose2d:
+        bias = None if conv.bias is None else conv.bias.detach().clone()
+        return cls(weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups, conv.output_padding)
+
+    @classmethod
+    def weight_of(cls, conv: nn.ConvTranspose2d) -> Tensor:
+        return swap_channels(conv.weight.detach(), conv.groups)
+
+    def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        weight = swap_channels(weight, self.groups)
+        options = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return F.conv_transpose2d(x, weight, bias, *options)
+
+    def spec(self) -> dict[str, Any]:
+        return {
+            "stride": list(self.stride), "padding": list(self.padding), "dilation": list(self.dilation),
+            "groups": self.groups, "output_padding": list(self.output_padding),
+        }  # fmt: skip
+
+
+def swap_channels(weight: Tensor, groups: int) -> Tensor:
+    """The weight of a transposed convolution (C, O / groups, H, W) -> that of a convolution (O, C / groups, H, W), the
+    other way round in space; and back."""
+    grouped = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
+    return grouped.flatten(0, 1).flip(2, 3)
+
+
 class QuantLinear(WeightLayer):
     """A linear layer on a multi-bit weight; (..., C) -> (..., O)."""
 
@@ -162,3 +227,17 @@ class QuantMatmul(nn.Module):
 
     def spec(self) -> dict[str, Any]:
         return {}
+
+
+TWINS: dict[type[nn.Module], type[WeightLayer]] = {  # class of torch.nn -> what insertion makes of its layers
+    nn.Conv2d: QuantConv2d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.Linear: QuantLinear,
+}
+QUANTIZABLE = tuple(TWINS)
+WEIGHT_LAYERS: dict[str, type[Any]] = {twin.__name__: twin for twin in TWINS.values()}
+
+
+def twin_of(layer: nn.Module) -> type[WeightLayer]:
+    """The quantized class of a layer of torch.nn that is an instance of one of `QUANTIZABLE`."""
+    return next(twin for kind, twin in TWINS.items() if isinstance(layer, kind))

@@ -28,9 +28,9 @@ Which = int | str | BitWidth | BitAssignment | Mapping[str, Any]
 class LayerInfo:
     """A row of the layer table.
 
-    block: the index of its block. kind: "conv", "linear" or "matmul". weight_shape: (O, ...), None for a matmul. pin_w,
-    pin_a: fixed widths, or None where the layer follows the switch; the pin_w of a matmul is the fixed width of its
-    first factor (attention probabilities).
+    block: the index of its block. kind: "conv", "conv_transpose", "linear" or "matmul". weight_shape: (O, ...), None
+    for a matmul. pin_w, pin_a: fixed widths, or None where the layer follows the switch; the pin_w of a matmul is the
+    fixed width of its first factor (attention probabilities).
     """
 
     name: str

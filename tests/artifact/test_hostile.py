@@ -90,6 +90,10 @@ BOMBS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {  # -> what 
         lambda m: m["blocks"][0]["modules"].update(up={"type": "Upsample", "spec": {"scale_factor": 1e9}}),
         "Upsample",
     ),
+    "a transposed convolution of a stranger's size": (
+        lambda m: m["blocks"][0]["modules"].update(up={"type": "QuantConvTranspose2d", "spec": {"stride": [9**9, 1]}}),
+        "QuantConvTranspose2d",
+    ),
     "three million widths": (
         module("quantizers.fc", spec={"widths": [8] * 3_000_000, "owner": "fc", "pin": None, "table": False}),
         "widths",

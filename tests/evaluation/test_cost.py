@@ -68,6 +68,13 @@ def test_a_depthwise_convolution_costs_what_is_published() -> None:
     assert layer_bit_ops(model.layers["conv"], g["macs"], BitWidth(g["w_bits"], g["a_bits"])) == g["bit_ops"]
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_in_a_transposed_convolution_every_input_pixel_meets_every_weight(batch: int) -> None:
+    conv = nn.ConvTranspose2d(6, 4, 3, stride=2, padding=1, output_padding=1, groups=2)
+    model = chain({"up": conv}, {"up": info("conv_transpose", (4, 3, 3, 3))})
+    assert layer_macs(model, torch.zeros(batch, 6, 5, 7)) == {"up": 5 * 7 * 4 * 3 * 3 * 3}
+
+
 def test_attention_scores_cost_what_is_published() -> None:
     g = GOLDEN["attention_scores"]
     model = chain({"attention": Scores()}, {"attention.product": info("matmul", None)})

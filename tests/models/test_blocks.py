@@ -111,7 +111,14 @@ def test_a_network_without_layers_is_refused():
     )
 
 
-def test_a_transposed_convolution_is_reported_as_a_layer_in_float():
+def test_a_convolution_over_one_axis_is_reported_as_a_layer_in_float():
+    module = nn.Sequential(nn.Flatten(2), nn.Conv1d(3, 4, 1), nn.Flatten(), nn.Linear(64, 2)).eval()
+    traced = graph.trace(module, (3, 4, 4))
+    assert blocks.opaque_layers(traced, module) == ["1: a Conv1d is not quantized"]
+
+
+def test_a_transposed_convolution_is_a_layer_of_a_block():
     module = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ConvTranspose2d(4, 4, 2, 2), nn.Flatten(), nn.Linear(256, 2)).eval()
     traced = graph.trace(module, (3, 4, 4))
-    assert blocks.opaque_layers(traced, module) == ["1: a ConvTranspose2d is not quantized"]
+    assert blocks.opaque_layers(traced, module) == []
+    assert [layer for block in blocks.cut(traced, torch.zeros(2, 3, 4, 4)) for layer in block.layers] == ["0", "1", "3"]

@@ -90,6 +90,24 @@ def test_a_batch_norm_whose_input_has_another_reader_stays():
     assert report.kept == [("bn (BatchNorm)", "no single layer before it, and it is read by add (add)")]
 
 
+def test_a_batch_norm_behind_a_grouped_transposed_convolution_folds_into_it(error):
+    module = network(nn.ConvTranspose2d(4, 6, 3, 2, groups=2, bias=False), nn.BatchNorm2d(6)).double()
+    for statistic in (module[1].running_mean, module[1].running_var):
+        statistic.uniform_(0.5, 2.0)
+    images = torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    gm = traced(module)
+    report = fold.fold(gm)
+    assert report.folded == [("1 (BatchNorm)", "0")] and report.kept == []
+    with torch.no_grad():
+        assert error(gm(images), module(images)) < 1e-12
+
+
+def test_a_batch_norm_before_a_transposed_convolution_stays():
+    """Fewer products meet at its edges, so that a shift of what it reads is no bias."""
+    report = fold.fold(traced(network(nn.ReLU(), nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3, 2))))
+    assert report.folded == [] and [what for what, _ in report.kept] == ["1 (BatchNorm)"]
+
+
 def test_a_batch_norm_before_a_layer_folds_forward(error):
     module = network(nn.ReLU(), nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, groups=2))
     module[1].running_mean.normal_()

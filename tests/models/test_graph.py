@@ -121,3 +121,27 @@ def test_a_network_that_fixes_the_batch_is_refused():
         "operation repeat of module '' uses 4 at batch size 2 and 9 at batch size 3; expected a number proportional to "
         "the batch. Choose a network that works at every batch size."
     )
+
+
+class _Up(nn.Module):
+    """A transposed convolution to the size of what came before, and the same weights called as a function."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = nn.ConvTranspose2d(4, 6, 3, 2, groups=2)
+        self.down = nn.Conv2d(6, 4, 3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(self.up(x[..., :3, :4], output_size=[8, 9]))
+        return F.conv_transpose2d(y, self.up.weight, self.up.bias, 2, output_padding=1, groups=2)
+
+
+def test_transposed_convolutions_are_modules_of_one_argument():
+    torch.manual_seed(0)
+    module, x = _Up().eval(), torch.randn(3, 4, 5, 6)
+    gm = graph.trace(module, (4, 5, 6))
+    called = [(node, gm.get_submodule(node.target)) for node in gm.graph.nodes if node.op == "call_module"]
+    ups = [(node, layer) for node, layer in called if isinstance(layer, nn.ConvTranspose2d)]
+    assert [layer.output_padding for _, layer in ups] == [(1, 0), (1, 1)]
+    assert all(len(node.args) == 1 and not node.kwargs for node, _ in ups)
+    assert torch.equal(gm(x), module(x))

@@ -72,8 +72,8 @@ def test_a_final_loss_is_the_mean_over_the_last_quarter_of_a_block(tmp_path: Pat
 
 def test_the_page_says_how_images_are_prepared_and_what_stays_in_float(tmp_path: Path, results: dict[str, Any]) -> None:
     lines = ["preprocessing: mean [0.5] (model.preprocessing (mean), the rest <guessed>)", "build: 1.0 s"]
-    lines += ["not quantized: up: a ConvTranspose2d is not quantized"]
+    lines += ["not quantized: up: a Conv1d is not quantized"]
     (tmp_path / "train.log").write_text("".join(f"2026-01-01 12:00:00 {line}\n" for line in lines))
     page = write_page(tmp_path, results).read_text(encoding="utf-8")
     assert "<li>preprocessing: mean [0.5] (model.preprocessing (mean), the rest &lt;guessed&gt;)</li>" in page
-    assert "<li>not quantized: up: a ConvTranspose2d is not quantized</li>" in page and "build: 1.0" not in page
+    assert "<li>not quantized: up: a Conv1d is not quantized</li>" in page and "build: 1.0" not in page
