@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from ptmq_lightning.compose.cli import configuration, main
-from ptmq_lightning.compose.words import PATHS, quoted_paths, run_name
+from ptmq_lightning.compose.words import PATHS, quoted_paths, run_label, run_name
 from ptmq_lightning.config.declared import every_key
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.runtime.errors import ConfigError
@@ -309,6 +310,14 @@ def test_run_names_of_different_commands_differ() -> None:
     names = [run_name(choices, command) for command in commands]
     assert len(set(names)) == len(commands)
     assert all("/" not in name.removeprefix("vit_t/") and len(name) < 200 for name in names)
+
+
+def test_lines_of_a_sweep_begin_with_the_jobs_number_and_those_of_a_single_run_with_nothing() -> None:
+    layout = OmegaConf.load(ROOT / "conf" / "config.yaml").hydra.job_logging.formatters.simple
+    OmegaConf.register_new_resolver("run_label", run_label, replace=True)
+    for job, label in (({"num": 3}, "#3 "), ({"num": "???"}, ""), ({}, "")):
+        whole = OmegaConf.create({"hydra": {"job": job}, "format": layout._get_node("format")._value()})
+        assert whole.format == f"%(asctime)s {label}%(message)s"
 
 
 def test_run_names_need_no_quotes_in_a_shell_or_in_hydra() -> None:

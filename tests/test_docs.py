@@ -37,8 +37,8 @@ def commands(start: str) -> list[str]:
 
 
 def single_runs(command: str) -> Iterator[list[str]]:
-    """The overrides of a command; of a sweep one run for every value, the other keys at their first."""
-    words = [word.strip("'") for word in command.split()]
+    """The overrides of a command but Hydra's own; of a sweep one run for every value, the other keys at their first."""
+    words = [word.strip("'") for word in command.split() if not word.startswith("hydra")]
     if "-m" not in words:
         yield words
         return
