@@ -11,7 +11,7 @@ import torch
 
 from ptmq_lightning.compose.free import free_memory, lies_in_memory
 from ptmq_lightning.compose.memory import release_freed_memory
-from ptmq_lightning.reconstruction.store import MEMORY, RESIDENT, OnDisk, OnHost, Store
+from ptmq_lightning.reconstruction.store import MEMORY, OnDisk, OnHost, Store
 from ptmq_lightning.runtime.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -41,14 +41,13 @@ def choose_store(
     if wanted == "memory" or (wanted == "auto" and _fits(size * (processes if device == CPU else 1), free)):
         log.info("feature cache: %s at its largest, in memory%s", _told(size), told)
         return MEMORY
-    host = free_memory(CPU)
-    if wanted == "auto" and device.type != "cpu" and _fits(size * processes, host):
+    if wanted == "auto" and device.type != "cpu" and _fits(size * processes, free_memory(CPU)):
         log.info("feature cache: %s at its largest, in the CPU's memory%s", _told(size), told)
         return OnHost(device)
     place = folder or Path(tempfile.gettempdir())
     _require_room(place, size, processes, "TMPDIR" if folder is None else "hydra.run.dir")
     log.info("feature cache: %s at its largest, in files in %s%s", _told(size), place, told)
-    return OnDisk(place, device, RESIDENT if host is None else int(SHARE / 2 * host / processes))
+    return OnDisk(place, device)
 
 
 def _fits(size: int, free: int | None) -> bool:

@@ -32,8 +32,7 @@ class StreamRoom:
     def behind(self, target: Kept) -> dict[Hashable, Kept]:
         """Streams of the shape of ``target`` (N, ...), over those that were there before: an image's over the same
         image's."""
-        width = target.shape[1:].numel()
-        return {key: self.store.kept(room[:, :width].view(target.shape)) for key, room in self.rooms.items()}
+        return {key: room.kept(target.shape) for key, room in self.rooms.items()}
 
 
 @torch.no_grad()

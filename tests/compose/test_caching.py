@@ -43,7 +43,7 @@ def test_a_larger_one_goes_to_files_and_one_line_says_so(
 ) -> None:
     with caplog.at_level(logging.INFO):
         store = choose_store("auto", 3 * GIB, CPU, tmp_path)
-    assert isinstance(store, OnDisk) and store.folder == tmp_path and store.resident < SHARE * GIB
+    assert isinstance(store, OnDisk) and store.folder == tmp_path
     (line,) = caplog.messages
     assert "3072 MiB" in line and str(tmp_path) in line and "1024 MiB of memory are free" in line
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import mmap
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from torch import Tensor
 from ptmq_lightning.reconstruction.cache import predict_bytes, widest_stream
 from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
-from ptmq_lightning.reconstruction.store import InMemory, Kept, OnDisk, OnHost, Rows, Store
+from ptmq_lightning.reconstruction.store import InMemory, Kept, OnDisk, OnHost, Room, Store, TensorRoom
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
 from tests.networks import GROUPS, RECIPE, images, mixer, objective, small_model, trainer
 
@@ -35,10 +34,15 @@ RECIPES = {
 
 
 class Apart(InMemory):
-    """Every tensor has its own room, and no stream is written over another: how it was done before."""
+    """No stream is written over another: how it was done before."""
 
-    def kept(self, room: Tensor) -> Kept:
-        return torch.empty(room.shape)
+    def room(self, count: int, width: int, like: Tensor) -> Room:
+        return Fresh()
+
+
+class Fresh:
+    def kept(self, shape: torch.Size) -> Kept:
+        return torch.empty(shape)
 
 
 class Watched(InMemory):
@@ -47,12 +51,12 @@ class Watched(InMemory):
     def __init__(self) -> None:
         self.held = self.most = 0
 
-    def room(self, count: int, width: int, like: Tensor) -> Tensor:
-        room = super().room(count, width, like)
-        self.held += room.nbytes
+    def room(self, count: int, width: int, like: Tensor) -> Room:
+        rows = like.new_empty((count, width))
+        self.held += rows.nbytes
         self.most = max(self.most, self.held)
-        weakref.finalize(room.untyped_storage(), self.gone, room.nbytes)
-        return room
+        weakref.finalize(rows.untyped_storage(), self.gone, rows.nbytes)
+        return TensorRoom(rows)
 
     def gone(self, size: int) -> None:
         self.held -= size
@@ -67,7 +71,7 @@ def learned(recipe: Recipe, store: Store) -> dict[str, Tensor]:
 @pytest.mark.parametrize("kind", RECIPES)
 @pytest.mark.parametrize(
     "store",
-    [lambda _: InMemory(), lambda _: OnHost(CPU), lambda folder: OnDisk(folder, CPU, resident=1000)],
+    [lambda _: InMemory(), lambda _: OnHost(CPU), lambda folder: OnDisk(folder, CPU)],
     ids=["over each other", "beside the device", "on disk"],
 )
 def test_where_features_are_kept_changes_no_tensor(kind: str, store: Callable[[Path], Store], tmp_path: Path) -> None:
@@ -97,19 +101,19 @@ def test_streams_take_one_room_for_the_whole_network() -> None:
 def test_files_have_no_name_while_they_are_used_and_are_gone_with_the_features(tmp_path: Path) -> None:
     store = OnDisk(tmp_path, CPU)
     kept = store.empty(4, torch.ones(1, 3))
-    assert isinstance(kept, Rows) and list(tmp_path.iterdir()) == [] and len(store.maps) == 1
+    assert list(tmp_path.iterdir()) == [] and len(store.rooms) == 1
     del kept
     gc.collect()
-    assert len(store.maps) == 0
+    assert len(store.rooms) == 0
 
 
-def test_a_fit_that_fails_leaves_no_file_and_no_map(tmp_path: Path) -> None:
+def test_a_fit_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
     store = OnDisk(tmp_path, CPU)
     wild = replace(RECIPE, schedule=replace(RECIPE.schedule, lr_activation=1e30, lr_rounding=1e30))
     with pytest.raises(ModelError):
         reconstruct_model(small_model(), images(), wild, trainer, store=store)
     gc.collect()
-    assert list(tmp_path.iterdir()) == [] and len(store.maps) == 0
+    assert list(tmp_path.iterdir()) == [] and len(store.rooms) == 0
 
 
 KILLED = """
@@ -127,27 +131,29 @@ def test_a_killed_process_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells of a map")
-def test_pages_beyond_the_limit_are_let_go_and_keep_what_was_written(tmp_path: Path) -> None:
-    store = OnDisk(tmp_path, CPU, resident=2**22)
-    kept = store.empty(64, torch.ones(1, 2**18))  # 64 MiB
-    most = 0
-    for first in range(64):
-        kept[first : first + 1] = torch.full((1, 2**18), float(first))
-        most = max(most, _file_pages())
-    assert most < 2**23  # the limit, and what was touched before it was reached
-    assert torch.equal(kept[torch.arange(64)][:, 0], torch.arange(64.0))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_of_a_file_are_read_as_they_were_written_whatever_else_is_in_their_room(
+    dtype: torch.dtype, tmp_path: Path
+) -> None:
+    x = torch.randn(6, 2, 3).to(dtype)
+    kept = OnDisk(tmp_path, CPU).room(6, 10, x).kept(x.shape)
+    for first in range(0, 6, 4):
+        kept[first : first + 4] = x[first : first + 4]
+    assert torch.equal(kept[torch.tensor([4, 0, 4])], x[[4, 0, 4]])
+    assert torch.equal(kept[1:3], x[1:3]) and torch.equal(kept[:], x)
 
 
-def _file_pages() -> int:
-    """Bytes of unnamed (deleted) files that this process holds in memory."""
-    ours, size = False, 0
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if "-" in line.split(" ", 1)[0]:
-            ours = "(deleted)" in line
-        elif ours and line.startswith("Rss:"):
-            size += int(line.split()[1]) * 1024
-    return size
+@pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells of a process")
+def test_what_lies_in_files_takes_no_memory_of_the_process(tmp_path: Path) -> None:
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+    row = torch.ones(1, 2**18)
+    before, kept = resident(), OnDisk(tmp_path, CPU).empty(128, row)  # 128 MiB
+    for first in range(128):
+        kept[first : first + 1] = row
+    assert float(sum(kept[first : first + 1].sum() for first in range(128))) == 2**25
+    assert resident() - before < 2**24
 
 
 def test_a_disk_without_room_is_told_before_anything_is_written(
@@ -157,7 +163,6 @@ def test_a_disk_without_room_is_told_before_anything_is_written(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
-    monkeypatch.setattr(mmap, "mmap", lambda *_: pytest.fail("mapped"))
     with pytest.raises(ConfigError) as error:
         OnDisk(tmp_path, CPU).empty(4, torch.ones(1, 3))
     assert str(tmp_path) in str(error.value) and os.strerror(errno.ENOSPC) in str(error.value)
