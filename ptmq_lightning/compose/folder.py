@@ -42,7 +42,7 @@ MARK, WORK, COMPLETE, CONTENTS = ".ptmq-run", "unfinished", "complete", "content
 CONFIG, RESULTS, LOG, RESUME, INPUTS = "config.yaml", "results.json", "train.log", "resume", "inputs.json"
 OURS = (RESULTS, "metrics.csv", "layers.csv", "calibration.json", "finetune.json", "report.html", "model", INPUTS,
         "wandb", "tensorboard", "model-onnx", "model-openvino", CONFIG, LOG)  # fmt: skip
-NOT_COMPARED = ("resume", "logger", "trainer.threads", "data.workers")  # what changes no tensor
+NOT_COMPARED = ("resume", "logger", "trainer.threads", "trainer.cache", "data.workers")  # what changes no tensor
 
 
 class RunFolder:

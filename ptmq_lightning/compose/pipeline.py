@@ -20,6 +20,7 @@ from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.compose import process, trained
+from ptmq_lightning.compose.caching import choose_store
 from ptmq_lightning.compose.class_names import class_names, require_classes
 from ptmq_lightning.compose.compiling import compiles
 from ptmq_lightning.compose.digits import train_digits
@@ -48,7 +49,7 @@ from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.quant import kernels
 from ptmq_lightning.quant.insert import insert
 from ptmq_lightning.quant.steps import calibrate
-from ptmq_lightning.reconstruction.features import predict_bytes
+from ptmq_lightning.reconstruction.cache import predict_bytes
 from ptmq_lightning.reconstruction.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.report.trackers import log_summary, open_trackers
 from ptmq_lightning.runtime.info import Evaluation, ModelInfo
@@ -219,8 +220,14 @@ def learn(
     """Every pass over the network, from the first block that an earlier, killed run of ``folder`` did not finish;
     images (N, C, H, W)."""
     passes = parts.recipes(config, model)
-    size = max((predict_bytes(model, images, recipe.mixer, recipe.groups) for recipe in passes), default=0)
-    log.info("feature cache: %.0f MiB at its largest", size / 2**20)
+    size = max((predict_bytes(model, images, recipe) for recipe in passes), default=0)
+    store = choose_store(
+        config.trainer.cache,
+        size,
+        images.device,
+        folder.work if folder else None,
+        processes=parts.local_processes(config.trainer),
+    )
     fast = compiles(config.trainer.compile, model, images, passes)
     results = folder.restore(model) if folder else []
     done, blocks, before = len(results), len(model.blocks), (0, 0)
@@ -240,7 +247,7 @@ def learn(
         if first < blocks:
             with old_objects_set_aside(), kernels.compiled(fast):
                 results += reconstruct_model(
-                    model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before
+                    model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before, store=store
                 )
         before = (before[0] + units[1], before[1] + units[1] * recipe.schedule.iters)
     return results

@@ -127,6 +127,12 @@ def device_of(config: TrainerConfig) -> torch.device:
         ) from error
 
 
+def local_processes(config: TrainerConfig) -> int:
+    """On this machine; with devices=auto as many as there are GPUs."""
+    devices = str(config.devices)
+    return int(devices) if devices.isdigit() else max(torch.cuda.device_count(), 1)
+
+
 def trainer(config: TrainerConfig, *, loggers: Sequence[Logger], callbacks: Sequence[L.Callback]) -> L.Trainer:
     """A fresh Trainer for one block: one pass over the loader, which holds exactly the block's steps."""
     return L.Trainer(

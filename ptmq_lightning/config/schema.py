@@ -106,6 +106,12 @@ class TrainerConfig:
         "are so long that it pays",
         choices=("auto", "always", "never"),
     )
+    cache: str = key(
+        "auto",
+        "where the features of the calibration images are kept during the fits; auto: in memory where they take at "
+        "most 70 % of what is free, else in files in the run's folder",
+        choices=("auto", "memory", "disk"),
+    )
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.reconstruction.store import Kept
 from ptmq_lightning.runtime.hooks import watched_inputs
 from ptmq_lightning.runtime.model import select, weights_of
 
 
 @torch.no_grad()
-def correct_biases(block: nn.Module, x: Tensor, batch: int) -> None:
+def correct_biases(block: nn.Module, x: Kept, batch: int) -> None:
     """Give every layer of a committed block a bias per weight width; x: the block's float inputs (N, ...)."""
     means = mean_inputs(block, x, batch)
     for name, weight in weights_of(block):
@@ -82,7 +83,7 @@ def _added(layer: Any, mean: Tensor, difference: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def mean_inputs(block: nn.Module, x: Tensor, batch: int) -> dict[str, Tensor]:
+def mean_inputs(block: nn.Module, x: Kept, batch: int) -> dict[str, Tensor]:
     """Mean over images of every layer's float input, (1, ...) by layer name: a layer's output is linear in it."""
     sums: dict[str, Tensor] = {}
 
@@ -92,6 +93,6 @@ def mean_inputs(block: nn.Module, x: Tensor, batch: int) -> dict[str, Tensor]:
 
     select(block, None)
     with watched_inputs({name: block.get_submodule(name) for name, _ in weights_of(block)}, add):
-        for part in x.split(batch):
-            block(part)
+        for first in range(0, len(x), batch):
+            block(x[first : first + batch])
     return {name: total / len(x) for name, total in sums.items()}

@@ -1,39 +1,40 @@
 """The calibration cache: at the input of the block in turn, float features and those of the quantized blocks before it
-(PTMQ §1.9).
-
-Only the input and the target of one block are held at a time, so memory does not grow with depth.
+(PTMQ §1.9). Where they are kept and how large they are: `reconstruction.store`, `reconstruction.cache`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from ptmq_lightning.reconstruction.mixer import Mixer
 from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.reconstruction.store import MEMORY, Kept, Store
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, select
-from ptmq_lightning.runtime.spec import BitGroups, BitWidth
+from ptmq_lightning.runtime.model import LayerInfo, select
+from ptmq_lightning.runtime.spec import BitWidth
+
+Result = TypeVar("Result", bound=Kept)
 
 
 @dataclass
 class Features:
     """fp: (N, ...); streams: key -> (N, ...), all the same tensor as fp before the first block."""
 
-    fp: Tensor
-    streams: dict[Hashable, Tensor]
+    fp: Kept
+    streams: dict[Hashable, Kept]
 
 
 class FeatureBatch:
     """The images of one iteration: fp (B, ...), target (B, ...), weight of the target's errors (B or 1, ...) or
     None, and by key the streams, gathered when asked for."""
 
-    def __init__(self, features: Features, target: Tensor, chosen: Tensor, weight: Tensor | None = None) -> None:
+    def __init__(self, features: Features, target: Kept, chosen: Tensor, weight: Tensor | None = None) -> None:
         self.fp, self.target = features.fp[chosen], target[chosen]
         self.weight = weight if weight is None or len(weight) == 1 else weight[chosen]
         self._streams, self._chosen = features.streams, chosen
@@ -45,7 +46,7 @@ class FeatureBatch:
 class FeatureDataset(Dataset[FeatureBatch]):
     """Indexed by a whole batch of image numbers."""
 
-    def __init__(self, features: Features, target: Tensor, weight: Tensor | None = None) -> None:
+    def __init__(self, features: Features, target: Kept, weight: Tensor | None = None) -> None:
         self.features, self.target, self.weight = features, target, weight
 
     def __len__(self) -> int:
@@ -78,30 +79,37 @@ class ImageSampler(Sampler[Tensor]):
 
 
 def loader(
-    features: Features, target: Tensor, *, batch: int, iters: int, seed: int, weight: Tensor | None = None
+    features: Features, target: Kept, *, batch: int, iters: int, seed: int, weight: Tensor | None = None
 ) -> DataLoader[FeatureBatch]:
     """The iterations of one block's fit, in this process, on the features' device."""
     sampler = ImageSampler(len(target), batch, iters, seed, target.device)
     return DataLoader(FeatureDataset(features, target, weight), sampler=sampler, batch_size=None, num_workers=0)
 
 
-@torch.no_grad()
-def map_batches(function: Callable[[Tensor], Tensor], x: Tensor, batch: int) -> Tensor:
+def map_batches(function: Callable[[Tensor], Tensor], x: Kept, batch: int) -> Tensor:
     """function over x (N, ...) in batches, into one tensor (N, ...)."""
-    result: Tensor | None = None
-    for first in range(0, len(x), batch):
-        part = function(x[first : first + batch])
-        if result is None:
-            result = x.new_empty((len(x), *part.shape[1:]))
-        result[first : first + len(part)] = part
-    assert result is not None
-    return result
+    return _mapped(function, x, batch, lambda count, like: like.new_empty((count, *like.shape[1:])))
 
 
-def run_float(block: nn.Module, x: Tensor, batch: int) -> Tensor:
+def run_float(block: nn.Module, x: Kept, batch: int, store: Store = MEMORY) -> Kept:
     """The block of the float network on x (N, ...)."""
     select(block, None)
-    return map_batches(block, x, batch)
+    return _mapped(block, x, batch, store.empty)
+
+
+@torch.no_grad()
+def _mapped(
+    function: Callable[[Tensor], Tensor], x: Kept, batch: int, empty: Callable[[int, Tensor], Result]
+) -> Result:
+    result: Result | None = None
+    for first in range(0, len(x), batch):
+        images = slice(first, first + batch)
+        part = function(x[images].contiguous())  # a stream's rows may be wider than its features
+        if result is None:
+            result = empty(len(x), part)
+        result[images] = part
+    assert result is not None
+    return result
 
 
 @torch.no_grad()
@@ -109,9 +117,10 @@ def advance(
     block: nn.Module,
     layers: Mapping[str, LayerInfo],
     features: Features,
-    target: Tensor,
+    target: Kept,
     recipe: Recipe,
     generator: torch.Generator,
+    streams: dict[Hashable, Kept],
 ) -> Features:
     """Features behind a finished block, or behind a part of one.
 
@@ -121,6 +130,7 @@ def advance(
         target: its float output (N, ...), the next float feature.
         recipe: of the pass: which streams there are, and whether they are of quantized weights alone.
         generator: of the mixer's draws.
+        streams: are filled, (N, ...) each; an image's may lie where its streams at the input do.
     """
     mixer, groups, batch = recipe.mixer, recipe.groups, recipe.schedule.batch
 
@@ -130,26 +140,10 @@ def advance(
         output: Tensor = block(x)
         return output
 
-    streams = {key: target.new_empty(target.shape) for key in mixer.streams(groups)}
     for first in range(0, len(target), batch):
         images = slice(first, first + batch)
-        own = {key: stream[images] for key, stream in features.streams.items()}
+        own = {key: stream[images].contiguous() for key, stream in features.streams.items()}
         for key, value in mixer.propagate(own, groups, run, generator).items():
             streams[key][images] = value
     select(block, None)
     return Features(target, streams)
-
-
-@torch.no_grad()
-def predict_bytes(model: MultiBitModel, images: Tensor, mixer: Mixer, groups: BitGroups) -> int:
-    """Bytes of the feature cache at its largest: input and target float features, input and output streams."""
-    x, streams, largest = images[:1], len(mixer.streams(groups)), 0
-    before = x.numel()
-    held = 1  # in front of the first block every stream is the images themselves
-    for block in model.blocks:
-        select(block, None)
-        x = block(x)
-        after = x.numel()
-        largest = max(largest, before * held + after * (1 + streams))
-        before, held = after, 1 + streams
-    return largest * len(images) * images.element_size()

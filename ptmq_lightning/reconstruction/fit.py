@@ -21,6 +21,7 @@ from ptmq_lightning.reconstruction.correction import correct_biases, mean_inputs
 from ptmq_lightning.reconstruction.features import FeatureBatch, Features, loader, map_batches
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.reconstruction.store import Kept
 from ptmq_lightning.reconstruction.tokens import Tokens
 from ptmq_lightning.reconstruction.units import Unit
 from ptmq_lightning.runtime.model import select, weights_of
@@ -49,8 +50,8 @@ class Fit:
         recipe: Recipe,
         unit: Unit,
         inputs: Features,
-        target: Tensor,
-        block_input: Tensor,
+        target: Kept,
+        block_input: Kept,
         place: Place,
         tokens: Tokens = NO_TOKENS,
     ) -> None:
@@ -106,7 +107,7 @@ class Fit:
         x = next(iter(self.inputs.streams.values()), self.inputs.fp)
         return self.nearest_output(self.recipe.groups.pairs[0], x)
 
-    def nearest_output(self, pair: BitWidth, x: Tensor) -> Tensor:
+    def nearest_output(self, pair: BitWidth, x: Kept) -> Tensor:
         """The unit's output at a width before it is made trainable, rounded to nearest; x (N, ...)."""
         widths = {name: layer.width(pair) for name, layer in self.unit.layers.items()}
         select(self.unit.module, widths, activations=self.recipe.quantize_inputs)
@@ -136,11 +137,11 @@ class Fit:
         return x if self.tokens.read is None else x[:, self.tokens.read]
 
 
-def channel_dim(block: nn.Module, output: Tensor) -> int:
+def channel_dim(block: nn.Module, output: Kept) -> int:
     """The dimension of an output (B, ...) that holds channels: the one as long as the last layer's output, else the
     last (tokens, logits), or 1 for a feature map."""
-    if output.dim() != 4:
-        return output.dim() - 1
+    if len(output.shape) != 4:
+        return len(output.shape) - 1
     widths = [len(weight.latent_step) for _, weight in weights_of(block)]
     last_is_channel = bool(widths) and output.shape[-1] == widths[-1] and output.shape[1] != widths[-1]
     return 3 if last_is_channel else 1

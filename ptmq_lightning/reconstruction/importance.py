@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ptmq_lightning.reconstruction.store import Kept
 from ptmq_lightning.runtime.registry import Registry
 
 if TYPE_CHECKING:
@@ -62,8 +63,9 @@ class FisherWeight(ErrorWeight):
 
     def __call__(self, fit: Fit) -> Tensor:
         quantized = fit.narrowest_output()
-        weight = fisher(fit.unit.rest, fit.target, quantized, fit.batch, *fit.beside)
-        return scaled(weight, fit.target, fit.tokens.read)
+        target = fit.target[:]
+        weight = fisher(fit.unit.rest, target, quantized, fit.batch, *fit.beside)
+        return scaled(weight, target, fit.tokens.read)
 
 
 @WEIGHTS.register("aph")
@@ -71,8 +73,9 @@ class PerturbationWeight(ErrorWeight):
     """APHQ-ViT's perturbation Hessian, for every element; see `perturbation`."""
 
     def __call__(self, fit: Fit) -> Tensor:
-        weight = perturbation(fit.unit.rest, fit.target, fit.batch, *fit.beside)
-        return scaled(weight, fit.target, fit.tokens.read)
+        target = fit.target[:]
+        weight = perturbation(fit.unit.rest, target, fit.batch, *fit.beside)
+        return scaled(weight, target, fit.tokens.read)
 
 
 @TOKENS.register("fisher")
@@ -86,7 +89,7 @@ class TokenWeight(ErrorWeight):
         return fit.tokens.weight
 
 
-def fisher(rest: nn.Module, target: Tensor, quantized: Tensor, batch: int, *beside: Tensor) -> Tensor:
+def fisher(rest: nn.Module, target: Tensor, quantized: Tensor, batch: int, *beside: Kept) -> Tensor:
     """Squared gradients (N, ...) at `quantized`, the outputs (N, ...) whose float ones are `target`.
 
     rest: the float network behind these outputs. beside: what its first module takes besides, (N, ...).
@@ -99,7 +102,7 @@ def fisher(rest: nn.Module, target: Tensor, quantized: Tensor, batch: int, *besi
     return weight
 
 
-def perturbation(rest: nn.Module, target: Tensor, batch: int, *beside: Tensor) -> Tensor:
+def perturbation(rest: nn.Module, target: Tensor, batch: int, *beside: Kept) -> Tensor:
     """Mean over images of the gradients' differences at outputs moved up and down, (1, ...) for target (N, ...); rest,
     beside: of `fisher`."""
     shift = PERTURBATION * target.std()

@@ -16,7 +16,7 @@ from ptmq_lightning.quant.roundings import RoundingKeys
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruction import commit, features
 from ptmq_lightning.reconstruction.block import BlockReconstruction
-from ptmq_lightning.reconstruction.features import Features, predict_bytes
+from ptmq_lightning.reconstruction.features import Features
 from ptmq_lightning.reconstruction.fit import Fit
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
@@ -227,19 +227,6 @@ def test_blocks_whose_layers_are_pinned_run_once_a_step() -> None:
     batch = next(iter(features.loader(Features(x, dict.fromkeys(GROUPS.pairs, x)), target, batch=4, iters=1, seed=0)))
     module.training_step(batch, 0)
     assert len(calls) == 1
-
-
-def test_the_cache_is_as_large_as_predicted() -> None:
-    model, x = small_model(), images(8)
-    held = Features(x, dict.fromkeys(RECIPE.mixer.streams(GROUPS), x))
-    largest = 0
-    for index, block in enumerate(model.blocks):
-        target = features.run_float(block, held.fp, 4)
-        layers = model.chain[index].layers
-        ahead = features.advance(block, layers, held, target, RECIPE, torch.Generator())
-        tensors = {id(t): t.nbytes for f in (held, ahead) for t in (f.fp, *f.streams.values())}
-        largest, held = max(largest, sum(tensors.values())), ahead
-    assert predict_bytes(model, x, RECIPE.mixer, GROUPS) == largest
 
 
 def test_a_fit_that_diverges_stops_at_once_and_names_the_block_iteration_and_rates() -> None:
