@@ -159,7 +159,8 @@ class FileFeatures:
         part = torch.empty((len(numbers), *self.shape[1:]), dtype=self.room.dtype)
         for number, row in zip(numbers, _bytes(part), strict=True):
             self.room.file.seek(number * self.room.width)
-            self.room.file.readinto(row)
+            if (read := self.room.file.readinto(row)) != len(row):
+                raise OSError(f"{read} of {len(row)} bytes of features were read; expected all of them")
         return part.to(self.device)
 
     def __setitem__(self, images: slice, features: Tensor) -> None:
