@@ -364,7 +364,7 @@ def test_a_named_assignment_that_does_not_fit_the_layers_is_refused(saved: Path)
     with pytest.raises(ArtifactError) as error:
         artifact.load(saved)
     assert str(error.value).startswith(
-        f"cannot load '{saved}': manifest.json describes no network: assignments.mine is 0 layers; expected one for "
+        f"cannot load '{saved}': manifest.json describes no network: assignments.mine is 9 layers; expected one for "
         "each layer, 'fc' too. "
     )
 
