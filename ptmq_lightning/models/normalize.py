@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -25,6 +26,7 @@ _SIGNATURES: dict[Any, tuple[str, ...]] = {
     F.layer_norm: ("input", "normalized_shape", "weight", "bias", "eps"),
     F.batch_norm: ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps"),
 }
+_FIELDS = ("values", "indices")  # of what topk, sort, max and min over a dimension give
 
 
 def normalize(gm: fx.GraphModule, other: fx.Graph) -> None:
@@ -33,6 +35,7 @@ def normalize(gm: fx.GraphModule, other: fx.Graph) -> None:
     _modules_from_functions(gm)
     _constant_layers(gm)
     _uniform_calls(gm)
+    _items_of_fields(gm)
     _separate_shared_layers(gm)
     _fixed_output_sizes(gm)
     gm.graph.eliminate_dead_code()
@@ -121,20 +124,26 @@ def _fixed_batch(node: fx.Node, one: Any, two: Any) -> ModelError:
 def _modules_from_functions(gm: fx.GraphModule) -> None:
     """F.linear(x, weight, bias) and the like on constant weights -> call_module on a plain torch.nn module."""
     known = constants(gm)
-    for node in list(gm.graph.nodes):
-        if node.op != "call_function" or node.target not in _SIGNATURES or node in known:
-            continue
-        given = bind(node, _SIGNATURES[node.target])
-        if any(isinstance(v, fx.Node) and v not in known for k, v in given.items() if k != "input"):
-            continue
+    found = [(node, bind(node, _SIGNATURES[node.target])) for node in _calls(gm) if node not in known]
+    found = [(node, given) for node, given in found if _weights_known(given, known)]
+    homes = {_home(node, given.get("weight")) for node, given in found}
+    for node, given in found:
         layer = _layer(node.target, {k: known.get(v, v) if isinstance(v, fx.Node) else v for k, v in given.items()})
-        home = _free_path(gm, _home(node, given.get("weight")), layer)
+        home = _free_path(gm, _home(node, given.get("weight")), layer, homes)
         gm.add_submodule(home, layer)
         node.op, node.target, node.args, node.kwargs = "call_module", home, (given["input"],), {}
         node.meta["path"] = home
     for node in reversed(gm.graph.nodes):  # the old parameters, whose modules are replaced
         if node.op not in ("placeholder", "output") and not node.users:
             gm.graph.erase_node(node)
+
+
+def _calls(gm: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in gm.graph.nodes if node.op == "call_function" and node.target in _SIGNATURES]
+
+
+def _weights_known(given: Mapping[str, Any], known: Mapping[fx.Node, Any]) -> bool:
+    return all(v in known for k, v in given.items() if k != "input" and isinstance(v, fx.Node))
 
 
 def _home(node: fx.Node, weight: Any) -> str:
@@ -144,9 +153,10 @@ def _home(node: fx.Node, weight: Any) -> str:
     return node.meta["path"] or node.name
 
 
-def _free_path(gm: fx.GraphModule, path: str, layer: nn.Module) -> str:
+def _free_path(gm: fx.GraphModule, path: str, layer: nn.Module, homes: Collection[str]) -> str:
+    """A path that no module has and that leads through none; homes: of the layers that are made of functions."""
     called = {str(node.target) for node in gm.graph.nodes if node.op == "call_module"}
-    if any(target.startswith(f"{path}.") for target in called):
+    if any(target.startswith(f"{path}.") for target in {*called, *homes}):
         path += ".norm" if isinstance(layer, (nn.BatchNorm2d, nn.LayerNorm)) else ".layer"
     return next(p for p in (path, *(f"{path}_{i}" for i in range(1, 1000))) if p not in called)
 
@@ -199,13 +209,20 @@ def _uniform_calls(gm: fx.GraphModule) -> None:
             node.args, node.kwargs = (given["input"],), {"dim": dim} | {k: v for k, v in given.items() if k == "dtype"}
 
 
+def _items_of_fields(gm: fx.GraphModule) -> None:
+    """x.topk(k).indices -> x.topk(k)[1], and the like: an artifact stores no getattr."""
+    for node in gm.graph.nodes:
+        if node.op == "call_function" and node.target is getattr and node.args[1] in _FIELDS:
+            node.target, node.args = operator.getitem, (node.args[0], _FIELDS.index(node.args[1]))
+
+
 def _separate_shared_layers(gm: fx.GraphModule) -> None:
     """A weight layer that is called more than once becomes one copy per call, so that each call is one layer."""
     seen: set[str] = set()
     for node in gm.graph.nodes:
         if isinstance(layer := module_of(gm, node), QUANTIZABLE):
             if node.target in seen:
-                path = _free_path(gm, str(node.target), layer)
+                path = _free_path(gm, str(node.target), layer, ())
                 gm.add_submodule(path, copy.deepcopy(layer))
                 node.target = node.meta["path"] = path
             seen.add(str(node.target))

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import ptmq_lightning as ptmq
 from ptmq_lightning.models import blocks, graph
 from ptmq_lightning.runtime.errors import ModelError
 
@@ -145,3 +148,26 @@ def test_transposed_convolutions_are_modules_of_one_argument():
     assert [layer.output_padding for _, layer in ups] == [(1, 0), (1, 1)]
     assert all(len(node.args) == 1 and not node.kwargs for node, _ in ups)
     assert torch.equal(gm(x), module(x))
+
+
+class Attends(nn.Module):
+    """torch's own attention, and the tokens that are chosen by a named field."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.attention, self.fc = nn.Conv2d(3, 8, 2, 2), nn.MultiheadAttention(8, 2), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.stem(x).flatten(2).transpose(1, 2)
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        chosen = tokens.norm(dim=-1).topk(4).indices
+        return self.fc(tokens.gather(1, chosen.unsqueeze(-1).expand(-1, -1, 8)).mean(1))
+
+
+def test_layers_of_torchs_attention_have_paths_of_their_own_and_are_quantized(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = ptmq.quantize(Attends().eval(), images := torch.randn(4, 3, 8, 8), bits=[["w4a4"], ["w8a8"]])
+    layers = list(model.layers)
+    assert {"attention.layer", "attention.layer_1", "attention.layer_2", "attention.out_proj"} <= set(layers)
+    loaded = ptmq.load(ptmq.save(model, tmp_path / "model"))
+    assert torch.equal(loaded(images), model(images))
