@@ -46,6 +46,7 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
     "depth": [{**BASE, "network": name} for name in ("resnet10t", "resnet18", "resnet34")],
 }
 FILES = {"network": "narrow", "size": 48, "images": 1024, "widths": 7, "batch": 16, "iters": 30}
+KINDS = ("wall", "processor")  # seconds
 PLACES, ROUNDS, TIMES = ("memory", "auto"), 3, 4  # auto: with a TIMESth of the cache said to be free
 
 
@@ -90,13 +91,20 @@ def main() -> None:
     for name in options.parts:
         if name == "resnet50":
             found[name] = resnet50()
-        elif name == "files":
-            found[name] = [alone({**FILES, "cache": place}) for _ in range(ROUNDS) for place in PLACES]
-        else:
-            found[name] = [alone(case) for case in SWEEPS[name]]
-        print(name, found[name], flush=True)
-        write_atomically(FILE, json.dumps(found, indent=2) + "\n")
-        write_atomically(FILE.with_suffix(".md"), table(found))
+            keep(found)
+            continue
+        cases = SWEEPS.get(name) or [{**FILES, "cache": place} for _ in range(ROUNDS) for place in PLACES]
+        rows: list[dict[str, Any]] = []
+        for case in cases:
+            rows.append(alone(case))
+            print(name, rows[-1], flush=True)
+        found[name] = rows
+        keep(found)
+
+
+def keep(found: dict[str, Any]) -> None:
+    write_atomically(FILE, json.dumps(found, indent=2) + "\n")
+    write_atomically(FILE.with_suffix(".md"), table(found))
 
 
 def alone(case: dict[str, Any]) -> dict[str, Any]:
@@ -206,17 +214,15 @@ def files(cases: Sequence[dict[str, Any]]) -> list[str]:
         "| cache | peak less before, MiB | seconds, wall | seconds, processor |",
         "| --- | ---: | ---: | ---: |",
     ]
-    middle: dict[str, tuple[float, float]] = {}
     for place, own in by.items():
         grown = max(case["mib"]["peak"] - case["mib"]["before"] for case in own)
-        middle[place] = (
-            statistics.median(case["seconds"]["wall"] for case in own),
-            statistics.median(case["seconds"]["processor"] for case in own),
-        )
+        wall, processor = (statistics.median(case["seconds"][kind] for case in own) for kind in KINDS)
         told = "files" if place == "auto" else place
-        lines.append(f"| {told} | {grown:.0f} | {middle[place][0]:.1f} | {middle[place][1]:.1f} |")
-    wall, processor = (b / a for a, b in zip(middle["memory"], middle["auto"], strict=True))
-    return [*lines, "", f"Files take {wall:.2f} of the time of memory, {processor:.2f} of its processor time.", ""]
+        lines.append(f"| {told} | {grown:.0f} | {wall:.1f} | {processor:.1f} |")
+    pairs = list(zip(by["memory"], by["auto"], strict=True))
+    ratios = {kind: sorted(b["seconds"][kind] / a["seconds"][kind] for a, b in pairs) for kind in KINDS}
+    shown = [f"{kind} {statistics.median(r):.2f} ({r[0]:.2f} to {r[-1]:.2f})" for kind, r in ratios.items()]
+    return [*lines, "", f"Files over memory, the median of the rounds and their range: {', '.join(shown)}.", ""]
 
 
 if __name__ == "__main__":
