@@ -213,6 +213,7 @@ def _text(output: Path) -> str:
 
 def become(command: list[str], folder: Path, output: Path, at: setups.At | None = None) -> None:
     """In the fork: run the command with this folder as the working directory, and leave."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     code = 1
     try:
         file = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_APPEND)

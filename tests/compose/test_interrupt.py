@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import time
+from collections.abc import Iterator
 
 import pytest
 
@@ -18,7 +19,15 @@ class Interrupted:
         signal.raise_signal(signal.SIGINT)
 
 
-def test_an_interrupt_in_a_destructor_comes_a_moment_later() -> None:
+@pytest.fixture
+def in_the_foreground() -> Iterator[None]:
+    """A shell's background job ignores Ctrl-C."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_in_a_destructor_comes_a_moment_later(in_the_foreground: None) -> None:
     with pytest.raises(KeyboardInterrupt), heeding_interrupts():
         Interrupted()
         time.sleep(10)
