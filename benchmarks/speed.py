@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.compose.memory import keep_freed_memory
 from ptmq_lightning.config import parts
 from ptmq_lightning.models.blocks import cut
 from ptmq_lightning.models.fold import fold
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--compiled", action="store_true", help="as with trainer.compile=always")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as every run does
     set_fused_attn(False)
     with kernels.compiled(options.compiled):
         found = [measure(name, options.repeats, options.set) for name in options.blocks]
