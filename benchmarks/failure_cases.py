@@ -134,7 +134,7 @@ TYPED = [
     train("negative classes", "model.num_classes=-1", "num_classes", 2),
     train("an argument that the network has not", "+model.kwargs.nonsense=1", "nonsense", 1),
     train("a placement for a layer that is none", "placement.overrides=[{pattern:nothing}]", "overrides", 2),
-    train("an export without an artifact", "export=onnx", "artifact", 2),
+    train("an export of a method that leaves no artifact", "export=onnx method=multiquant", "artifact", 2),
     Case("an export of what is no artifact", ["train", "export=onnx", "artifact=nothing"], "nothing", 1),
     ptmq("no command", "", "COMMAND", 2),
     ptmq("a command that is none", "predikt run/model cat.png", "predikt", 2),
@@ -144,7 +144,7 @@ TYPED = [
     ptmq("no best classes", "predict run/model cat.png --top 0", "--top", 2),
     ptmq("an export at a width that is none", "export run/model --images images.npy --bits w1a1", "w1a1", 2),
     ptmq("an export form that is none", f"{EXPORT} --form flexible", "flexible", 2),
-    ptmq("OpenVINO with one graph for all widths", f"{EXPORT} --backend openvino --form switchable", "static", 1),
+    ptmq("OpenVINO with one graph for all widths", f"{EXPORT} --backend openvino --form switchable", "static", 2),
     Case("a table of nothing", ["tables", "nothing"], "nothing", 2),
 ]
 
@@ -171,8 +171,8 @@ GIVEN = [
     train("a negative variance", "model.checkpoint=w.safetensors", "running_var", 1,
           checkpoint("w.safetensors", lambda w: first(w, "running_var")[0].fill_(-1))),
     train("weights of another network", "model.checkpoint=run/model/model.safetensors", "model.safetensors", 1),
-    train("weights of other shapes", "model.checkpoint=w.safetensors model.num_classes=7", "another shape", 1,
-          checkpoint("w.safetensors", dict.copy)),
+    train("weights of other shapes", "model.checkpoint=w.safetensors", "another shape", 1,
+          checkpoint("w.safetensors", lambda w: w.update({"fc.weight": w["fc.weight"][:, :5].clone()}))),
     train("a network that timm has not", "model=timm model.name=resnot18 model.pretrained=false", "resnot18", 1),
     train("a network without a name", "model=timm", "model.name", 2),
     train("images of more classes than the network has", "model.pretrained=false model.num_classes=7", "classes", 1),

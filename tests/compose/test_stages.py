@@ -42,4 +42,6 @@ def test_the_stages_of_the_run_on_digits_add_up_to_its_wall_time(tmp_path: Path)
     wall = time.monotonic() - started
     seconds = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))["seconds"]
     assert tuple(seconds) == STAGES
-    assert sum(seconds.values()) == pytest.approx(wall, rel=0.02)  # the rest: the seal of the folder, and Python's exit
+    ours = sum(seconds.values())
+    # The rest: the seal of the folder, and Python's own end, seconds on a loaded machine, which no record can hold.
+    assert ours <= 1.02 * wall and wall - ours < 0.02 * wall + 3

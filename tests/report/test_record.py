@@ -66,7 +66,7 @@ def test_missing_and_unknown_keys_are_named(tmp_path: Path, results: dict[str, A
 def test_a_value_in_the_place_of_keys_is_an_error(tmp_path: Path, results: dict[str, Any]) -> None:
     with pytest.raises(ConfigError) as error:
         write_results(tmp_path, {**results, "seconds": 3.0})
-    assert str(error.value).startswith("results.seconds is 3.0 (float), expected the keys start, build")
+    assert str(error.value).startswith("results.seconds is 3.0 (float), expected the keys start, data")
 
 
 def test_another_schema_is_an_error(tmp_path: Path) -> None:
