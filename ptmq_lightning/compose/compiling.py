@@ -40,7 +40,7 @@ def compiles(wanted: str, model: MultiBitModel, images: Tensor, passes: Sequence
                 "or set trainer.compile=never"
             )
         return True
-    saved = SAVED * sum(values_per_image(model, images) * _passes(recipe, model, len(images)) for recipe in passes)
+    saved = SAVED * values_per_image(model, images) * sum(_passes(recipe, len(images)) for recipe in passes)
     pays = compiler is not None and not images.is_cuda and saved > 2 * COST
     log.info(
         "trainer.compile=auto: %s (about %.0f processor seconds to save for %.0f of compilation%s)",
@@ -63,6 +63,6 @@ def values_per_image(model: MultiBitModel, images: Tensor) -> int:
     return counts[0]
 
 
-def _passes(recipe: Recipe, model: MultiBitModel, images: int) -> int:
+def _passes(recipe: Recipe, images: int) -> int:
     """Images that pass every quantizer in a fit, all widths counted."""
     return recipe.schedule.iters * min(recipe.schedule.batch, images) * len(recipe.groups.groups)

@@ -187,16 +187,18 @@ def prepare(
         report += reparametrize(gm, images[:FOLD_IMAGES])
     blocks = cut(gm, images[:2], name=network.name)
     require_same(module, blocks, images, name=network.name)
-    require_storable(block.module for block in blocks)
+    modules = [block.module for block in blocks]
+    require_storable(modules)
     log.info("%d blocks, %d norms and scales folded", len(blocks), len(report.folded))
     for what, why in report.kept:
         log.info("not folded: %s: %s", what, why)
     for hidden in opaque_layers(gm, module):
         log.warning("not quantized: %s", hidden)
     if exported:
-        require_exportable((block.module for block in blocks), images[:2])
-    for what in unexportable((block.module for block in blocks), images[:2]):
-        log.warning("cannot be exported to ONNX: %s", what)
+        require_exportable(modules, images[:2])
+    else:
+        for what in unexportable(modules, images[:2]):
+            log.warning("cannot be exported to ONNX: %s", what)
     return blocks
 
 

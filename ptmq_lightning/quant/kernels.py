@@ -83,9 +83,11 @@ def quantize(
 
 
 @kernel
-def quantize_backward(grad: Tensor, inside: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients to x (n,) and to s."""
-    return grad * inside, torch.dot(grad, slope)
+def quantize_backward(
+    grad: Tensor, inside: Tensor, slope: Tensor, to_x: bool = True, to_step: bool = True
+) -> tuple[Tensor | None, Tensor | None]:
+    """Gradients to x (n,) and to s; None for one that is not wanted."""
+    return grad * inside if to_x else None, torch.dot(grad, slope) if to_step else None
 
 
 @kernel

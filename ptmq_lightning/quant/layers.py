@@ -27,15 +27,16 @@ class _QuantDrop(torch.autograd.Function):
         ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None, table: Tensor | None = None
     ) -> Tensor:
         step = log_step.exp()
-        y, inside, slope = kernels.quantize(x, step, zero, zero.new_tensor(top), keep, table)
+        y, inside, slope = kernels.quantize(x, step, zero, zero.new_full((), top), keep, table)
         ctx.save_for_backward(inside, slope, step)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         inside, slope, step = ctx.saved_tensors
-        grad_x, grad_step = kernels.quantize_backward(grad, inside, slope)
-        return grad_x, grad_step * step, None, None, None, None
+        to_x, to_step = ctx.needs_input_grad[:2]
+        grad_x, grad_step = kernels.quantize_backward(grad, inside, slope, to_x, to_step)
+        return grad_x, None if grad_step is None else grad_step * step, None, None, None, None
 
 
 class MaskBank:

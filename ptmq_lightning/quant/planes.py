@@ -112,7 +112,7 @@ class SoftWeight(LearnedWeight):
         return [b for b in widths if b in self.plane_of]
 
     def _penalties(self, widths: list[int], beta: float) -> Tensor:
-        exponent = self.floors[widths[0]].new_tensor(beta)
+        exponent = self.floors[widths[0]].new_full((), beta)
         return torch.stack([_Penalty.apply(self.logits(b).flatten(), exponent) for b in widths])  # type: ignore
 
     def forward(self) -> Tensor:
@@ -122,7 +122,7 @@ class SoftWeight(LearnedWeight):
         step = grid.per_channel(self.step_size(self.bits), floor)
         if self.bits in self.nearest:
             return self.nearest[self.bits] * step
-        low, high = map(floor.new_tensor, grid.limits(self.bits))
+        low, high = (floor.new_full((), limit) for limit in grid.limits(self.bits))
         flat = self.logits(self.bits).flatten(1), floor.flatten(1), step.flatten(1)
         result: Tensor = _SoftWeight.apply(*flat, low, high)  # type: ignore[no-untyped-call]
         return result.view(floor.shape)
