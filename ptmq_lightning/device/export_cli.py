@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     place = args.folder.resolve()
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
-    options = {"form": args.form, "backend": args.backend, "weights": args.weights, "float_image": args.float_image}
+    options = {name: getattr(args, name) for name in ("form", "backend", "weights", "float_image", "device")}
     yield from report_lines(out, write_export(model, out, images, bits, **options))
 
 

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from ptmq_lightning.export.flow import Op, operations, record
 from ptmq_lightning.export.onnx_convert import Converter
-from ptmq_lightning.export.plan import Plan, plan
+from ptmq_lightning.export.plan import Plan, all_integer, plan
+from ptmq_lightning.export.support import require_supported
+from ptmq_lightning.export.targets import OnnxStatic
 from ptmq_lightning.export.values import Array, parameters, store
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits, weights_of
@@ -32,12 +34,19 @@ class Draft:
         *,
         early: bool = True,
         float_image: bool = False,
+        target: OnnxStatic | None = None,
     ) -> None:
+        """target: what it is for; its `early` and `integer` hold then, and what it lacks is refused."""
         _check_finished(model, images)
         self.model, self.images = model, images
         self.assignments = _named(bits, model)
         self.ops = _operations(model, images)
+        if target is not None:
+            require_supported(self.ops, target)
+            early = target.early
         self.plan: Plan = plan(self.ops, early=early, image=early and not float_image)
+        if target is not None and target.integer:
+            all_integer(self.ops, self.plan)
         self._ranges()
         self.arrays = store(model, self.assignments)
         self.values: dict[str, dict[str, Array]] = {

@@ -39,6 +39,7 @@ def write_export(
     backend: str = "onnx",
     weights: str = "signed",
     float_image: bool = False,
+    device: str | None = None,
 ) -> dict[str, WidthReport]:
     """Write `folder`; what was written is compared with the simulation on `images` before it gets its name.
 
@@ -54,6 +55,7 @@ def write_export(
         weights: "signed": the fastest where the processor has VNNI; "portable": exact on every processor, in any
             program (`export.portable`).
         float_image: keep the first layer of a convolutional network in float instead of rounding the image to 8 bits.
+        device: of a backend that compiles for one ("ethosu"); None: its default.
 
     Returns:
         a report per width.
@@ -65,10 +67,10 @@ def write_export(
     """
     folder = Path(folder)
     place = folder.resolve()
-    target = _target(form, backend, weights)
+    target = _target(form, backend, weights, device)
     check_place(folder)
     asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
-    draft = Draft(model, images, asked, early=target.early, float_image=float_image)
+    draft = Draft(model, images, asked, float_image=float_image, target=target)
     with replacing_folder(place) as part:
         manifest = _write(draft, part, target, weights)
         session = Session(part)
@@ -84,7 +86,8 @@ def _write(draft: Draft, folder: Path, target: OnnxStatic, weights: str) -> dict
     model, files = draft.model, target.files(draft)
     for name, file in files.items():
         network = target.network(draft, name)
-        stored = as_portable(network, target.backend) if weights == "portable" else network
+        target.verify(draft, name, network)
+        stored = as_portable(network, target.backend) if weights == "portable" and not target.exact else network
         (folder / file).write_bytes(stored.SerializeToString())
     constants = target.beside(draft, folder, network)
     manifest = {
@@ -110,18 +113,18 @@ def old_processors(draft: Draft, target: OnnxStatic, weights: str) -> str:
     """What whoever runs the files without `Session` needs on an x86 processor without VNNI, where 8-bit sums may
     saturate (export.portable)."""
     products = any(op.key == "QuantMatmul" for op in draft.ops)
-    if weights == "portable":
+    if weights == "portable" or target.exact:
         return "exact on every processor"
     if (target.backend, target.form) == ("onnx", "static") and not products:
         return "without VNNI exact with the session option session.x64quantprecision=1, which makes the others slower"
     return "without VNNI exact only in Session; for other programs there export with weights=portable"
 
 
-def _target(form: str, backend: str, weights: str) -> OnnxStatic:
+def _target(form: str, backend: str, weights: str, device: str | None) -> OnnxStatic:
     if weights not in WEIGHTS:
         raise ExportError(f"found weights={weights!r}; expected one of {', '.join(WEIGHTS)}.")
-    target = target_of(backend, form)
-    require(backend, "onnx", *target.packages)
+    target = target_of(backend, form, device)
+    require(backend, *target.writers, *target.packages)
     return target
 
 

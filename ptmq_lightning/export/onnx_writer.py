@@ -44,6 +44,11 @@ class Writer:
             self.initializers[name] = self._numpy.from_array(array.reshape(np.shape(value)), name)
         return self._constants[key]
 
+    def named(self, name: str, value: Array) -> str:
+        """A constant under a name of its own."""
+        self.initializers[name] = self._numpy.from_array(value, name)
+        return name
+
     def zeros(self, name: str, like: Any, dtype: Any) -> str:
         """The zero points of a weight, under a name of their own: ONNX Runtime's `session.x64quantprecision` makes u8
         of them weight by weight, and fails on the second weight that shares them."""

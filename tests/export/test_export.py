@@ -451,9 +451,9 @@ def test_images_that_the_network_does_not_take_are_refused() -> None:
 def test_openvino_has_no_switchable_form(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         write_export(small_model(), tmp_path / "out", images(), form="switchable", backend="openvino")
-    assert str(error.value) == (
+    assert str(error.value).startswith(
         "found backend='openvino' with form='switchable'; expected a backend and form of onnx static, onnx switchable, "
-        "openvino static."
+        "openvino static"
     )
 
 
