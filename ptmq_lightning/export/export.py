@@ -88,7 +88,7 @@ def _write(draft: Draft, folder: Path, target: OnnxStatic, weights: str) -> dict
         network = target.network(draft, name)
         target.verify(draft, name, network)
         stored = as_portable(network, target.backend) if weights == "portable" and not target.exact else network
-        (folder / file).write_bytes(stored.SerializeToString())
+        target.write(stored, folder / file)
     constants = target.beside(draft, folder, network)
     manifest = {
         "form": target.form,

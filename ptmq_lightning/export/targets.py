@@ -68,6 +68,10 @@ class OnnxStatic:
     def verify(self, draft: Draft, name: str, network: Any) -> None:
         """Look at a network before it is written. Raises ExportError where it does not hold the model's numbers."""
 
+    def write(self, network: Any, path: Path) -> None:
+        """Write a network as the file, or the folder of files, that it is."""
+        path.write_bytes(network.SerializeToString())
+
     def beside(self, draft: Draft, folder: Path, network: Any) -> list[str]:
         """Write what stands beside the graphs; the parameters that are constants of the last one, by name."""
         return []
@@ -220,4 +224,4 @@ def devices() -> tuple[str, ...]:
     return tuple(dict.fromkeys(device for target in TARGETS.variants.values() for device in target.devices))
 
 
-from ptmq_lightning.export import qonnx as qonnx  # noqa: E402  registers itself, as OnnxStatic does above
+from ptmq_lightning.export import litert, qonnx  # noqa: E402, F401  they register themselves, as OnnxStatic does above
