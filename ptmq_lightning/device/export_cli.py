@@ -17,6 +17,7 @@ from ptmq_lightning.device.pictures import open_picture
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import read_manifest
 from ptmq_lightning.export.parity import WidthReport
+from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import Which
 from ptmq_lightning.runtime.preprocessing import Preprocessing
@@ -38,9 +39,12 @@ def run(args: argparse.Namespace) -> Iterator[str]:
 
 def report_lines(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
     """What was written, where it runs exactly, and the check of each width."""
-    yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
-    yield f"x86 processors: {read_manifest(out)['old_processors']}"
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    manifest = read_manifest(out)
+    yield f"{out}: {size:,} bytes"
+    yield f"x86 processors: {manifest['old_processors']}"
     yield from lines(reports)
+    yield from target_of(manifest["backend"], manifest["form"]).notes(out)
 
 
 def widths(text: str | None) -> list[Which] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ptmq_lightning.export.targets import TARGETS, OnnxStatic, Run
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 @TARGETS.register("litert_static")
 class LiteRt(OnnxStatic):
     backend = "litert"
-    packages = ("ai_edge_litert",)
-    writers = ("flatbuffers",)
+    packages: ClassVar[tuple[str, ...]] = ("ai_edge_litert",)
+    writers: ClassVar[tuple[str, ...]] = ("flatbuffers",)
     integer = True
     exact = True
 

@@ -76,6 +76,10 @@ class OnnxStatic:
         """Write what stands beside the graphs; the parameters that are constants of the last one, by name."""
         return []
 
+    def notes(self, folder: Path) -> list[str]:
+        """What is to be said of a finished export beside its check, line by line."""
+        return []
+
     def opened(self, model: Path | bytes, threads: int | None) -> Run:
         """images (B, C, H, W) -> logits of one static file."""
         from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS
@@ -224,4 +228,4 @@ def devices() -> tuple[str, ...]:
     return tuple(dict.fromkeys(device for target in TARGETS.variants.values() for device in target.devices))
 
 
-from ptmq_lightning.export import litert, qonnx  # noqa: E402, F401  they register themselves, as OnnxStatic does above
+from ptmq_lightning.export import ethosu, litert, qonnx  # noqa: E402, F401  they register themselves, as above
