@@ -228,4 +228,4 @@ def devices() -> tuple[str, ...]:
     return tuple(dict.fromkeys(device for target in TARGETS.variants.values() for device in target.devices))
 
 
-from ptmq_lightning.export import ethosu, litert, qonnx  # noqa: E402, F401  they register themselves, as above
+from ptmq_lightning.export import coreml, ethosu, litert, qonnx  # noqa: E402, F401  they register themselves, as above
