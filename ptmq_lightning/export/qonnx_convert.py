@@ -49,9 +49,16 @@ class QuantConverter(Converter):
 
 
 def finished(model: Any, batch: int | None = None) -> Any:
-    """The model with QONNX's domain, for one size of batch where it is given."""
+    """The model with QONNX's domain, for one size of batch where it is given. A Conv tells its kernel's size, which
+    ONNX leaves out and the tools behind QONNX read."""
     from onnx import helper
 
+    held = {tensor.name: tensor.dims for tensor in model.graph.initializer}
+    behind = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "Quant"}
+    for node in model.graph.node:
+        weight = behind.get(node.input[1]) if node.op_type == "Conv" else None
+        if weight is not None:
+            node.attribute.append(helper.make_attribute("kernel_shape", list(held[weight])[2:]))
     model.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
     return model if batch is None else with_batch(model, batch)
 

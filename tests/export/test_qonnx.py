@@ -54,6 +54,18 @@ def test_a_file_tells_the_bits_of_every_layer(tmp_path: Path) -> None:
     assert {name: bits[name] for name in wanted} == wanted
 
 
+def test_qonnx_prepares_the_file_for_its_compilers_and_counts_its_bits(tmp_path: Path) -> None:
+    from qonnx.util.cleanup import cleanup
+    from qonnx.util.inference_cost import inference_cost
+
+    model = small_model(pairs=PAIRS)
+    write_export(model, tmp_path / "out", images(), ["w3a5"], backend="qonnx")
+    cleanup(str(tmp_path / "out" / "w3a5.onnx"), out_file=str(tmp_path / "clean.onnx"))
+    total = inference_cost(str(tmp_path / "clean.onnx"), discount_sparsity=False)["total_cost"]
+    bits = {layer.width(BitWidth(3, 5)).w for layer in model.layers.values() if layer.weights}
+    assert {key for key in total if key.startswith("mem_w_SCALEDINT")} == {f"mem_w_SCALEDINT<{w}>" for w in bits}
+
+
 def test_a_weight_that_comes_out_differently_is_refused() -> None:
     draft = Draft(small_model(pairs=PAIRS), images(), ["w3a5"], target=target_of("qonnx"))
     target = target_of("qonnx")

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 from ptmq_lightning.compose.library import quantize
 from ptmq_lightning.device.cli import main
 from ptmq_lightning.export import support
 from ptmq_lightning.export.export import write_export
+from ptmq_lightning.export.foresee import require_exportable
 from ptmq_lightning.export.onnx_convert import operations
 from ptmq_lightning.export.support import Support, table, text
 from ptmq_lightning.export.targets import TARGETS, OnnxStatic
@@ -67,6 +68,21 @@ def test_the_command_prints_the_table_without_an_artifact(capsys: pytest.Capture
     with pytest.raises(SystemExit, match="0"):
         main(["export", "--targets"])
     assert capsys.readouterr().out == text() + "\n"
+
+
+def test_the_page_shows_the_table_of_the_code() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "deploy.md").read_text(encoding="utf-8")
+    shown = page.partition("<!-- ptmq export --targets -->\n")[2].partition("\n<!-- end of targets -->")[0]
+    assert shown == text(), "python benchmarks/readme.py"
+
+
+def test_a_float_network_is_judged_by_what_the_asked_target_takes() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
+    chain = [fx.symbolic_trace(network)]
+    x = torch.zeros(2, 3, 8, 8)
+    require_exportable(chain, x, "onnx")
+    with pytest.raises(ExportError, match=r"to litert: '0\._1' \(GELU of '1'\)\."):
+        require_exportable(chain, x, "litert")
 
 
 def test_a_device_that_a_backend_does_not_know_is_refused(tmp_path: Path) -> None:
