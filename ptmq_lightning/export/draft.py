@@ -24,7 +24,8 @@ from ptmq_lightning.runtime.weights import CommittedWeight
 
 
 class Draft:
-    """A planned network with the numbers of every exported width. images (N >= 2, C, H, W), preprocessed."""
+    """A planned network with the numbers of every exported width. images (N >= 2, C, H, W), preprocessed. pack: whether
+    targets that can do so store narrow weights in their bits alone."""
 
     def __init__(
         self,
@@ -34,9 +35,10 @@ class Draft:
         *,
         early: bool = True,
         float_image: bool = False,
+        pack: bool = True,
     ) -> None:
         _check_finished(model, images)
-        self.model, self.images = model, images
+        self.model, self.images, self.pack = model, images, pack
         self.assignments = _named(bits, model)
         self.ops = _operations(model, images)
         self.plan: Plan = plan(self.ops, early=early, image=early and not float_image)

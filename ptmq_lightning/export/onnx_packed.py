@@ -10,7 +10,6 @@ j * m + k, m bytes in all. Unpacking is then one shift over long rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -90,9 +89,8 @@ def fields(bits: int) -> Iterator[tuple[int, int]]:
 
 def pack(values: Array, width: int) -> Array:
     """The lowest 1, 2 or 4 bits of values uint8 (N,) -> bytes uint8; N is filled up to a multiple of 8 by zeros."""
-    rows = np.zeros(-(-len(values) // 8) * 8, dtype=np.uint8)
+    rows: Array = np.zeros(-(-len(values) // 8) * 8, dtype=np.uint8)
     rows[: len(values)] = values & (2**width - 1)
     rows = rows.reshape(8 // width, -1)
-    moved: Any = rows << np.arange(0, 8, width, dtype=np.uint8).reshape(-1, 1)
-    made: Array = np.bitwise_or.reduce(moved, axis=0)
+    made: Array = np.bitwise_or.reduce(rows << np.arange(0, 8, width, dtype=np.uint8).reshape(-1, 1), axis=0)
     return made

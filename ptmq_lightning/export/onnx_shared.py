@@ -1,9 +1,9 @@
 """One weight for several widths in one file: what is stored once, and the operators that make a width's s8 of it.
 
-Three ways, of which a layer takes the one with the fewest bits: codes of each width by themselves; the floor code of the
-widest tied width and rounding planes (`artifact.nested`, PTMQ §2); the latent integers and rounding planes. The last two
-are one arithmetic, q_b = clip(floor(x * factor) + R): x the latent integers and the factor rho_b, or x the floor code
-and the factor 2^-k. Rounding to nearest is (floor(2 u) + 1) >> 1. All of it is exact in float32.
+Three ways, of which a layer takes the one with the fewest bits: codes of each width by themselves; the floor code of
+the widest tied width and rounding planes (`artifact.nested`, PTMQ §2); the latent integers and rounding planes. The
+last two are one arithmetic, q_b = clip(floor(x * factor) + R): x the latent integers and the factor rho_b, or x the
+floor code and the factor 2^-k. Rounding to nearest is (floor(2 u) + 1) >> 1. All of it is exact in float32.
 """
 
 from __future__ import annotations
