@@ -80,7 +80,7 @@ scalar that chooses the width. Output: `logits`. A value that is not in this tab
 On the machine that wrote it, {opening_line(manifest)}. Switching costs nothing.
 
     session = onnxruntime.InferenceSession("model.onnx")                                         # Python
-    logits, = session.run(None, {{"images": images, "{choice["input"]}": numpy.int64({value})}})
+    logits, = session.run(None, {{"images": images, "{choice["input"]}": numpy.array({value})}})
 
     const session = await ort.InferenceSession.create("model.onnx")                              // JavaScript
     const {choice["input"]} = new ort.Tensor("int64", [{value}n], [])

@@ -20,6 +20,7 @@ from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS, Converter
 from ptmq_lightning.export.onnx_emit import shape_of
 from ptmq_lightning.export.onnx_shared import SharedWriter, shared
 from ptmq_lightning.export.onnx_writer import Outputs, Writer
+from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import MultiBitModel, weights_of
 from ptmq_lightning.runtime.spec import BitAssignment
 
@@ -41,7 +42,13 @@ def selector(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> 
 
 
 def multi(draft: Draft) -> Any:
-    """The ModelProto: images (batch, C, H, W) and int64 () -> logits (batch, classes)."""
+    """The ModelProto: images (batch, C, H, W) and int64 () -> logits (batch, classes). Raises ExportError for one width
+    alone."""
+    if len(draft.assignments) == 1:
+        raise ExportError(
+            f"found one width, {next(iter(draft.assignments))}, for a file in which an input chooses; expected two or "
+            f"more. Give them, or export with form=static."
+        )
     outer = Writer({}, constants="choice")
     writer = SharedWriter(_ways(draft))
     branches = []
