@@ -64,5 +64,15 @@ def of_bench(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--export", metavar="EXPORT_DIR", type=Path, action="append", default=[], help=exports)
 
 
+def of_demo(parser: argparse.ArgumentParser) -> None:
+    """Of `ptmq demo`."""
+    parser.add_argument("--images", metavar="PATH", type=Path, nargs="+", default=[], help="pictures to pick from")
+    parser.add_argument("--out", metavar="OUT", type=Path, help="folder to write (default: DIR beside it, -demo)")
+    runtime = "dist folder of the npm package onnxruntime-web (default: node_modules/onnxruntime-web/dist)"
+    parser.add_argument("--runtime", metavar="PATH", type=Path, help=runtime)
+    parser.add_argument("--port", type=int, default=8765, help="on this machine alone; 0 takes any (8765)")
+    parser.add_argument("--no-serve", action="store_true", help="write the folder and end")
+
+
 def none(parser: argparse.ArgumentParser) -> None:
     """Of a subcommand that takes DIR alone."""

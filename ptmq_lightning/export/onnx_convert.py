@@ -56,7 +56,7 @@ class Converter:
         *,
         clip: str = "codes",
         weight: Callable[[Writer, str], str] = whole,
-        outer: dict[str, Any] | None = None,
+        outer: Writer | None = None,
     ) -> None:
         self.plan, self.clip, self.weight = plan, clip, weight
         self.writer = Writer(parameters, inputs, outer)

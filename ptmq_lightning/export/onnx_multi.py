@@ -49,7 +49,7 @@ def multi(draft: Draft) -> Any:
             f"found one width, {next(iter(draft.assignments))}, for a file in which an input chooses; expected two or "
             f"more. Give them, or export with form=static."
         )
-    outer = Writer({}, constants="choice")
+    outer = Writer({}, constants="choice.")
     writer = SharedWriter(_ways(draft))
     branches = []
     for name, assignment in draft.assignments.items():
@@ -58,7 +58,7 @@ def multi(draft: Draft) -> Any:
             draft.plan,
             draft.values[name],
             weight=lambda w, path, bits=bits, name=name: writer.write(w, path, bits[path], name),  # type: ignore[misc]
-            outer=outer.initializers,
+            outer=outer,
         )
         branches.append(made.branch(draft.ops, name))
     kind, chosen = selector(draft.model, draft.assignments)
@@ -105,7 +105,7 @@ def _half(index: str, branches: Sequence[Any], first: int) -> Any:
     if len(branches) == 1:
         return branches[0]
     name = f"{LOGITS}.{first}-{first + len(branches) - 1}"
-    inner = Writer({}, constants=name)
+    inner = Writer({}, constants=f"{name}.")
     _tree(inner, index, branches, name, first)
     output = branches[0].output[0].type.tensor_type
     shape = tuple(d.dim_value for d in output.shape.dim)

@@ -114,6 +114,7 @@ class SharedWriter:
 
     def __init__(self, weights: Mapping[str, tuple[Shared, bool]]) -> None:
         self.weights = weights
+        self._unpacked: dict[str, str] = {}  # name in the file -> what is unpacked of it, in the graph around
 
     def write(self, w: Writer, path: str, bits: int, assignment: str) -> str:
         """The s8 weight `<path>.weight` of a branch in which the layer has so many bits."""
@@ -133,33 +134,42 @@ class SharedWriter:
 
     def _made(self, w: Writer, path: str, bits: int, up: int) -> str:
         way, turned = self.weights[path]
-        name = f"{path}.weight"
-        shape = way.integers.shape[::-1] if turned else way.integers.shape
-        across = (1, -1) if turned else (-1, *[1] * (len(shape) - 1))
-        x = w.step("Reshape", [self._integers(w, name, way, turned), w.constant(shape)])
-        x = w.step("Mul", [x, w.constant(way.factors[bits].reshape(across), np.float32)])
+        name, axes = f"{path}.weight", way.integers.ndim
+        across = (1, -1) if turned else (-1, *[1] * (axes - 1))
+        x = w.step("Mul", [self._integers(w.outer, path), w.constant(way.factors[bits].reshape(across), np.float32)])
         x = w.step("Floor", [x])
         if bits in way.plane_of:
-            plane = way.planes[way.plane_of[bits]]
-            flat = unpacked(w, f"{name}.plane{way.plane_of[bits]}", plane.T if turned else plane, 1)
-            rounding = w.step("Cast", [w.step("Reshape", [flat, w.constant(shape)])], to=FLOAT)
-            x = w.step("Add", [x, rounding])
-        else:
-            x = w.step("Add", [x, w.constant(1, np.float32)])
-            x = w.step("Floor", [w.step("Mul", [x, w.constant(0.5, np.float32)])])
+            x = w.step("Add", [x, self._plane(w.outer, path, way.plane_of[bits])])
+        else:  # (y + 1) >> 1 of a whole number y
+            x = w.step("Ceil", [w.step("Mul", [x, w.constant(0.5, np.float32)])])
         x = w.step("Clip", [x, *(w.constant(end, np.float32) for end in grid.limits(bits))])
         if up:
             x = w.step("Mul", [x, w.constant(2**up, np.float32)])
         return str(w.node("Cast", [x], name, to=INT8))
 
-    def _integers(self, w: Writer, name: str, way: Shared, turned: bool) -> str:
-        """x as float32 (N,): its lowest 8 bits and those above, without a sign, and what makes it signed again."""
+    def _integers(self, w: Writer, path: str) -> str:
+        """x as float32, unpacked before all branches: its lowest 8 bits and those above, without a sign, and what makes
+        it signed again."""
+        way, turned = self.weights[path]
+        if (name := f"{path}.weight.x") in self._unpacked:
+            return self._unpacked[name]
         offset = 1 << (way.bits - 1)
         values = (way.integers.T if turned else way.integers).astype(np.int32) + offset
-        low = min(way.bits, 8)
-        x = w.step("Cast", [unpacked(w, f"{name}.x", (values & 255).astype(np.uint8), low)], to=FLOAT)
+        x = self._float(w, name, values & 255, min(way.bits, 8))
         if way.bits > 8:
-            high = unpacked(w, f"{name}.x8", (values >> 8).astype(np.uint8), way.bits - 8)
-            high = w.step("Mul", [w.step("Cast", [high], to=FLOAT), w.constant(256, np.float32)])
-            x = w.step("Add", [x, high])
-        return w.step("Sub", [x, w.constant(offset, np.float32)])
+            high = self._float(w, f"{name}8", values >> 8, way.bits - 8)
+            x = w.step("Add", [x, w.step("Mul", [high, w.constant(256, np.float32)])])
+        self._unpacked[name] = w.step("Sub", [x, w.constant(offset, np.float32)])
+        return self._unpacked[name]
+
+    def _plane(self, w: Writer, path: str, index: int) -> str:
+        """The rounding bits of a plane as float32, unpacked before all branches."""
+        way, turned = self.weights[path]
+        if (name := f"{path}.weight.plane{index}") not in self._unpacked:
+            plane = way.planes[index]
+            self._unpacked[name] = self._float(w, name, plane.T if turned else plane, 1)
+        return self._unpacked[name]
+
+    def _float(self, w: Writer, name: str, values: Array, bits: int) -> str:
+        flat = unpacked(w, name, values.astype(np.uint8), bits)
+        return w.step("Cast", [w.step("Reshape", [flat, w.constant(values.shape)])], to=FLOAT)

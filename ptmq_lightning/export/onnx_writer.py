@@ -15,16 +15,16 @@ Outputs = Sequence[tuple[str, Any, tuple[int, ...]]]
 
 
 class Writer:
-    """parameters: name -> value; those named in `inputs` become graph inputs, the others constants. outer: constants of
-    the graph around this one, by name, if it is a branch; what is `stored` goes there. constants: how they are named,
-    which is not as in the graphs around."""
+    """parameters: name -> value; those named in `inputs` become graph inputs, the others constants. outer: writes the
+    graph around this one, if it is a branch; what is `stored` goes there. constants: what their names
+    begin with, which is another in each graph around."""
 
     def __init__(
         self,
         parameters: Mapping[str, Array],
         inputs: Collection[str] = (),
-        outer: dict[str, Any] | None = None,
-        constants: str = "constant",
+        outer: Writer | None = None,
+        constants: str = "c",
     ) -> None:
         from onnx import helper, numpy_helper
 
@@ -32,7 +32,7 @@ class Writer:
         self.parameters, self.inputs, self._prefix = parameters, set(inputs), constants
         self.nodes: list[Any] = []
         self.initializers: dict[str, Any] = {}
-        self.outer = self.initializers if outer is None else outer
+        self.outer: Writer = self if outer is None else outer
         self.values: dict[str, Any] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._used: set[str] = set()
@@ -49,22 +49,23 @@ class Writer:
     def step(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Append a node without a name, its output under a short one: a file of few bits has many of them."""
         self._steps += 1
-        self.nodes.append(self._helper.make_node(op, list(inputs), [f"~{self._steps}"], **attributes))
-        return f"~{self._steps}"
+        name = f"{self._prefix[:-1]}~{self._steps}"
+        self.nodes.append(self._helper.make_node(op, list(inputs), [name], **attributes))
+        return name
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
         """The name of a constant; equal ones are stored once."""
         array = np.ascontiguousarray(np.asarray(value, dtype=dtype))
         key = (str(array.dtype), array.shape, array.tobytes())
         if key not in self._constants:
-            name = self._constants[key] = f"{self._prefix}.{len(self._constants)}"
+            name = self._constants[key] = f"{self._prefix}{len(self._constants)}"
             self.initializers[name] = self._numpy.from_array(array.reshape(np.shape(value)), name)
         return self._constants[key]
 
     def stored(self, name: str, value: Array) -> str:
         """A constant under a name of its own, which branches of one graph share."""
-        if name not in self.outer:
-            self.outer[name] = self._numpy.from_array(value, name)
+        if name not in self.outer.initializers:
+            self.outer.initializers[name] = self._numpy.from_array(value, name)
         return name
 
     def zeros(self, name: str, like: Any, dtype: Any) -> str:
