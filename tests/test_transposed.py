@@ -21,7 +21,8 @@ from ptmq_lightning.runtime.model import MultiBitModel, select
 
 BITS = [["w2a4"], ["w4a4"], ["w8a8"]]
 FORMS = {
-    "onnx": {}, "onnx switchable": {"form": "switchable"}, "onnx portable": {"weights": "portable"},
+    "onnx": {}, "onnx multi": {"form": "multi"}, "onnx multi portable": {"form": "multi", "weights": "portable"},
+    "onnx switchable": {"form": "switchable"}, "onnx portable": {"weights": "portable"},
     "onnx switchable portable": {"form": "switchable", "weights": "portable"},
     "openvino": {"backend": "openvino"}, "openvino portable": {"backend": "openvino", "weights": "portable"},
 }  # fmt: skip
