@@ -61,8 +61,9 @@ def run_export(config: Config, folder: Path) -> float:
     bits = widths(",".join(config.export.bits))
     asked = config.export
     reports = write_export(
-        model, out, images, bits, form=asked.form, backend=asked.name, weights=asked.weights, device=asked.device
-    )
+        model, out, images, bits, form=asked.form, backend=asked.name, weights=asked.weights, device=asked.device,
+        packed=asked.packed or asked.form != "static",
+    )  # fmt: skip
     for line in report_lines(out, reports):
         log.info("%s", line)
     return min(report.agreement for report in reports.values())

@@ -16,6 +16,7 @@ from ptmq_lightning.device.passes import compute
 from ptmq_lightning.device.pictures import open_picture
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import read_manifest
+from ptmq_lightning.export.one_file import opening_line
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
@@ -34,7 +35,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
     options = {name: getattr(args, name) for name in ("form", "backend", "weights", "float_image", "device")}
-    yield from report_lines(out, write_export(model, out, images, bits, **options))
+    yield from report_lines(out, write_export(model, out, images, bits, packed=not args.unpacked, **options))
 
 
 def report_lines(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
@@ -43,6 +44,8 @@ def report_lines(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]
     manifest = read_manifest(out)
     yield f"{out}: {size:,} bytes"
     yield f"x86 processors: {manifest['old_processors']}"
+    if "opening" in manifest:
+        yield opening_line(manifest)
     yield from lines(reports)
     yield from target_of(manifest["backend"], manifest["form"]).notes(out)
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 @TARGETS.register("coreml_static")
 class CoreMl(OnnxStatic):
     backend = "coreml"
+    packs = False
     packages = ("coremltools",)
     early = False
     clip = "values"
@@ -86,7 +87,7 @@ class CoreMl(OnnxStatic):
     def saturates(self) -> bool:
         return False
 
-    def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
+    def float_kernels(self, file: Path | bytes, products: set[str], name: str = "") -> dict[str, int]:
         """Those whose input is not int8; what Apple's runtime makes of the others is its own choice."""
         from ptmq_lightning.export.coreml_package import load
         from ptmq_lightning.export.coreml_run import float_operators

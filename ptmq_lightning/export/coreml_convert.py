@@ -52,7 +52,7 @@ class PaletteConverter(Converter):
 
     def _bias(self, op: Op) -> list[str]:
         name = f"{op.path}.bias.{self._widths[op.path].w}"
-        return [self.writer.named(f"{op.path}.bias", self._arrays[name])] if name in self._arrays else []
+        return [self.writer.stored(f"{op.path}.bias", self._arrays[name])] if name in self._arrays else []
 
 
 def program(model: Any, palettes: Mapping[str, Palette], batch: int) -> Any:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 @TARGETS.register("litert_static")
 class LiteRt(OnnxStatic):
     backend = "litert"
+    packs = False
     packages: ClassVar[tuple[str, ...]] = ("ai_edge_litert",)
     writers: ClassVar[tuple[str, ...]] = ("flatbuffers",)
     integer = True
@@ -57,7 +58,7 @@ class LiteRt(OnnxStatic):
     def saturates(self) -> bool:
         return False
 
-    def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
+    def float_kernels(self, file: Path | bytes, products: set[str], name: str = "") -> dict[str, int]:
         from ptmq_lightning.export.litert_run import float_operators
 
         return float_operators(file if isinstance(file, bytes) else file.read_bytes())

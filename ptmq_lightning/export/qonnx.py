@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 @TARGETS.register("qonnx_static")
 class Qonnx(OnnxStatic):
     backend = "qonnx"
+    packs = False
     packages = ("qonnx", "onnx", "onnxruntime")
     early = False
     clip = "values"
@@ -65,7 +66,7 @@ class Qonnx(OnnxStatic):
     def saturates(self) -> bool:
         return False
 
-    def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
+    def float_kernels(self, file: Path | bytes, products: set[str], name: str = "") -> dict[str, int]:
         """All of them: the executor computes with the quantized values in float."""
         from collections import Counter
 

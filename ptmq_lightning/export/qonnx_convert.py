@@ -39,13 +39,13 @@ class QuantConverter(Converter):
         weight = codes.astype(np.float32) * scale
         if axis == 1:
             weight, scale = np.ascontiguousarray(weight.T), scale.T
-        values = w.named(f"{op.path}{SUFFIX}", weight)
+        values = w.stored(f"{op.path}{SUFFIX}", weight)
         numbers = [w.constant(scale, np.float32), *(w.constant(value, np.float32) for value in (0, bits))]
         return str(w.node("Quant", [values, *numbers], f"{op.path}.weight", signed=1, **QUANT))
 
     def _bias(self, op: Op) -> list[str]:
         name = f"{op.path}.bias.{self._widths[op.path].w}"
-        return [self.writer.named(f"{op.path}.bias", self._arrays[name])] if name in self._arrays else []
+        return [self.writer.stored(f"{op.path}.bias", self._arrays[name])] if name in self._arrays else []
 
 
 def finished(model: Any, batch: int | None = None) -> Any:
