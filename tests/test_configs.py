@@ -417,3 +417,8 @@ def test_averages_that_no_assignment_can_have_are_refused() -> None:
     greedy = "allocate=greedy"
     assert message(greedy, "allocate.averages=[9]").startswith("allocate.averages asks for 9 weight bits on average")
     assert message(greedy, "allocate.averages=[4,4.0]").startswith("allocate.averages=[4.0, 4.0] holds a value twice")
+
+
+def test_a_table_of_prices_and_its_limits_come_together() -> None:
+    assert "allocate.price_limits" in message("allocate=greedy", "allocate.prices=cycles.csv")
+    assert "allocate.prices=None" in message("allocate=greedy", "allocate.price_limits=[100]")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.hooks import watched_calls
-from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, passthrough, quantizers_of
+from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, at_bits, quantizers_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 FLOAT_BYTES = 4
@@ -34,13 +34,14 @@ def layer_modules(model: MultiBitModel) -> dict[str, nn.Module]:
 
 @torch.inference_mode()
 def layer_macs(model: MultiBitModel, example: Tensor) -> dict[str, int]:
-    """Multiply-accumulates per layer for one image, counted while ``example`` (B, 3, H, W) runs in float."""
+    """Multiply-accumulates per layer for one image, counted while ``example`` (B, 3, H, W) runs."""
     macs = dict.fromkeys(model.layers, 0)
 
     def count(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         macs[name] += _macs(model.layers[name], inputs[0], output) // len(example)
 
-    with watched_calls(layer_modules(model), count), passthrough(model):
+    which = None if model.has_float else max(model.pairs)
+    with watched_calls(layer_modules(model), count), at_bits(model, which):
         model(example)
     return macs
 
