@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from ptmq_lightning.allocate.greedy import Spent, climb
+from ptmq_lightning.allocate.greedy import Spent
 from ptmq_lightning.allocate.problem import SEARCHES, Choice, Problem, impossible
 
 
@@ -39,5 +39,7 @@ def random_choice(problem: Problem, seed: int = 0) -> Choice:
             raise impossible(problem)
         name = draw.choice(high)
         spent.move(name, spent.rungs[name] - 1)
-    climb(problem, spent)
+    while fitting := [name for name, rung in spent.rungs.items() if spent.could(name, rung + 1)]:
+        name = draw.choice(fitting)
+        spent.move(name, spent.rungs[name] + 1)
     return spent.choice()
