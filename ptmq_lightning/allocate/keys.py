@@ -20,7 +20,8 @@ class AllocateKeys:
     size_mb: tuple[float, ...] = key((), "megabytes (1e6) of the model at the assignment: size_6mb")
     bit_ops: tuple[float, ...] = key((), "1e9 bit operations of an image: bit_ops_0.5g")
     prices: str | None = key(None, "a table of prices for each layer and pair, as a target's compiler gives them")
-    price_limits: tuple[float, ...] = key((), "sums of prices of that table: FILE_20000")
+    price: str | None = key(None, "which column of that table holds the prices, such as cycles; null: the only one")
+    price_limits: tuple[float, ...] = key((), "sums of these prices: cycles_20000")
     max_drop: float | None = key(
         None,
         "the smallest assignment that loses at most so many points of agreement (with ptmq allocate and labels: of "

@@ -137,6 +137,8 @@ def _check_allocate(allocate: AllocateKeys, known: list[BitWidth]) -> None:
         values = getattr(allocate, key)
         if len(set(values)) < len(values):
             raise ConfigError(f"allocate.{key}={list(values)} holds a value twice; expected it once")
+    if allocate.prices is None and allocate.price is not None:
+        raise ConfigError(f"allocate.price={allocate.price} has no file; expected allocate.prices=FILE beside it")
     if (allocate.prices is None) != (not allocate.price_limits):
         raise ConfigError(
             f"allocate.prices={allocate.prices} and allocate.price_limits={list(allocate.price_limits)} belong "

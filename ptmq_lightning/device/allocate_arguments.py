@@ -22,10 +22,11 @@ def of_allocate(parser: argparse.ArgumentParser) -> None:
         ("--avg-w", "BITS", "average weight bits, by comma: mixed_4.0"),
         ("--size-mb", "MB", "megabytes (1e6) of the model at the assignment: size_6mb"),
         ("--bit-ops", "G", "1e9 bit operations of an image: bit_ops_0.5g"),
-        ("--price-limit", "SUM", "of the prices of --prices: cycles_20000 for the file cycles.csv"),
+        ("--price-limit", "SUM", "of the prices of --prices: cycles_20000"),
     ):
         asked.add_argument(flag, metavar=metavar, type=amounts, default=(), help=text)
-    asked.add_argument("--prices", metavar="FILE", type=Path, help="CSV or JSON: layer,pair,price, as a compiler gives")
+    asked.add_argument("--prices", metavar="FILE", type=Path, help="CSV or JSON: layer,pair,cycles, of a compiler")
+    asked.add_argument("--price", metavar="COLUMN", help="which of the prices in FILE, such as cycles")
     lost = "the smallest that loses at most so many points: of top-1 where the images lie in folders named by all of "
     lost += "the network's classes, else of agreement with float"
     asked.add_argument("--max-drop", metavar="POINTS", type=amount, help=lost)

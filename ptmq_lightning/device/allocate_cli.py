@@ -73,7 +73,7 @@ def _keys(args: argparse.Namespace) -> AllocateKeys:
         raise ConfigError(
             "nothing is asked for; expected --size-mb, --avg-w, --bit-ops, --price-limit, --max-drop or --front"
         )
-    if (args.prices is None) != (not args.price_limit):
+    if (args.prices is None) != (not args.price_limit) or (args.price and not args.prices):
         raise ConfigError("--prices and --price-limit belong together; expected both: a file, and its prices' sum")
     return AllocateKeys(
         name=args.search,
@@ -81,6 +81,7 @@ def _keys(args: argparse.Namespace) -> AllocateKeys:
         size_mb=args.size_mb,
         bit_ops=args.bit_ops,
         prices=None if args.prices is None else str(args.prices),
+        price=args.price,
         price_limits=args.price_limit,
         max_drop=args.max_drop,
         activations=args.activations,

@@ -98,11 +98,11 @@ class Allocation:
 
     def _wishes(self) -> Iterator[tuple[str, tuple[Budget, ...]]]:
         """Of every kind of budget that is given, each value with each of the others."""
-        keys = self.keys
+        keys, priced = self.keys, self.keys.price or Path(self.keys.prices or "").stem
         limits: list[list[tuple[str, Budget]]] = [
             [(f"size_{mb:g}mb", self.bytes(mb * MEGA)) for mb in keys.size_mb],
             [(f"bit_ops_{giga:g}g", self.bit_ops(giga * GIGA)) for giga in keys.bit_ops],
-            [(f"{Path(keys.prices or '').stem}_{limit:.10g}", self.table(limit)) for limit in keys.price_limits],
+            [(f"{priced}_{limit:.10g}", self.table(limit)) for limit in keys.price_limits],
         ]
         alone = not any(limits) and keys.max_drop is None
         averages = keys.averages or (AVERAGES if alone else ())
@@ -128,8 +128,9 @@ class Allocation:
     def table(self, limit: float) -> Budget:
         """Of the table of prices that the keys name."""
         path = Path(self.keys.prices or "")
-        price = price_in(read_prices(path), self.model, path)
-        return budget_of(self.model, self.pairs, price, f"a sum of {{:.10g}} in '{path}'", limit, as_listed=True)
+        price = price_in(read_prices(path, self.keys.price), self.model, path)
+        says = f"a sum of {{:.10g}} {self.keys.price or ''} in '{path}'"
+        return budget_of(self.model, self.pairs, price, says.replace("  ", " "), limit, as_listed=True)
 
     def _made(self, *budgets: Budget) -> BitAssignment:
         """The assignment that the search and then swaps lead to under all of these."""

@@ -26,6 +26,7 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
     ("text", "named"),
     [
         ("layer,pair\na,w4a4\n", "row 1"),
+        ("layer,cycles\na,1\n", "row 1"),
         ("layer,pair,price\na,w4a4,many\n", "many"),
         ("layer,pair,price\na,4 bits,1\n", "4 bits"),
         ("layer,pair,price\na,w4a4,1\na,w4a4,2\n", "row 2"),
@@ -38,13 +39,22 @@ def test_what_is_wrong_with_a_table_is_named(text: str, named: str, tmp_path: Pa
     (tmp_path / "bad.csv").write_text(text)
     with pytest.raises(ConfigError) as error:
         read_prices(tmp_path / "bad.csv")
-    assert named in str(error.value) and "layer,pair,price" in str(error.value)
+    assert named in str(error.value) and "layer,pair,cycles" in str(error.value)
+
+
+def test_of_several_prices_one_is_asked_for_by_name(tmp_path: Path) -> None:
+    (tmp_path / "u55.csv").write_text("layer,pair,bytes,cycles\na,w4a4,2,7\n")
+    assert read_prices(tmp_path / "u55.csv", "cycles") == {"a": {BitWidth(4, 4): 7.0}}
+    assert read_prices(tmp_path / "u55.csv", "bytes") == {"a": {BitWidth(4, 4): 2.0}}
+    for column in (None, "milliseconds"):
+        with pytest.raises(ConfigError, match=r"bytes, cycles.*--price"):
+            read_prices(tmp_path / "u55.csv", column)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "[3]"])
 def test_json_that_is_no_table_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text(text)
-    with pytest.raises(ConfigError, match="layer,pair,price"):
+    with pytest.raises(ConfigError, match="layer,pair,cycles"):
         read_prices(tmp_path / "bad.json")
 
 

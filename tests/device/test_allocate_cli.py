@@ -101,6 +101,7 @@ def test_a_table_of_prices_is_a_budget(
     assert (code, err) == (0, "")
     chosen = artifact.load(folder).assignments[f"cycles_{limit}"]
     assert sum(table[name][chosen[name]] for name in table) <= limit
+    assert ran(capsys, "allocate", folder, "--images", noise, *asked, "--price", "bytes")[0] == 2  # no such column
 
 
 def test_a_drop_is_kept_on_the_images(folder: Path, noise: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -132,6 +133,7 @@ def test_labels_are_those_of_the_class_folders(
         (("--avg-w", "1.5"), "1.5 weight bits is below the narrowest possible, 3"),
         (("--size-mb", "0.0001"), "a size of 0.0001 MB"),
         (("--price-limit", "5"), "--prices"),
+        (("--avg-w", "4", "--price", "cycles"), "--prices"),
         (("--avg-w", "4", "--search", "best"), "'best'"),
         (("--avg-w", "4", "--sensitivity", "guess"), "'guess'"),
     ],
