@@ -110,5 +110,5 @@ def _rows(path: Path) -> list[Any]:
 def _no_table(path: Path, why: str) -> ConfigError:
     return ConfigError(
         f"cannot read prices of '{path}' ({why}); expected a CSV file with a header such as {','.join(KEYS)},cycles "
-        "and rows such as conv1,w4a8,18432, each pair of a layer once and no price below 0, or a JSON list of such objects"
+        "and rows such as conv1,w4a8,18432, each pair of a layer once, no price below 0; or a JSON list of such objects"
     )

@@ -10,10 +10,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ptmq_lightning.allocate.figures import draw_front, draw_sensitivity
+from ptmq_lightning.allocate.figures import draw_front, write_sensitivity
 from ptmq_lightning.allocate.front import COSTS, Point, lines, monotone, texts
 from ptmq_lightning.allocate.keys import AllocateKeys
-from ptmq_lightning.allocate.prices import csv_text
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.names import store_assignments
 from ptmq_lightning.device.allocation import Allocation
@@ -133,8 +132,6 @@ def _write(out: Path, allocation: Allocation, points: Sequence[Point]) -> None:
     whole = allocation.judge.top1
     for name, text in texts(points, whole, len(allocation.images)).items():
         write_atomically(out / name, text)
-    write_atomically(out / "sensitivity.csv", csv_text(allocation.sensitivity))
+    write_sensitivity(out, allocation.sensitivity)
     with replacing_file(out / "front.png") as part:
         draw_front(part, points, whole)
-    with replacing_file(out / "sensitivity.png") as part:
-        draw_sensitivity(part, allocation.sensitivity)
