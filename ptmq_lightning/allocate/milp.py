@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ptmq_lightning.allocate.bounds import promising
 from ptmq_lightning.allocate.greedy import greedy
 from ptmq_lightning.allocate.problem import SEARCHES, Choice, Option, Problem, impossible
 from ptmq_lightning.runtime.errors import ConfigError
@@ -29,14 +30,15 @@ def milp(problem: Problem, seed: int = 0) -> Choice:
         ConfigError: no choice keeps all budgets, or scipy is not installed.
     """
     require("allocate", "scipy")
-    try:
-        start = greedy(problem)
-    except ConfigError:
-        start = None
+    start = _walked(problem)
+    undominated = {name: _undominated(problem, name) for name in problem.harm}
+    left, start = promising(problem, undominated, start)
     most = problem.total(start) if start else float("inf")
-    options = [(n, o) for n, of in problem.harm.items() for o in _undominated(problem, n) if o.harm <= most]
+    options = [(name, option) for name, of in left.items() for option in of]
+    if len({name for name, _ in options}) < len(problem.harm):  # nothing can be better
+        options = []
     excluded: list[Choice] = []
-    while len(excluded) < MOST_EXCLUDED:
+    while options and len(excluded) < MOST_EXCLUDED:
         found = _solve(problem, options, excluded, most)
         if found is None:
             break
@@ -46,6 +48,14 @@ def milp(problem: Problem, seed: int = 0) -> Choice:
     if start is None:
         raise impossible(problem)
     return start
+
+
+def _walked(problem: Problem) -> Choice | None:
+    """The greedy choice; None where the walk finds none."""
+    try:
+        return greedy(problem)
+    except ConfigError:
+        return None
 
 
 def _undominated(problem: Problem, name: str) -> list[Option]:
