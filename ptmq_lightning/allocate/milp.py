@@ -7,6 +7,11 @@ of its own.
 
 from __future__ import annotations
 
+import ctypes
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -90,13 +95,33 @@ def _solve(problem: Problem, options: list[tuple[str, Option]], excluded: list[C
         taken = np.array([[float(choice[name] == option.pair) for name, option in options]])
         constraints.append(LinearConstraint(taken, -np.inf, len(layers) - 1))
     harm = np.array([option.harm for _, option in options])
-    result = solve(
-        harm * (SCALE / (min(most, harm.sum()) or 1.0)),
-        constraints=constraints,
-        integrality=np.ones(len(options)),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
-    )
+    with _lines_of_c_to_stderr():
+        result = solve(
+            harm * (SCALE / (min(most, harm.sum()) or 1.0)),
+            constraints=constraints,
+            integrality=np.ones(len(options)),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 0.0, "time_limit": SECONDS},
+        )
     if result.x is None:
         return None
     return {name: option.pair for (name, option), taken in zip(options, result.x, strict=True) if taken > 0.5}
+
+
+@contextmanager
+def _lines_of_c_to_stderr() -> Iterator[None]:
+    """HiGHS tells of its repairs on the process's standard output, whatever it is told: there others read results."""
+    try:
+        kept = os.dup(1)
+    except OSError:  # a process without one
+        yield
+        return
+    sys.stdout.flush()
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        if os.name == "posix":
+            ctypes.CDLL(None).fflush(None)  # C's own buffer
+        os.dup2(kept, 1)
+        os.close(kept)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 from ptmq_lightning.allocate.problem import Budget, Problem
@@ -98,3 +102,16 @@ def test_the_widest_of_pairs_that_cost_and_harm_the_same_is_taken() -> None:
     prices = {"fc": {pair: float(pair.w) for pair in harm["fc"]}}
     for name in ("milp", "greedy", "uniform", "random"):
         assert SEARCHES[name](Problem(harm, (Budget("{:g}", prices, 4.0),)), 0) == {"fc": BitWidth(4, 8)}
+
+
+def test_what_the_solver_prints_is_no_line_of_the_output() -> None:
+    """HiGHS prints for some of these problems; in a process of its own, as that happens below Python."""
+    program = (
+        "from ptmq_lightning.allocate.searches import SEARCHES\n"
+        "from tests.allocate.problems import random_problem\n"
+        "for seed in range(8): SEARCHES['milp'](random_problem(seed, layers=54), 0)\n"
+        "print('done')"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.stdout == "done\n", done.stderr
