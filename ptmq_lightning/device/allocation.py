@@ -21,7 +21,7 @@ from ptmq_lightning.allocate.rules import budget_of, complete, pairs_of, weight_
 from ptmq_lightning.allocate.searches import SEARCHES
 from ptmq_lightning.allocate.sensitivity import Sensitivity, measure_layers
 from ptmq_lightning.allocate.swaps import swap
-from ptmq_lightning.allocate.tolerance import cheapest
+from ptmq_lightning.allocate.tolerance import HALVINGS, cheapest
 from ptmq_lightning.evaluation.cost import byte_prices, layer_bit_ops, layer_macs
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
@@ -134,21 +134,22 @@ class Allocation:
 
     def _made(self, *budgets: Budget) -> BitAssignment:
         """The assignment that the search and then swaps lead to under all of these."""
-        problem = Problem(self.sensitivity, budgets)
-        choice = SEARCHES[self.keys.name](problem, self.seed)
-        if self.keys.swap_seconds:
-            choice = swap(problem, choice, self._divergence, self.keys.swap_seconds)
-        return complete(self.model, choice)
+        return complete(self.model, self._search(Problem(self.sensitivity, budgets), self.keys.swap_seconds))
+
+    def _search(self, problem: Problem, seconds: float) -> Choice:
+        """The search's choice, with swaps for so many seconds."""
+        return swap(problem, SEARCHES[self.keys.name](problem, self.seed), self._divergence, seconds)
 
     def _divergence(self, choice: Choice) -> float:
         return self.judge.ask(complete(self.model, choice)).divergence
 
     def _within(self, most: float) -> Choice:
-        """The smallest in bytes that loses no more."""
+        """The smallest in bytes that loses no more; its tries share the time for swaps."""
+        seconds = self.keys.swap_seconds / (HALVINGS + 1)
         return cheapest(
             self.sensitivity,
             self.bytes(0.0),
-            lambda problem: SEARCHES[self.keys.name](problem, self.seed),
+            lambda problem: self._search(problem, seconds),
             lambda choice: self.judge.drop(complete(self.model, choice)),
             most,
             self.judge.measures,

@@ -13,7 +13,7 @@ from PIL import Image
 from ptmq_lightning.allocate.prices import csv_text, read_prices
 from ptmq_lightning.allocate.sensitivity import free_layers
 from ptmq_lightning.artifact import artifact
-from ptmq_lightning.device import cli
+from ptmq_lightning.device import allocation, cli
 from ptmq_lightning.evaluation.cost import size_bytes
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.runtime.info import ModelInfo
@@ -109,6 +109,21 @@ def test_a_drop_is_kept_on_the_images(folder: Path, noise: Path, capsys: pytest.
     assert (code, err) == (0, "")
     row = next(line for line in out.splitlines() if line.startswith("max_drop_12.5")).split()
     assert float(row[5]) >= 87.5
+
+
+def test_swaps_share_their_time_among_the_tries_for_a_drop(
+    folder: Path, noise: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def noted(problem: object, choice: object, divergence: object, seconds: float) -> object:
+        given.append(seconds)
+        return choice
+
+    monkeypatch.setattr(allocation, "swap", noted)
+    options = ("--max-drop", "25", "--swap-seconds", "20")
+    assert ran(capsys, "allocate", folder, "--images", noise, *options)[0] == 0
+    assert sum(given) == pytest.approx(20)
 
 
 def test_labels_are_those_of_the_class_folders(
