@@ -37,6 +37,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.runtimes
 def test_every_command_runs_and_stores_the_names_that_the_page_tells(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,7 +116,12 @@ class ExportConfig:
         "write the run's model for this runtime too; with artifact=DIR that one, without a run",
         choices=lambda: ("none", *backends()),
     )
-    form: str = key("static", "switchable: one graph for all widths (onnx)", choices=forms)
+    form: str = key(
+        "static",
+        "multi: one file for all widths, an input chooses; switchable: one graph, its weights are inputs (both onnx)",
+        choices=forms,
+    )
+    packed: bool = key(True, "false: weights narrower than 8 bits take a byte each in a static file (onnx)")
     weights: str = key(
         "signed",
         "portable: exact on every processor, without any setting of the runtime",

@@ -6,6 +6,7 @@
     ptmq verify DIR
     ptmq allocate DIR --images FOLDER --size-mb 6
     ptmq export DIR --images FOLDER --bits w8a8,size_6mb
+    ptmq demo DIR-onnx --images FOLDER
 
 Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command, 130 interrupted
 (docs/failures.md). One line says why.
@@ -31,11 +32,12 @@ Lines = Iterator[str]
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: a line of help, the arguments behind DIR, and the lines it prints."""
+    """A subcommand: a line of help, the arguments behind DIR, the lines it prints, and what DIR is."""
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Lines]
+    folder: str = "the folder that save() wrote"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)
-        sub.add_argument("folder", metavar="DIR", type=Path, help="the folder that save() wrote")
+        sub.add_argument("folder", metavar="DIR", type=Path, help=command.folder)
         command.arguments(sub)
     return parser
 
@@ -100,6 +102,12 @@ def _export(options: argparse.Namespace) -> Lines:
     return run(options)
 
 
+def _demo(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.device.demo import run
+
+    return run(options)
+
+
 def _verify(options: argparse.Namespace) -> Lines:
     from ptmq_lightning.artifact.verify import verify
 
@@ -108,10 +116,13 @@ def _verify(options: argparse.Namespace) -> Lines:
 
 COMMANDS = {
     "info": Command("sizes, widths, layers and accuracy", arguments.of_info, _info),
-    "predict": Command("classes of pictures at one width", arguments.of_predict, _predict),
+    "predict": Command(
+        "classes of pictures at one width", arguments.of_predict, _predict, "what save() wrote, or an export"
+    ),
     "bench": Command("latency of each width, also of its exports; switch time, memory", arguments.of_bench, _bench),
     "allocate": Command("widths per layer for a size, a compute, an accuracy", of_allocate, _allocate),
     "export": Command("write it for ONNX Runtime or OpenVINO, and check it", arguments.of_export, _export),
+    "demo": Command("an export of form multi as a page with a slider", arguments.of_demo, _demo, "an export"),
     "verify": Command("hashes, decoding, ranges at every width", arguments.none, _verify),
 }
 

@@ -16,6 +16,7 @@ from ptmq_lightning.device.passes import compute
 from ptmq_lightning.device.pictures import open_picture
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import read_manifest
+from ptmq_lightning.export.one_file import opening_line
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import Which
@@ -33,13 +34,16 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
     options = {"form": args.form, "backend": args.backend, "weights": args.weights, "float_image": args.float_image}
-    yield from report_lines(out, write_export(model, out, images, bits, **options))
+    yield from report_lines(out, write_export(model, out, images, bits, packed=not args.unpacked, **options))
 
 
 def report_lines(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
     """What was written, where it runs exactly, and the check of each width."""
     yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
-    yield f"x86 processors: {read_manifest(out)['old_processors']}"
+    manifest = read_manifest(out)
+    yield f"x86 processors: {manifest['old_processors']}"
+    if "opening" in manifest:
+        yield opening_line(manifest)
     yield from lines(reports)
 
 
