@@ -4,7 +4,8 @@
     ptmq predict DIR cat.jpg dog.jpg --bits 4
     ptmq bench DIR --batch 1 --threads 1 --export DIR-onnx
     ptmq verify DIR
-    ptmq export DIR --images FOLDER --bits w8a8,w4a8
+    ptmq allocate DIR --images FOLDER --size-mb 6
+    ptmq export DIR --images FOLDER --bits w8a8,size_6mb
     ptmq demo DIR-onnx --images FOLDER
 
 Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command, 130 interrupted
@@ -22,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ptmq_lightning.device import arguments
+from ptmq_lightning.device.allocate_arguments import of_allocate
 from ptmq_lightning.runtime.checked import printable
 from ptmq_lightning.runtime.errors import INTERRUPTED, ConfigError, PTMQError, of_system
 
@@ -88,6 +90,12 @@ def _bench(options: argparse.Namespace) -> Lines:
     return run(options)
 
 
+def _allocate(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.device.allocate_cli import run
+
+    return run(options)
+
+
 def _export(options: argparse.Namespace) -> Lines:
     from ptmq_lightning.device.export_cli import run
 
@@ -112,6 +120,7 @@ COMMANDS = {
         "classes of pictures at one width", arguments.of_predict, _predict, "what save() wrote, or an export"
     ),
     "bench": Command("latency of each width, also of its exports; switch time, memory", arguments.of_bench, _bench),
+    "allocate": Command("widths per layer for a size, a compute, an accuracy", of_allocate, _allocate),
     "export": Command("write it for ONNX Runtime or OpenVINO, and check it", arguments.of_export, _export),
     "demo": Command("an export of form multi as a page with a slider", arguments.of_demo, _demo, "an export"),
     "verify": Command("hashes, decoding, ranges at every width", arguments.none, _verify),
