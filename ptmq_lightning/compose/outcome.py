@@ -42,9 +42,9 @@ def record(
     evaluation: Evaluation,
     sensitivity: Sensitivity,
     stages: Stages,
-) -> None:
-    """The model, the layer table, the calibration draw, a baseline's costs; last the page and results.json: with it the
-    run is complete."""
+) -> dict[str, Any]:
+    """The model, the layer table, the calibration draw, a baseline's costs; last the page and results.json, whose
+    values are returned: with it the run is complete."""
     model.info = replace(model.info, data=sources.name, accuracy=evaluation, classes=sources.classes)
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
@@ -74,6 +74,7 @@ def record(
     write_page(path, results)
     stages.end("report")
     write_results(path, results)
+    return results
 
 
 def save_model(model: MultiBitModel, folder: Path) -> None:

@@ -30,7 +30,7 @@ FORMS: dict[str, Callable[..., str]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Compare finished runs: a table of mean and standard deviation over the runs of each setting."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
     try:
         text = _report(options)
     except PTMQError as error:
@@ -59,16 +59,17 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ptmq_lightning.report", description=main.__doc__)
-    parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="runs, sweeps, or folders that hold them")
+def parser() -> argparse.ArgumentParser:
+    """The command's arguments."""
+    found = argparse.ArgumentParser(prog="python -m ptmq_lightning.report", description=main.__doc__)
+    found.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="runs, sweeps, or folders that hold them")
     by = "config keys that tell the runs apart: mixer,recon.iters (default: found by themselves)"
-    parser.add_argument("--by", type=_names, default=None, help=by)
-    parser.add_argument("--over", type=_names, default=["seed"], help="keys to average over (default: seed)")
-    parser.add_argument("--rows", type=_names, default=None, help="bit-widths to show: w3a3,w4a4 (default: all)")
+    found.add_argument("--by", type=_names, default=None, help=by)
+    found.add_argument("--over", type=_names, default=["seed"], help="keys to average over (default: seed)")
+    found.add_argument("--rows", type=_names, default=None, help="bit-widths to show: w3a3,w4a4 (default: all)")
     values = f"figures of results.json, drop or seconds (default: {','.join(SHORT)})"
-    parser.add_argument("--values", type=_names, default=list(SHORT), help=values)
-    parser.add_argument("--form", choices=tuple(FORMS), default="text")
-    parser.add_argument("--pivot", metavar="FIGURE", help="one figure as Markdown, widths across")
-    parser.add_argument("--plot", metavar="FILE", type=Path, help="draw the figures over the widths (.png or .svg)")
-    return parser
+    found.add_argument("--values", type=_names, default=list(SHORT), help=values)
+    found.add_argument("--form", choices=tuple(FORMS), default="text")
+    found.add_argument("--pivot", metavar="FIGURE", help="one figure as Markdown, widths across")
+    found.add_argument("--plot", metavar="FILE", type=Path, help="draw the figures over the widths (.png or .svg)")
+    return found

@@ -53,8 +53,9 @@ def made_up(config: Config, path: Path) -> float:
     return top1
 
 
-def command(folder: Path, *words: str, **environment: str) -> tuple[int, str, str]:
-    """Run the command line in this process and folder, with made-up runs: exit code, stdout, stderr."""
+def command(folder: Path, *words: str, run: Any = made_up, **environment: str) -> tuple[int, str, str]:
+    """Run the command line in this process and folder, with made-up runs (None: true ones): exit code, stdout,
+    stderr."""
     out, err, code = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
         patch.chdir(folder)
@@ -62,7 +63,7 @@ def command(folder: Path, *words: str, **environment: str) -> tuple[int, str, st
         patch.setenv("PTMQ_VERBOSITY", "0")
         for name, value in environment.items():
             patch.setenv(name, value)
-        patch.setattr(pipeline, "run", made_up)
+        patch.setattr(pipeline, "run", run or pipeline.run)
         patch.setattr(sys, "argv", ["train.py", *words])
         try:
             cli.main()
