@@ -16,12 +16,16 @@ MOST_LAYERS, MOST_BLOCKS = 24, 24
 DRAWN_BITS = 5  # beyond, levels are too many to be drawn
 
 
-def drawn(draw: Callable[[Any], None], size: tuple[float, float] = NARROW) -> str:
-    """What ``draw`` makes of an axis, as an element of the page."""
+def drawn(
+    draw: Callable[[Any], None],
+    size: tuple[float, float] = NARROW,
+    margins: tuple[float, float, float, float] = (0.6, 0.6, 0.1, 0.1),
+) -> str:
+    """What ``draw`` makes of an axis, as an element of the page. margins: left, bottom, right, top, inches."""
     import matplotlib
 
     with matplotlib.rc_context(style.rc()):
-        figure = style.new_figure(*size)
+        figure = style.new_figure(*size, margins)
         draw(style.clean(figure.add_subplot()))
         return style.svg(figure)
 
@@ -81,7 +85,7 @@ def layers(errors: Mapping[str, float]) -> str:
         axis.invert_yaxis()
         axis.set_xlabel("|y - y_float|² / |y_float|²")
 
-    return drawn(draw, (4.5, 0.7 + 0.2 * len(shown)))
+    return drawn(draw, (4.5, 0.7 + 0.2 * len(shown)), (1.75, 0.45, 0.15, 0.1))
 
 
 def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[float]], label: str) -> str:
@@ -96,7 +100,7 @@ def heat(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[
         axis.invert_yaxis()
         axis.figure.colorbar(mesh, ax=axis, label=f"log10 of {label}", shrink=0.8)
 
-    return drawn(draw, (4.5, 1.1 + 0.17 * len(rows)))
+    return drawn(draw, (4.5, 1.0 + 0.17 * len(rows)), (1.6, 0.75, 0.15, 0.1))
 
 
 def final_losses(metrics: Iterable[Mapping[str, str]]) -> dict[str, dict[str, float]]:
@@ -139,7 +143,7 @@ def losses_at_end(metrics: Sequence[Mapping[str, str]]) -> str:
         axis.set_xticks(range(len(blocks)), blocks, rotation=60, ha="right", fontsize=8)
         axis.legend(fontsize=8, ncols=2)
 
-    return drawn(draw, (max(4.5, 0.22 * len(blocks)), 3.2))
+    return drawn(draw, (max(4.5, 0.22 * len(blocks)), 3.4), (0.65, 0.9, 0.1, 0.1))
 
 
 def losses_over_time(metrics: Sequence[Mapping[str, str]]) -> str:
@@ -151,7 +155,8 @@ def losses_over_time(metrics: Sequence[Mapping[str, str]]) -> str:
     across = min(4, len(blocks))
     down = math.ceil(len(blocks) / across)
     with matplotlib.rc_context(style.rc(8)):
-        figure = style.new_figure(2.3 * across, 1.8 * down + 0.3)
+        figure = style.new_figure(2.3 * across, 1.8 * down + 0.3, (0.5, 0.6, 0.1, 0.25))
+        figure.subplots_adjust(wspace=0.4, hspace=0.5)
         for number, block in enumerate(blocks):
             axis = style.clean(figure.add_subplot(down, across, number + 1))
             points = {width: ends[block] for width, ends in sorted(losses.items()) if block in ends}
@@ -168,7 +173,7 @@ def losses_over_time(metrics: Sequence[Mapping[str, str]]) -> str:
             for axis in figure.axes
             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
         }
-        figure.legend(handles.values(), handles.keys(), loc="outside lower left", ncols=len(handles), fontsize=8)
+        figure.legend(handles.values(), handles.keys(), loc="lower left", ncols=len(handles), fontsize=8)
         return style.svg(figure)
 
 
@@ -186,4 +191,4 @@ def values(found: Mapping[str, Any], what: str) -> str:
         axis.set_title(f"{what}, {found['bits']} bits, step size {step:.3g}", fontsize=9)
         axis.set_ylabel("count")
 
-    return drawn(draw, (4.5, 2.1))
+    return drawn(draw, (4.5, 2.1), (0.6, 0.3, 0.1, 0.3))
