@@ -24,6 +24,7 @@ from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
 from ptmq_lightning.compose import console, sweep
+from ptmq_lightning.compose.ending import ending
 from ptmq_lightning.compose.interrupt import heeding_interrupts
 from ptmq_lightning.compose.words import how_to_quote, quoted_paths, run_label, run_name
 from ptmq_lightning.config.build import PAIRS, register
@@ -151,7 +152,10 @@ def _task(config: DictConfig) -> float:
         return sweep.run_job(lambda: _run(config))
     try:
         with console.of_run():
-            return _run(config)
+            value = _run(config)
+        if told := ending(Path(HydraConfig.get().runtime.output_dir)):
+            print(told, file=sys.stderr)
+        return value
     except PTMQError as error:
         if _TRACEBACKS:
             raise

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact import artifact
+from ptmq_lightning.compose.details import write_details
 from ptmq_lightning.compose.memory import peak_memory
 from ptmq_lightning.compose.stages import Stages
 from ptmq_lightning.compose.trained import record_costs
@@ -71,6 +72,7 @@ def record(
         "peak_memory_bytes": peak,
         "rows": [asdict(row) for row in evaluation.rows],
     }
+    write_details(path, model, config, sources)
     write_page(path, results)
     stages.end("report")
     write_results(path, results)

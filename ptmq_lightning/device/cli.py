@@ -5,6 +5,8 @@
     ptmq bench DIR --batch 1 --threads 1 --export DIR-onnx
     ptmq verify DIR
     ptmq export DIR --images FOLDER --bits w8a8,w4a8
+    ptmq push DIR OWNER/NAME
+    ptmq pull DIR OWNER/NAME
 
 Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command, 130 interrupted
 (docs/failures.md). One line says why.
@@ -63,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)
-        sub.add_argument("folder", metavar="DIR", type=Path, help="the folder that save() wrote")
+        sub.add_argument("folder", metavar="DIR", type=Path, help="the folder of the model")
         command.arguments(sub)
     return parser
 
@@ -98,11 +100,26 @@ def _verify(options: argparse.Namespace) -> Lines:
     return (f"ok  {line}" for line in verify(options.folder))
 
 
+def _push(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.artifact.hub import push
+
+    yield f"pushed  {push(options.folder, options.repo, private=options.private)}"
+
+
+def _pull(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.artifact.hub import pull
+
+    pull(options.repo, options.folder, revision=options.revision)
+    yield f"pulled  {options.repo} into {options.folder}"
+
+
 COMMANDS = {
     "info": Command("sizes, widths, layers and accuracy", arguments.of_info, _info),
     "predict": Command("classes of pictures at one width", arguments.of_predict, _predict),
     "bench": Command("latency of each width, also of its exports; switch time, memory", arguments.of_bench, _bench),
     "export": Command("write it for ONNX Runtime or OpenVINO, and check it", arguments.of_export, _export),
+    "push": Command("upload it, with a card, to the Hugging Face hub", arguments.of_push, _push),
+    "pull": Command("download it from the Hugging Face hub into DIR", arguments.of_pull, _pull),
     "verify": Command("hashes, decoding, ranges at every width", arguments.none, _verify),
 }
 

@@ -18,6 +18,7 @@ from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import read_manifest
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.model import Which
 from ptmq_lightning.runtime.preprocessing import Preprocessing
 
@@ -85,6 +86,7 @@ def read_images(path: Path, preprocessing: Preprocessing | None, count: int) -> 
         raise _no_images(path, "the artifact has no preprocessing" if path.exists() else "not found")
     if path.is_file() and path.suffix != ".tar":
         return open_picture(path, preprocessing).unsqueeze(0)
+    require("train", "timm")  # it reads folders and tars; single pictures need Pillow alone
     from timm.data import create_dataset
 
     try:

@@ -38,7 +38,7 @@ def color_of_width(bits: float) -> Any:
     from matplotlib import colormaps
 
     share = (min(max(bits, NARROWEST), WIDEST) - NARROWEST) / (WIDEST - NARROWEST)
-    return colormaps["cividis"](0.1 + 0.8 * share)
+    return colormaps["cividis"](0.25 + 0.7 * share)  # seen on white and on black
 
 
 def clean(axis: Any) -> Any:
@@ -82,11 +82,18 @@ def on_white(figure: Any, kind: str) -> bytes:
     return content.getvalue()
 
 
-def new_figure(width: float, height: float) -> Any:
-    """An empty figure (inches) with the settings above for what is drawn in it."""
+def new_figure(width: float, height: float, margins: Sequence[float] | None = None) -> Any:
+    """An empty figure (inches).
+
+    margins: left, bottom, right, top (inches); None: matplotlib finds them, which takes three times as long.
+    """
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), layout="constrained")
+    if margins is None:
+        return Figure(figsize=(width, height), layout="constrained")
+    figure, (left, bottom, right, top) = Figure(figsize=(width, height)), margins
+    figure.subplots_adjust(left / width, bottom / height, 1 - right / width, 1 - top / height)
+    return figure
 
 
 def label_of(settings: Sequence[str], by: Sequence[str]) -> str:
