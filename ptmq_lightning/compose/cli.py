@@ -67,6 +67,8 @@ def main() -> None:
             raise
         again = "the same command" if sweep.under_way() else "the same command with resume=true"
         _leave(f"interrupted; finished blocks are kept: {again} goes on from them", INTERRUPTED)
+    finally:
+        sweep.let_go()
 
 
 def configuration(overrides: Sequence[str] = ()) -> Config:

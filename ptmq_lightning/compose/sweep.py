@@ -53,8 +53,7 @@ class SweepAnswer(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         with _leaving():
             code = finish(Path(config.hydra.sweep.dir))
-            while _held:
-                _held.pop().release()
+            let_go()
             if code:
                 sys.exit(code)  # an Exception would be a warning of Hydra's
 
@@ -73,6 +72,12 @@ def finish(root: Path) -> int:
 def under_way() -> bool:
     """Whether this process runs a sweep."""
     return bool(_held)
+
+
+def let_go() -> None:
+    """Leave the sweep's root to others."""
+    while _held:
+        _held.pop().release()
 
 
 def is_job() -> bool:
