@@ -57,6 +57,8 @@ def said(caplog: pytest.LogCaptureFixture, *overrides: str) -> list[str]:
         ("logger.project=mine", "logger=csv"),
         ("export.images=9", "export=none"),
         ("artifact=DIR", "export=none"),
+        ("export.packed=false export=onnx export.form=multi artifact=DIR", "export.form=multi"),
+        ("export.packed=false export=openvino artifact=DIR", "export=openvino"),
         ("recon.iters=9 export=onnx artifact=DIR", "export=onnx and artifact=DIR"),
         ("data.calibration_images=9 export=onnx artifact=DIR", "export=onnx and artifact=DIR"),
     ],
