@@ -12,8 +12,10 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from ptmq_lightning.allocate.figures import write_sensitivity
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact import artifact
+from ptmq_lightning.compose.details import write_details
 from ptmq_lightning.compose.memory import peak_memory
 from ptmq_lightning.compose.stages import Stages
 from ptmq_lightning.compose.trained import record_costs
@@ -42,9 +44,9 @@ def record(
     evaluation: Evaluation,
     sensitivity: Sensitivity,
     stages: Stages,
-) -> None:
-    """The model, the layer table, the calibration draw, a baseline's costs; last the page and results.json: with it the
-    run is complete."""
+) -> dict[str, Any]:
+    """The model, the layer table, the calibration draw, a baseline's costs; last the page and results.json, whose
+    values are returned: with it the run is complete."""
     model.info = replace(model.info, data=sources.name, accuracy=evaluation, classes=sources.classes)
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
@@ -53,6 +55,8 @@ def record(
     for pair in dict.fromkeys(pair for harm in sensitivity.values() for pair in harm):
         columns[f"sensitivity_{pair}"] = {layer: harm[pair] for layer, harm in sensitivity.items()}
     write_layers(path, model.layers, block_names=model.block_names, columns=columns)
+    if sensitivity:
+        write_sensitivity(path, sensitivity)
     write_calibration(path, indices, sources.describe())
     peak = peak_memory()
     fitted = stages.seconds["fine-tune"] + stages.seconds["reconstruct"]
@@ -71,9 +75,11 @@ def record(
         "peak_memory_bytes": peak,
         "rows": [asdict(row) for row in evaluation.rows],
     }
+    write_details(path, model, config, sources)
     write_page(path, results)
     stages.end("report")
     write_results(path, results)
+    return results
 
 
 def save_model(model: MultiBitModel, folder: Path) -> None:

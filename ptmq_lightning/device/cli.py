@@ -4,8 +4,11 @@
     ptmq predict DIR cat.jpg dog.jpg --bits 4
     ptmq bench DIR --batch 1 --threads 1 --export DIR-onnx
     ptmq verify DIR
-    ptmq export DIR --images FOLDER --bits w8a8,w4a8
+    ptmq allocate DIR --images FOLDER --size-mb 6
+    ptmq export DIR --images FOLDER --bits w8a8,size_6mb
     ptmq demo DIR-onnx --images FOLDER
+    ptmq push DIR OWNER/NAME
+    ptmq pull DIR OWNER/NAME
 
 Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command, 130 interrupted
 (docs/failures.md). One line says why.
@@ -22,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ptmq_lightning.device import arguments
+from ptmq_lightning.device.allocate_arguments import of_allocate
 from ptmq_lightning.runtime.checked import printable
 from ptmq_lightning.runtime.errors import INTERRUPTED, ConfigError, PTMQError, of_system
 
@@ -88,6 +92,12 @@ def _bench(options: argparse.Namespace) -> Lines:
     return run(options)
 
 
+def _allocate(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.device.allocate_cli import run
+
+    return run(options)
+
+
 def _export(options: argparse.Namespace) -> Lines:
     from ptmq_lightning.device.export_cli import run
 
@@ -106,12 +116,26 @@ def _verify(options: argparse.Namespace) -> Lines:
     return (f"ok  {line}" for line in verify(options.folder))
 
 
+def _push(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.artifact.hub import push
+
+    yield f"pushed  {push(options.folder, options.repo, private=options.private)}"
+
+
+def _pull(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.artifact.hub import pull
+
+    pull(options.repo, options.folder, revision=options.revision)
+    yield f"pulled  {options.repo} into {options.folder}"
+
+
 COMMANDS = {
     "info": Command("sizes, widths, layers and accuracy", arguments.of_info, _info),
     "predict": Command(
         "classes of pictures at one width", arguments.of_predict, _predict, "what save() wrote, or an export"
     ),
     "bench": Command("latency of each width, also of its exports; switch time, memory", arguments.of_bench, _bench),
+    "allocate": Command("widths per layer for a size, a compute, an accuracy", of_allocate, _allocate),
     "export": Command("write it for ONNX Runtime or OpenVINO, and check it", arguments.of_export, _export),
     "demo": Command("an export of form multi as a page with a slider", arguments.of_demo, _demo, "an export"),
     "verify": Command("hashes, decoding, ranges at every width", arguments.none, _verify),

@@ -20,6 +20,7 @@ from ptmq_lightning.export.one_file import opening_line
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.model import Which
 from ptmq_lightning.runtime.preprocessing import Preprocessing
 
@@ -28,7 +29,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     """The command, its report line by line. Raises PTMQError, also where the export does not pass its check."""
     model = artifact.load(args.folder)
     parts = [read_images(path, model.info.preprocessing, args.count) for path in args.images]
-    _check_sizes(args.images, parts, model.info.input_size)
+    check_sizes(args.images, parts, model.info.input_size)
     images = torch.cat(parts)[: args.count]
     compute(model, images[:1])
     place = args.folder.resolve()
@@ -92,18 +93,30 @@ def read_images(path: Path, preprocessing: Preprocessing | None, count: int) -> 
         raise _no_images(path, "the artifact has no preprocessing" if path.exists() else "not found")
     if path.is_file() and path.suffix != ".tar":
         return open_picture(path, preprocessing).unsqueeze(0)
-    from timm.data import create_dataset
-
-    try:
-        reader: Any = create_dataset("", root=str(path)).reader
-    except Exception as error:  # timm's readers raise RuntimeError for an empty folder, else what the place leads to
-        why = "no pictures in it" if isinstance(error, RuntimeError) else type(error).__name__
-        raise _no_images(path, why) from error
-    picks = np.linspace(0, len(reader) - 1, min(count, len(reader))).round().astype(int).tolist()
+    reader = open_folder(path)
+    picks = spread(len(reader), count)
     return torch.stack([open_picture(reader[i][0], preprocessing, f"{path}: {reader.filename(i)}") for i in picks])
 
 
-def _check_sizes(paths: Sequence[Path], parts: Sequence[Tensor], size: Sequence[int] | None) -> None:
+def open_folder(path: Path) -> Any:
+    """timm's reader of a folder or tar of pictures. Raises ConfigError where it holds none."""
+    require("train", "timm")  # it reads folders and tars; single pictures need Pillow alone
+    from timm.data import create_dataset
+
+    try:
+        return create_dataset("", root=str(path)).reader
+    except Exception as error:  # timm's readers raise RuntimeError for an empty folder, else what the place leads to
+        why = "no pictures in it" if isinstance(error, RuntimeError) else type(error).__name__
+        raise _no_images(path, why) from error
+
+
+def spread(there: int, count: int) -> list[int]:
+    """At most ``count`` indices, evenly spread over those that are there."""
+    picks: list[int] = np.linspace(0, there - 1, min(count, there)).round().astype(int).tolist()
+    return picks
+
+
+def check_sizes(paths: Sequence[Path], parts: Sequence[Tensor], size: Sequence[int] | None) -> None:
     """size: (C, H, W) of the network's images; None: unknown, then that of the first ones."""
     expected = tuple(size or parts[0].shape[1:])
     for path, images in zip(paths, parts, strict=True):
