@@ -50,14 +50,14 @@ def call(command: list[str]) -> int:
     from ptmq_lightning.compose import cli as train
     from ptmq_lightning.compose import folder
     from ptmq_lightning.device import cli as device
-    from ptmq_lightning.report import tables
+    from ptmq_lightning.report import command as report
 
     name, *arguments = command
     if name == "ptmq":
         return device.main(arguments)
     sys.argv = [f"{name}.py", *arguments]
     if name == "tables":
-        return int(tables.main() or 0)
+        return int(report.main() or 0)
     if name == "killed":
         keep = folder.RunFolder.keep
 

@@ -41,7 +41,7 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "failures.json", ROOT / "docs"
 SECONDS, BYTES, PATIENCE = 10.0, 2 << 30, 300.0  # of a case; wall seconds after which it is killed as hanging
 IMPORTS = (
     *("compose.cli", "compose.pipeline", "compose.export", "device.cli", "device.predict", "device.bench_cli"),
-    *("device.export_cli", "device.info", "artifact.verify", "report.page", "report.tables"),
+    *("device.export_cli", "device.info", "artifact.verify", "report.page", "report.command"),
 )
 PACKAGES = ("lightning.pytorch", "timm", "PIL.PngImagePlugin", "onnx", "onnxruntime", "wandb", "safetensors.torch")
 EXPORT = ["ptmq", "export", "run/model", "--images", "images.npy"]

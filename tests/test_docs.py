@@ -6,7 +6,8 @@ import dataclasses
 import re
 import shlex
 import tomllib
-from collections.abc import Iterator
+from argparse import ArgumentParser
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.config.build import PAIRS
 from ptmq_lightning.device import cli
 from ptmq_lightning.export import folder
-from ptmq_lightning.report import record
+from ptmq_lightning.report import command as report_command
+from ptmq_lightning.report import dashboard, record
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -163,3 +165,17 @@ def test_the_numbers_of_the_formats_are_those_of_the_code() -> None:
         for number in re.findall(r"^\| .*`(?:ARTIFACT|EXPORT|SCHEMA)` in .* \| (\d+) \|$", text, re.MULTILINE)
     ]
     assert told == [manifest.ARTIFACT.version, folder.EXPORT.version, record.SCHEMA]
+
+
+@pytest.mark.parametrize(
+    ("start", "parser"),
+    [
+        (r"python -m ptmq_lightning\.report ", report_command.parser),
+        (r"python -m ptmq_lightning\.report\.dashboard ", dashboard.parser),
+    ],
+)
+def test_every_command_that_compares_runs_is_understood(start: str, parser: Callable[[], ArgumentParser]) -> None:
+    found = commands(start)
+    assert found
+    for command in found:
+        parser().parse_args(command.split())

@@ -14,6 +14,7 @@ from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.session import Session
 from tests.networks import small_model
 
+pytestmark = pytest.mark.runtimes
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 NODE = shutil.which("node")
 NEEDED = pytest.mark.skipif(

@@ -13,6 +13,7 @@ from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.runtime.checked import printable
 from ptmq_lightning.runtime.errors import ArtifactError
+from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.files import replacing_file
 from ptmq_lightning.runtime.info import ModelInfo, figure
 from ptmq_lightning.runtime.model import MultiBitModel
@@ -29,6 +30,7 @@ def push(folder: Path | str, repo: str, *, private: bool = False, message: str =
     The artifact is loaded first: what is damaged is not pushed. Raises ArtifactError for that and for a hub that
     refuses; the token is huggingface_hub's own (`hf auth login` or HF_TOKEN).
     """
+    require("hub", "huggingface_hub")
     from huggingface_hub import HfApi
 
     load(folder)
@@ -57,6 +59,7 @@ def pull(repo: str, folder: Path | str | None = None, *, revision: str | None = 
     Raises:
         ArtifactError: a repository that cannot be read, or that holds no sound artifact.
     """
+    require("hub", "huggingface_hub")
     from huggingface_hub import snapshot_download
 
     try:

@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 
+from ptmq_lightning.compose import console, sweep
+from ptmq_lightning.compose.ending import ending
 from ptmq_lightning.compose.interrupt import heeding_interrupts
 from ptmq_lightning.compose.words import how_to_quote, quoted_paths, run_label, run_name
 from ptmq_lightning.config.build import PAIRS, register
@@ -45,7 +47,7 @@ def main() -> None:
         print(help_text())
         return
     _prepare()
-    sys.argv[1:] = quoted_paths(exported_bits(sys.argv[1:]))
+    sys.argv[1:] = quoted_paths(exported_bits(console.without_flags(sys.argv[1:])))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
     try:
         with heeding_interrupts():
@@ -63,9 +65,10 @@ def main() -> None:
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning leaves with 1 when it is interrupted
         if isinstance(error, SystemExit) and not isinstance(error.__context__, KeyboardInterrupt):
             raise
-        _leave(
-            "interrupted; finished blocks are kept: the same command with resume=true goes on from them", INTERRUPTED
-        )
+        again = "the same command" if sweep.under_way() else "the same command with resume=true"
+        _leave(f"interrupted; finished blocks are kept: {again} goes on from them", INTERRUPTED)
+    finally:
+        sweep.let_go()
 
 
 def configuration(overrides: Sequence[str] = ()) -> Config:
@@ -140,30 +143,44 @@ def _prepare() -> None:
     register()
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("run_label", run_label, replace=True)
+    OmegaConf.register_new_resolver("hydra_level", console.hydra_level, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", sweep.sweep_name, replace=True, use_cache=True)  # once for all jobs
+    OmegaConf.register_new_resolver("cell_name", sweep.cell_name, replace=True)
 
 
 def _task(config: DictConfig) -> float:
-    """One run, in the folder that Hydra made for it; its errors end a single run here, a sweep where Hydra wants."""
+    """One run, in the folder that Hydra made for it; its errors end a single run here, a sweep notes them."""
+    if sweep.is_job():
+        return sweep.run_job(lambda: _run(config))
     try:
-        plain = typed(config)
-        command, sweep = HydraConfig.get(), HydraConfig.get().mode == RunMode.MULTIRUN
-        if not sweep:
-            refuse_unread(plain, command.overrides.task)
-        for line in unread(plain, command.overrides.task):  # a sweep may pass choices that do not read the key
-            log.warning("%s", line)
-        tell(plain, command.runtime.choices, command.overrides.task)
-        if plain.export.name != "none" and plain.artifact is not None:
-            from ptmq_lightning.compose.export import run_export
-
-            return run_export(plain, Path(HydraConfig.get().runtime.output_dir))
-        from ptmq_lightning.compose.pipeline import run  # torch and timm load here: --help answers at once
-
-        return run(plain, Path(HydraConfig.get().runtime.output_dir))
+        with console.of_run():
+            value = _run(config)
+        if told := ending(Path(HydraConfig.get().runtime.output_dir)):
+            print(told, file=sys.stderr)
+        return value
     except PTMQError as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN or _TRACEBACKS:
+        if _TRACEBACKS:
             raise
         log.error("error: %s", error)
         sys.exit(_code(error))
+
+
+def _run(config: DictConfig) -> float:
+    plain, command = typed(config), HydraConfig.get()
+    if not sweep.is_job():
+        refuse_unread(plain, command.overrides.task)
+    elif sweep.resumes(command.overrides.task):
+        plain = replace(plain, resume=True)
+    for line in unread(plain, command.overrides.task):  # a sweep may pass choices that do not read the key
+        log.warning("%s", line)
+    tell(plain, command.runtime.choices, command.overrides.task)
+    if plain.export.name != "none" and plain.artifact is not None:
+        from ptmq_lightning.compose.export import run_export
+
+        return run_export(plain, Path(command.runtime.output_dir))
+    from ptmq_lightning.compose.pipeline import run  # torch and timm load here: --help answers at once
+
+    return run(plain, Path(command.runtime.output_dir))
 
 
 def _code(error: PTMQError) -> int:

@@ -1,4 +1,4 @@
-"""`ptmq-train`: the training command, or one line that names what is not installed."""
+"""`python train.py` and `ptmq-train`: the training command, or one line that names what is not installed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def main() -> None:
     try:
         require("train", "hydra", "lightning", "omegaconf", "timm", "torchmetrics", "torchvision", "wandb")
     except ConfigError as error:
-        sys.exit(f"ptmq-train: {error}")
+        sys.exit(f"error: {error}")
     from ptmq_lightning.compose.cli import main as command
 
     command()

@@ -42,7 +42,7 @@ MARK, WORK, COMPLETE, CONTENTS = ".ptmq-run", "unfinished", "complete", "content
 CONFIG, RESULTS, LOG, RESUME, INPUTS = "config.yaml", "results.json", "train.log", "resume", "inputs.json"
 OURS = (
     RESULTS, "metrics.csv", "layers.csv", "sensitivity.csv", "sensitivity.png", "calibration.json", "finetune.json",
-    "report.html", "model", INPUTS, "wandb", "tensorboard", "model-onnx", "model-openvino", CONFIG, LOG,
+    "details.json", "report.html", "model", INPUTS, "wandb", "tensorboard", "model-onnx", "model-openvino", CONFIG, LOG,
 )  # fmt: skip
 NOT_COMPARED = ("resume", "logger", "trainer.threads", "trainer.cache", "data.workers")  # what changes no tensor
 
@@ -159,7 +159,7 @@ class RunFolder:
             if changed := [name for name in found if before.get(name) != found[name]]:
                 raise ConfigError(
                     f"resume=true, but {', '.join(changed)} changed since the run in {self.path} was stopped (was "
-                    f"{before.get(changed[0])}, now {found[changed[0]]}); put them back, or start afresh without resume"
+                    f"{before.get(changed[0])}, now {found[changed[0]]}); put them back, or start afresh: resume=false"
                 )
         if getattr(rank_zero_only, "rank", 0) == 0:
             write_atomically(kept, json.dumps(dict(found), indent=1) + "\n")
@@ -170,7 +170,7 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise ConfigError(
                 f"resume=true, but {kept} cannot be read ({error}); expected what the stopped run was made of. Start "
-                "afresh without resume"
+                "afresh with resume=false"
             ) from error
 
     def finished_blocks(self) -> int:
@@ -243,7 +243,7 @@ class RunFolder:
         except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
             raise ConfigError(
                 f"resume=true, but {place / CONFIG} cannot be read ({type(error).__name__}); expected the "
-                "configuration of the run that was stopped. Start afresh without resume"
+                "configuration of the run that was stopped. Start afresh with resume=false"
             ) from error
         now = dict(_flat(yaml.safe_load(_text(self.config))))
         keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
@@ -252,7 +252,7 @@ class RunFolder:
             shown = ", ".join(f"{key} was {before.get(key)}, now {now.get(key)}" for key in keys)
             raise ConfigError(
                 f"resume=true, but the run in {self.path} had another configuration: {shown}; give the same command "
-                "again, or start afresh without resume"
+                "again, or start afresh with resume=false"
             )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.compose import pipeline, process
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.compose.learning import learn
 from ptmq_lightning.config.options import option
 from ptmq_lightning.evaluation.accuracy import measure_accuracy
 from ptmq_lightning.models.zoo import Network, timm_preprocessing
@@ -120,7 +121,7 @@ def reconstruct(
         )
     with process.as_before():
         process.prepare(config.trainer, seed)
-        return pipeline.learn(model, images, config, loggers)
+        return learn(model, images, config, loggers)
 
 
 def evaluate(

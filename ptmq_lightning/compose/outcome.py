@@ -15,6 +15,7 @@ from torch import Tensor
 from ptmq_lightning.allocate.figures import write_sensitivity
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact import artifact
+from ptmq_lightning.compose.details import write_details
 from ptmq_lightning.compose.memory import peak_memory
 from ptmq_lightning.compose.stages import Stages
 from ptmq_lightning.compose.trained import record_costs
@@ -43,9 +44,9 @@ def record(
     evaluation: Evaluation,
     sensitivity: Sensitivity,
     stages: Stages,
-) -> None:
-    """The model, the layer table, the calibration draw, a baseline's costs; last the page and results.json: with it the
-    run is complete."""
+) -> dict[str, Any]:
+    """The model, the layer table, the calibration draw, a baseline's costs; last the page and results.json, whose
+    values are returned: with it the run is complete."""
     model.info = replace(model.info, data=sources.name, accuracy=evaluation, classes=sources.classes)
     save_model(model, path / "model")
     columns: dict[str, dict[str, Any]] = {"macs": dict(layer_macs(model, example_of(sources, model)))}
@@ -74,9 +75,11 @@ def record(
         "peak_memory_bytes": peak,
         "rows": [asdict(row) for row in evaluation.rows],
     }
+    write_details(path, model, config, sources)
     write_page(path, results)
     stages.end("report")
     write_results(path, results)
+    return results
 
 
 def save_model(model: MultiBitModel, folder: Path) -> None:

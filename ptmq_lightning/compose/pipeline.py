@@ -11,23 +11,21 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact.graph import require_storable
+from ptmq_lightning.artifact.hub import card
 from ptmq_lightning.compose import process, trained
-from ptmq_lightning.compose.caching import choose_store
 from ptmq_lightning.compose.class_names import class_names, require_classes
-from ptmq_lightning.compose.compiling import compiles
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.export import export_own
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.inputs import describe_inputs
-from ptmq_lightning.compose.memory import old_objects_set_aside, release_freed_memory
+from ptmq_lightning.compose.learning import learn
 from ptmq_lightning.compose.outcome import figure, record, table
-from ptmq_lightning.compose.progress import Left, Progress
+from ptmq_lightning.compose.progress import Left
 from ptmq_lightning.compose.sanity import count_classes, tell_preprocessing, try_float_network
 from ptmq_lightning.compose.stages import Stages
 from ptmq_lightning.config import parts
@@ -45,19 +43,16 @@ from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize
 from ptmq_lightning.models.unwrap import plain
 from ptmq_lightning.models.zoo import Network
-from ptmq_lightning.quant import kernels
 from ptmq_lightning.quant.insert import insert
 from ptmq_lightning.quant.steps import calibrate
-from ptmq_lightning.reconstruction.cache import predict_bytes
-from ptmq_lightning.reconstruction.reconstruct import BlockResult, reconstruct_model
-from ptmq_lightning.report.trackers import log_summary, open_trackers
+from ptmq_lightning.report.end import End
+from ptmq_lightning.report.trackers import log_end, open_trackers
 from ptmq_lightning.runtime.info import Evaluation, ModelInfo
 from ptmq_lightning.runtime.model import MultiBitModel, device_of
 
 log = logging.getLogger(__name__)
 
 DIGITS_CACHE = Path("outputs/digits")
-FIGURES = ("top1", "agreement", "logit_error")
 FOLD_IMAGES = 32  # calibration images that the reparametrization looks at
 
 
@@ -126,10 +121,10 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         sensitivity = allocate_bits(model, images, config)
     with stage("evaluate"):
         evaluation = measure(model, sources, config, network.module)
-    record(folder.work, model, config, sources, indices, evaluation, sensitivity, stages)
-    rows = [asdict(row) for row in evaluation.rows]
-    log_summary(loggers, {f"{row['config']}/{name}": row[name] for row in rows for name in FIGURES})
-    return rows
+    results = record(folder.work, model, config, sources, indices, evaluation, sensitivity, stages)
+    if results is not None:  # of the first process
+        log_end(loggers, End(folder.work, results, folder.finished_iters(), card))
+    return [asdict(row) for row in evaluation.rows]
 
 
 def build(config: ModelConfig) -> Network:
@@ -209,49 +204,6 @@ def quantize(blocks: Sequence[Block], config: Config, network: Network) -> Multi
     groups = parts.groups(config.bits)
     model.info = ModelInfo(network.name, network.source, preprocessing=network.preprocessing, groups=groups)
     return model
-
-
-def learn(
-    model: MultiBitModel,
-    images: Tensor,
-    config: Config,
-    loggers: Sequence[Logger] = (),
-    folder: RunFolder | None = None,
-) -> list[BlockResult]:
-    """Every pass over the network, from the first block that an earlier, killed run of ``folder`` did not finish;
-    images (N, C, H, W)."""
-    passes = parts.recipes(config, model)
-    size = max((predict_bytes(model, images, recipe) for recipe in passes), default=0)
-    store = choose_store(
-        config.trainer.cache,
-        size,
-        images.device,
-        folder.work if folder else None,
-        processes=parts.local_processes(config.trainer),
-    )
-    fast = compiles(config.trainer.compile, model, images, passes)
-    results = folder.restore(model) if folder else []
-    done, blocks, before = len(results), len(model.blocks), (0, 0)
-    for number, recipe in enumerate(passes):
-        first = min(max(done - number * blocks, 0), blocks)
-        units = [sum(recipe.count(b.layers.values()) for b in model.chain[:end]) for end in (first, blocks)]
-        progress = Progress(recipe.schedule.iters, first_block=before[0] + units[0])
-
-        def keep(index: int, result: BlockResult, number: int = number) -> None:
-            release_freed_memory()
-            if folder:
-                folder.keep(model, number * blocks + index, result)
-
-        def new_trainer(progress: Progress = progress) -> L.Trainer:
-            return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
-
-        if first < blocks:
-            with old_objects_set_aside(), kernels.compiled(fast):
-                results += reconstruct_model(
-                    model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before, store=store
-                )
-        before = (before[0] + units[1], before[1] + units[1] * recipe.schedule.iters)
-    return results
 
 
 def allocate_bits(model: MultiBitModel, images: Tensor, config: Config) -> Sensitivity:

@@ -1,4 +1,4 @@
-"""Progress of a reconstruction as plain lines, as readable in a log file as on a terminal."""
+"""Progress of the long phases: bars on a terminal, else plain lines, as readable in a log file."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 
+from ptmq_lightning.compose import bars
+
+EXPLAINED = "losses at the drawn widths; settled: the share of roundings that are decided (metrics.csv has all)"
 log = logging.getLogger(__name__)
 
 
@@ -25,26 +28,35 @@ class Progress(Callback):
         self.iters, self.first_block, self.every, self.clock = iters, first_block, every, clock
         self.started = self.shown = clock()
 
-    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
         """A line, where the last one is old enough."""
-        now = self.clock()
-        if now - self.shown >= self.every and trainer.global_step < self.iters and trainer.is_global_zero:
+        now, index = self.clock(), trainer.global_step
+        if not trainer.is_global_zero:
+            return
+        if index == 1 and module.place.index == self.first_block:
+            log.info("%s", EXPLAINED)
+        at, left = module.place, clock_time(self._left(module, index))
+        done = at.index + index / self.iters
+        bars.show("reconstruct", done, at.count, f"block {at.index + 1} of {at.count} {at.name}, left {left}")
+        if now - self.shown >= self.every and index < self.iters:
             self.shown = now
-            log.info("%s", self.line(module, trainer.global_step))
+            log.info("%s", self.line(module, index), extra={bars.LINE: True})
 
-    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, module: Any) -> None:
         """A line for the finished block."""
         if trainer.is_global_zero:
             self.shown = self.clock()
             log.info("%s", self.line(module, self.iters))
+            if module.place.index + 1 == module.place.count:
+                bars.hide()
 
     def line(self, module: Any, index: int) -> str:
-        """Such as "block 3/11 layer1.2  iter 120/500  w3a3 0.0213  w5a5 0.0041  settled 0.41  left 2:30"."""
-        figures = "  ".join(
-            f"{name.removeprefix('loss/')} {value:.3g}"
-            for name, value in module.latest.items()
-            if name.startswith("loss/") or name == "settled"
-        )
+        """Such as "block 3/11 layer1.2  iter 120/500  w3a3 0.0213  w5a5 0.0041  settled 41 %  left 2:30"."""
+        latest = module.latest
+        losses = [(name.removeprefix("loss/"), value) for name, value in latest.items() if name.startswith("loss/w")]
+        parts = [f"{width} {value:.3g}" for width, value in losses]
+        parts += [f"settled {100 * latest['settled']:.0f} %"] if "settled" in latest else []
+        figures = "  ".join(parts)
         at = module.place
         place = f"block {at.index + 1}/{at.count} {at.name}  iter {index}/{self.iters}"
         return "  ".join(part for part in (place, figures, f"left {clock_time(self._left(module, index))}") if part)
@@ -71,10 +83,14 @@ class Left:
         now = self.clock()
         if unit is not None and unit != self.unit:
             self.unit, self.started = unit, now
+        left = clock_time((now - self.started) / max(done, 1) * (total - done))
+        told = f"{self.unit} {done} of {total}, left {left}"
+        bars.show(self.phase, done, total, told)
+        if done >= total:
+            bars.hide()
         if now - self.shown >= self.every:
             self.shown = now
-            left = clock_time((now - self.started) / max(done, 1) * (total - done))
-            log.info("%s: %s %d of %d, left %s", self.phase, self.unit, done, total, left)
+            log.info("%s: %s", self.phase, told, extra={bars.LINE: True})
 
 
 def clock_time(seconds: float) -> str:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
+OPTIONAL, TOLD = ("fine-tune", "allocate"), 0.05  # stages that most runs pass by, and from how many seconds one is told
+
 _LOADED = time.monotonic()
 _told = False
 
@@ -29,11 +31,13 @@ class Stages:
         self.end(name)
 
     def end(self, name: str) -> None:
-        """All since the last stage was this one's, which may have more than one part; a line says so."""
+        """All since the last stage was this one's, which may have more than one part; a line says so where anything was
+        done."""
         now = time.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
-        log.info("%s: %.1f s", name, self.seconds[name])
+        if name not in OPTIONAL or self.seconds[name] >= TOLD:
+            log.info("%s: %.1f s", name, self.seconds[name])
 
 
 def seconds_to_here() -> float:

@@ -31,10 +31,15 @@ def run_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
     """
     group = "experiment" if choices.get("experiment") else "model"
     parts = [part for part in overrides if part.split("=")[0].lstrip("+") not in ("resume", group)]
-    safe = "_".join(re.sub(r"[^A-Za-z0-9_.+]+", "-", part.lstrip("+")).rstrip("-") for part in parts)
-    if not all(map(_PLAIN.fullmatch, parts)) or len(safe) > NAME_LENGTH:
-        safe = f"{safe[:NAME_LENGTH]}-{hashlib.sha256(','.join(parts).encode()).hexdigest()[:8]}"
-    return f"{choices[group]}/{safe or 'default'}"
+    return f"{choices[group]}/{folder_name(parts)}"
+
+
+def folder_name(overrides: Sequence[str]) -> str:
+    """The same of the overrides alone: `mixer-case3_seed-0`."""
+    safe = "_".join(re.sub(r"[^A-Za-z0-9_.+]+", "-", part.lstrip("+")).rstrip("-") for part in overrides)
+    if not all(map(_PLAIN.fullmatch, overrides)) or len(safe) > NAME_LENGTH:
+        safe = f"{safe[:NAME_LENGTH]}-{hashlib.sha256(','.join(overrides).encode()).hexdigest()[:8]}"
+    return safe or "default"
 
 
 def run_label(number: int | None) -> str:

@@ -33,10 +33,11 @@ Examples:
   python train.py --cfg job                            (all keys of a run and their values, without running it)
 
 The run's folder follows from the command: outputs/MODEL/mixer-case3_seed-1 (with an experiment outputs/EXPERIMENT/...,
-in a sweep outputs/sweep/...); set it by hydra.run.dir=DIR. The same command starts afresh and replaces what the earlier
-run left there; with resume=true it continues behind the last finished block, or does nothing where the run is
-complete. A key that nothing in a run reads is refused. Experiments read images and weights of the folder that the
-environment variable PTMQ_DATA names.
+in a sweep outputs/sweep/MODEL/...); set it by hydra.run.dir=DIR, a sweep's by hydra.sweep.dir=DIR. The same command
+starts afresh and replaces what the earlier run left there; with resume=true it continues behind the last finished
+block, or does nothing where the run is complete. A sweep (-m) does so by itself, resume=false begins it anew; it ends
+in a table. -q says little, -v everything. A key that nothing in a run reads is refused. Experiments read images and
+weights of the folder that the environment variable PTMQ_DATA names.
 """
 PRECEDENCE = """\
 A key has the value of the last of these that sets it: the default below, the option of its group, `bits` (which may

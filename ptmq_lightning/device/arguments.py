@@ -74,5 +74,17 @@ def of_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-serve", action="store_true", help="write the folder and end")
 
 
+def of_push(parser: argparse.ArgumentParser) -> None:
+    """Of `ptmq push`."""
+    parser.add_argument("repo", metavar="OWNER/NAME", help="a repository, made where it is missing")
+    parser.add_argument("--private", action="store_true", help="a new one is seen by its owner alone")
+
+
+def of_pull(parser: argparse.ArgumentParser) -> None:
+    """Of `ptmq pull`."""
+    parser.add_argument("repo", metavar="OWNER/NAME", help="the repository")
+    parser.add_argument("--revision", help="a branch, tag or commit (default: the latest)")
+
+
 def none(parser: argparse.ArgumentParser) -> None:
     """Of a subcommand that takes DIR alone."""

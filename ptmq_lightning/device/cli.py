@@ -7,6 +7,8 @@
     ptmq allocate DIR --images FOLDER --size-mb 6
     ptmq export DIR --images FOLDER --bits w8a8,size_6mb
     ptmq demo DIR-onnx --images FOLDER
+    ptmq push DIR OWNER/NAME
+    ptmq pull DIR OWNER/NAME
 
 Exit codes: 0, 1 for an artifact or picture that cannot be used, 2 for a wrong use of the command, 130 interrupted
 (docs/failures.md). One line says why.
@@ -112,6 +114,19 @@ def _verify(options: argparse.Namespace) -> Lines:
     from ptmq_lightning.artifact.verify import verify
 
     return (f"ok  {line}" for line in verify(options.folder))
+
+
+def _push(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.artifact.hub import push
+
+    yield f"pushed  {push(options.folder, options.repo, private=options.private)}"
+
+
+def _pull(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.artifact.hub import pull
+
+    pull(options.repo, options.folder, revision=options.revision)
+    yield f"pulled  {options.repo} into {options.folder}"
 
 
 COMMANDS = {

@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     """
     place = options.folder.resolve()
     out = options.out or place.with_name(f"{place.name}-demo")
-    write(options.folder, out, options.images, runtime_in(options.runtime))
+    write(options.folder, out, options.images, options.runtime)
     yield f"{out}: {sum(file.stat().st_size for file in out.rglob('*') if file.is_file()):,} bytes"
     if options.no_serve:
         yield "any web server can serve this folder as it is"
@@ -52,9 +52,9 @@ def run(options: argparse.Namespace) -> Iterator[str]:
         made.serve_forever()
 
 
-def write(export: Path, out: Path, images: Sequence[Path], runtime: Path) -> None:
-    """The page with everything that it needs, in a folder of its own."""
-    settings = settings_of(export)
+def write(export: Path, out: Path, images: Sequence[Path], given: Path | None) -> None:
+    """The page with everything that it needs, in a folder of its own. given: the folder of onnxruntime-web."""
+    settings, runtime = settings_of(export), runtime_in(given)
     _check_place(out)
     with replacing_folder(out.resolve()) as part:
         shutil.copy(PAGE, part / PAGE.name)

@@ -19,6 +19,7 @@ from ptmq_lightning.export.folder import read_manifest
 from ptmq_lightning.export.one_file import opening_line
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
+from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.model import Which
 from ptmq_lightning.runtime.preprocessing import Preprocessing
 
@@ -96,6 +97,7 @@ def read_images(path: Path, preprocessing: Preprocessing | None, count: int) -> 
 
 def open_folder(path: Path) -> Any:
     """timm's reader of a folder or tar of pictures. Raises ConfigError where it holds none."""
+    require("train", "timm")  # it reads folders and tars; single pictures need Pillow alone
     from timm.data import create_dataset
 
     try:

@@ -16,7 +16,7 @@ import numpy as np
 from ptmq_lightning.export.onnx_writer import Writer
 from ptmq_lightning.export.values import Array
 
-WORTH = 1024  # bytes that packing must save, as its nodes take several hundred themselves
+WORTH = 600  # bytes that packing must save, about what its nodes take
 SIGN = 6  # the highest bit of a packed weight: it lies within [-64, 63], on every processor exact (export.portable)
 UINT8, INT8 = 2, 3  # of onnx.TensorProto
 

@@ -142,9 +142,9 @@ class SharedWriter:
             x = w.step("Add", [x, self._plane(w.outer, path, way.plane_of[bits])])
         else:  # (y + 1) >> 1 of a whole number y
             x = w.step("Ceil", [w.step("Mul", [x, w.constant(0.5, np.float32)])])
-        x = w.step("Clip", [x, *(w.constant(end, np.float32) for end in grid.limits(bits))])
-        if up:
-            x = w.step("Mul", [x, w.constant(2**up, np.float32)])
+        # A runtime keeps all that it computes here until the file is open: a byte per weight where that is possible.
+        x = w.step("QuantizeLinear", [x, w.constant(0.5**up, np.float32), w.constant(0, np.int8)])
+        x = w.step("Clip", [x, *(w.constant(end * 2**up, np.int8) for end in grid.limits(bits))])
         return str(w.node("Cast", [x], name, to=INT8))
 
     def _integers(self, w: Writer, path: str) -> str:

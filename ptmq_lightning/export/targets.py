@@ -135,8 +135,7 @@ class OnnxMulti(OnnxStatic):
     form = "multi"
     packs = False  # always, and all widths at once
 
-    def __init__(self) -> None:
-        self._kernels: dict[str, dict[str, int]] = {}
+    _kernels: dict[str, dict[str, int]] | None = None  # in float, of each branch of the file that was looked at
 
     def files(self, draft: Draft) -> dict[str, str]:
         return {"*": "model.onnx"}
@@ -157,7 +156,7 @@ class OnnxMulti(OnnxStatic):
     def float_kernels(self, file: Path | bytes, products: set[str], name: str = "") -> dict[str, int]:
         from ptmq_lightning.export.parity import FLOAT_KERNELS, branch_kernels
 
-        if not self._kernels:  # opening the file makes every branch
+        if self._kernels is None:  # opening the file makes every branch
             self._kernels = {
                 branch: {kernel: count for kernel, count in found.items() if kernel in FLOAT_KERNELS}
                 for branch, found in branch_kernels(file).items()

@@ -16,3 +16,4 @@ class LoggerKeys:
     group: str | None = key(None, "of wandb; null: the runs of one sweep together")
     run_name: str | None = key(None, "of wandb; null: the run folder's name")
     tags: tuple[str, ...] = key((), "of wandb")
+    log_model: bool = key(True, "of wandb: the model as an artifact")

@@ -7,31 +7,24 @@ CSVLogger keeps a folder per version and deletes what it finds there, which a fi
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
-import logging
-import socket
-import urllib.parse
-import urllib.request
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from ptmq_lightning.report.end import End
 from ptmq_lightning.report.keys import LoggerKeys
+from ptmq_lightning.report.wandb_run import ITER, WandbTracker
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.files import write_atomically
-
-ITER = "iter"
-
-log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -54,7 +47,7 @@ def open_trackers(
     """
     loggers: list[Logger] = [CsvTracker(folder / "metrics.csv", columns(widths), resume_step=resume_step)]
     if settings.name == "wandb":
-        loggers.append(WandbTracker(folder, settings, run))
+        loggers.append(WandbTracker(folder, settings, run, hyperparameters))
     elif settings.name == "tensorboard":
         require("tensorboard", "tensorboard")
         loggers.append(TensorBoardTracker(save_dir=folder, name="", version="tensorboard", default_hp_metric=False))
@@ -71,12 +64,11 @@ def open_trackers(
             _close(logger, failed)
 
 
-def log_summary(loggers: Sequence[Logger], figures: Mapping[str, float]) -> None:
-    """Figures of the finished run, to the logger that keeps a summary of runs."""
+def log_end(loggers: Sequence[Logger], end: End) -> None:
+    """What a finished run is worth, to the loggers that keep more than losses."""
     for logger in loggers:
-        if isinstance(logger, WandbTracker):
-            run = logger.experiment
-            logger.attempt(lambda run=run: run.summary.update(dict(figures)))  # type: ignore[misc]
+        if isinstance(logger, WandbTracker | TensorBoardTracker):
+            logger.log_end(end)
 
 
 def columns(widths: Sequence[str]) -> list[str]:
@@ -136,75 +128,8 @@ class CsvTracker(Logger):
         write_atomically(self.path, text.getvalue())
 
 
-class WandbTracker(WandbLogger):
-    """Lightning's logger with every metric against iter; one W&B run per run folder, also after a resume."""
-
-    def __init__(self, folder: Path, settings: LoggerKeys, run: Path) -> None:
-        identity = hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:16]
-        super().__init__(
-            name=settings.run_name or run.name,
-            save_dir=folder,
-            id=identity,
-            project=settings.project,
-            entity=settings.entity,
-            group=settings.group or run.parent.name,
-            tags=list(settings.tags),
-            mode=usable_mode(settings.mode),
-        )
-        self.lost = False
-
-    @rank_zero_only
-    def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
-        """The configuration; and iter as the axis of all metrics."""
-        super().log_hyperparams(params)
-        self.experiment.define_metric(ITER)
-        self.experiment.define_metric("*", step_metric=ITER)
-
-    @rank_zero_only
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """One record, without a second step beside iter."""
-        self.attempt(lambda: self.experiment.log({ITER: step, **metrics}))
-
-    def attempt(self, send: Callable[[], Any]) -> None:
-        """Send something to W&B's service; where that died, the run goes on and is recorded in metrics.csv alone."""
-        if self.lost:
-            return
-        try:
-            send()
-        except Exception as error:  # of sockets, of the service, of wandb itself
-            self.lost = True
-            log.warning("W&B does not answer any more (%s); the run goes on, metrics.csv has everything", error)
-
-
-def usable_mode(mode: str) -> str:
-    """ "online" where W&B has a key and answers, else "offline", with a line that says why; other modes as they are."""
-    if mode != "online":
-        return mode
-    import wandb
-
-    if not wandb.login(prompt=False):
-        why = "no API key is set (wandb login)"
-    elif not _answers(wandb.Settings().base_url):
-        why = "its server does not answer"
-    else:
-        return mode
-    log.warning("W&B: %s; the run is kept offline in its folder, and `wandb sync` sends it later", why)
-    return "offline"
-
-
-def _answers(address: str) -> bool:
-    parts = urllib.parse.urlparse(address)
-    if urllib.request.getproxies():
-        return True  # only the proxy knows
-    try:
-        socket.create_connection((parts.hostname, parts.port or 443), timeout=5).close()
-    except OSError:
-        return False
-    return True
-
-
 class TensorBoardTracker(TensorBoardLogger):
-    """Lightning's logger, numbers only: TensorBoard has no axis for names."""
+    """Lightning's logger, numbers only (TensorBoard has no axis for names), with one file for all fits of a run."""
 
     @rank_zero_only
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
@@ -216,11 +141,28 @@ class TensorBoardTracker(TensorBoardLogger):
         numbers = {name: float(value) for name, value in metrics.items() if not isinstance(value, str)}
         super().log_metrics(numbers, int(numbers.pop(ITER, step or 0)))
 
+    @rank_zero_only
+    def log_end(self, end: End) -> None:
+        """The figures of every width, behind the last iteration."""
+        for name, value in end.summary().items():
+            self.experiment.add_scalar(name, value, end.iters)
+
+    @rank_zero_only
+    def finalize(self, status: str) -> None:
+        """Lightning closes the file behind each block's fit, and a new one would follow: it is open until `close`."""
+        self.experiment.flush()
+
+    @rank_zero_only
+    def close(self) -> None:
+        """Behind the run."""
+        super().finalize("success")
+
 
 def _close(logger: Logger, failed: bool) -> None:
-    if isinstance(logger, WandbTracker) and logger._experiment is not None:
-        run = logger.experiment
-        logger.attempt(lambda: run.finish(exit_code=int(failed)))
+    if isinstance(logger, WandbTracker):
+        logger.close(failed)
+    elif isinstance(logger, TensorBoardTracker):
+        logger.close()
     logger.finalize("failed" if failed else "success")
 
 

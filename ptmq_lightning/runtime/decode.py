@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.extras import require
 
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # of Pillow, by the number of channels
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -23,6 +24,7 @@ def decode(file: Path | str | BinaryIO, channels: int, name: str | None = None) 
     Raises:
         DataError: what Pillow does not decode, with its reason; another number of channels.
     """
+    require("images", "PIL")
     from PIL import Image
 
     if channels not in MODES:

@@ -142,7 +142,8 @@ class MultiBitModel(nn.Module):
     def resolve(self, which: Which) -> BitAssignment:
         """The assignment meant by 4, "w4a8", a width, the name of an assignment, {layer: width} or an assignment.
 
-        Raises ConfigError for none of these, and for one that does not fit the layers.
+        A number n is the pair wnan, or where it has none the one pair with n bits for weights. Raises ConfigError for
+        none of these, for a number that several pairs have, and for an assignment that does not fit the layers.
         """
         if isinstance(which, str) and which in self.assignments:
             which = self.assignments[which]
@@ -152,13 +153,27 @@ class MultiBitModel(nn.Module):
         if isinstance(which, Mapping):
             return self._from_mapping(which)
         try:
-            width = BitWidth.parse(which)
+            width = self._paired(which) if isinstance(which, int) else BitWidth.parse(which)
         except ConfigError:
+            bits = [pair.w for pair in self.pairs]
+            numbers = ", ".join(str(w) for w in sorted(set(bits)) if bits.count(w) == 1 or (w, w) in self.pairs)
             known = ", ".join([*map(str, self.pairs), *self.assignments])
-            raise ConfigError(f"found the width {which!r}; expected one of {known}, or a number from 2 to 8.") from None
+            raise ConfigError(
+                f"found the width {which!r}; expected one of {known}, or a number of weight bits that one pair has "
+                f"({numbers})."
+            ) from None
         if width not in self._uniform:
             self._uniform[width] = BitAssignment.uniform(width.w, width.a, self)
         return self._uniform[width]
+
+    def _paired(self, bits: int) -> BitWidth:
+        """The pair meant by a number of weight bits."""
+        same, pairs = BitWidth.parse(bits), [pair for pair in self.pairs if pair.w == bits]
+        if same in pairs or not pairs:
+            return same
+        if len(pairs) > 1:
+            raise ConfigError(f"{bits} bits are several pairs: {', '.join(map(str, pairs))}")
+        return pairs[0]
 
     def _from_mapping(self, which: Mapping[str, Any]) -> BitAssignment:
         self._check_names(which, [name for name, layer in self.layers.items() if not layer.pinned])

@@ -14,6 +14,7 @@ from huggingface_hub._local_folder import write_download_metadata
 
 from ptmq_lightning.artifact import artifact, hub
 from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS
+from ptmq_lightning.device import cli
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.info import Evaluation, ModelInfo, Row
 from ptmq_lightning.runtime.preprocessing import Preprocessing
@@ -85,6 +86,16 @@ def test_what_is_pushed_is_pulled(saved: Path, folder_hub: Path, tmp_path: Path)
     assert sorted(path.name for path in (tmp_path / "pulled").iterdir()) == [MANIFEST, TENSORS]
     assert not any((tmp_path / "pulled" / name).is_symlink() for name in (MANIFEST, TENSORS))
     artifact.save(model, tmp_path / "pulled")
+
+
+def test_the_command_pushes_and_pulls(
+    saved: Path, folder_hub: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["push", str(saved), REPO, "--private"]) == 0
+    assert cli.main(["pull", str(tmp_path / "pulled"), REPO]) == 0
+    assert (tmp_path / "pulled" / TENSORS).read_bytes() == (saved / TENSORS).read_bytes()
+    assert f"hub/{REPO}/commit" in capsys.readouterr().out
+    assert cli.main(["pull", str(tmp_path / "pulled"), "no/such"]) == 1
 
 
 def test_what_is_pulled_replaces_an_artifact_only_if_it_is_sound(saved: Path, folder_hub: Path, tmp_path: Path) -> None:

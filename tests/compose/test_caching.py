@@ -14,7 +14,7 @@ from ptmq_lightning.compose import caching
 from ptmq_lightning.compose.caching import SHARE, choose_store
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.compose.free import free_memory, lies_in_memory
-from ptmq_lightning.compose.pipeline import learn
+from ptmq_lightning.compose.learning import learn
 from ptmq_lightning.reconstruction.store import InMemory, OnDisk, OnHost
 from ptmq_lightning.runtime.errors import ConfigError
 from tests.networks import images, small_model

@@ -197,7 +197,7 @@ def test_resume_refuses_another_configuration(
         run(configuration([*TINY, "seed=1", "recon.iters=4", "resume=true"]), folder)
     assert str(caught.value) == (
         f"resume=true, but the run in {folder} had another configuration: recon.iters was 3, now 4, seed was 0, "
-        "now 1; give the same command again, or start afresh without resume"
+        "now 1; give the same command again, or start afresh with resume=false"
     )
 
 

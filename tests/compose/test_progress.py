@@ -33,7 +33,7 @@ def test_a_line_says_block_step_losses_and_time_left() -> None:
     progress = Progress(100, clock=clock)
     clock.now = 30.0
     assert progress.line(module(1), 50) == (
-        "block 2/4 layer1.0  iter 50/100  w3a3 0.0213  w8a8 1e-05  rounding 12  settled 0.4  left 0:50"
+        "block 2/4 layer1.0  iter 50/100  w3a3 0.0213  w8a8 1e-05  settled 40 %  left 0:50"
     )
 
 
@@ -51,8 +51,10 @@ def test_lines_are_at_least_ten_seconds_apart(caplog: pytest.LogCaptureFixture) 
         for step in range(1, 100):
             clock.now = step / 4
             progress.on_train_batch_end(trainer(step), module(0))
-    assert ["iter 40/100" in caplog.messages[0], "iter 80/100" in caplog.messages[1]] == [True, True]
-    assert len(caplog.messages) == 2
+    explained, *lines = caplog.messages
+    assert "settled: the share of roundings that are decided" in explained
+    assert ["iter 40/100" in lines[0], "iter 80/100" in lines[1]] == [True, True]
+    assert len(lines) == 2
 
 
 def test_every_finished_block_has_a_line(caplog: pytest.LogCaptureFixture) -> None:

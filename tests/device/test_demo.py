@@ -25,6 +25,7 @@ from tests.networks import small_model
 
 ROOT = Path(__file__).resolve().parents[2]
 WEB = ROOT / "examples" / "node_modules" / "onnxruntime-web" / "dist"
+pytestmark = pytest.mark.runtimes
 PREPROCESSING = Preprocessing((3, 8, 8), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), "bicubic", 0.8)
 WIDTHS = ["w8a8", "w3a3", "w4a4", "w6a6"]
 AGREEING = "[...document.querySelectorAll('#rows tr')].map(row => row.lastChild.textContent)"  # samples, of each width

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -9,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ptmq_lightning.report.page import final_losses, write_page
+from ptmq_lightning.report.page import drop_error, write_page
+from ptmq_lightning.report.run_figures import bits_of, final_losses
 
 METRICS = """iter,block,block_name,loss/w3a3,loss/w4a4,loss/rounding,beta,settled
 0,0,stem,9.0,,0,20,0
@@ -54,8 +56,40 @@ def test_a_page_loads_nothing_and_is_the_same_for_the_same_run(tmp_path: Path, r
     (tmp_path / "metrics.csv").write_text(METRICS)
     page = written(tmp_path, results)
     assert not re.search(r"<(script|link|img|iframe)\b|@import|url\(http", page)
-    assert page.count("<svg") == 2  # accuracy, losses
+    assert page.count("<svg") == 4  # drop, bytes, losses at the end and over time
     assert written(tmp_path, results) == page
+
+
+def details() -> dict[str, Any]:
+    """What a run of two layers and one picture leaves."""
+    values = {"edges": [-1.0, 0.0, 1.0], "counts": [3, 4], "bits": 4, "step_size": 0.1, "limits": [-8, 7]}
+    return {
+        "command": "python train.py <x>", "date": "2026-01-01 00:00 UTC", "processor": "a processor", "threads": 1,
+        "source": "timm", "preprocessing": {"mean": [0.5]}, "classes": ["cat", "<dog>"],
+        "layer_errors": {"w4a4": {"stem": 0.5, "fc": 0.25}}, "layer_images": 16, "chosen": "w4a4", "tried": 64,
+        "histograms": [{"layer": "stem", "weight": values, "input": None}],
+        "changes": [{"picture": "data:image/png;base64,AA==", "label": 0, "classes": {"float": 0, "w4a4": 1}}],
+    }  # fmt: skip
+
+
+def test_the_page_shows_layers_values_and_pictures_that_change(tmp_path: Path, results: dict[str, Any]) -> None:
+    (tmp_path / "details.json").write_text(json.dumps(details()))
+    page = written(tmp_path, results)
+    assert page.count("<svg") == 5  # drop, bytes, errors as bars and as a map, values
+    assert "At w4a4, on 16 images" in page and "weight of stem, 4 bits, step size 0.1" in page
+    assert re.findall(r'src="([^"]{5})', page) == ["data:"]
+    assert "<td class=other>&lt;dog&gt;</td>" in page and "python train.py &lt;x&gt;" in page
+    assert "ptmq predict model" in page
+
+
+def test_a_drop_cannot_have_a_larger_error_than_its_disagreement_leaves() -> None:
+    assert drop_error({"agreement": 100.0}, 50) == 0.0
+    assert drop_error({"agreement": 75.0}, 100) == pytest.approx(5.0)  # 100 * sqrt(0.25 / 100)
+
+
+@pytest.mark.parametrize(("config", "bits"), [("w4a8", 4), ("mixed_3.5", 3.5), ("size_6mb", 6), ("named", 8)])
+def test_widths_have_the_color_of_their_weight_bits(config: str, bits: float) -> None:
+    assert bits_of(config) == bits
 
 
 def test_text_of_the_run_is_no_markup(tmp_path: Path, results: dict[str, Any]) -> None:

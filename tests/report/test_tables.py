@@ -11,11 +11,22 @@ from typing import Any
 import pytest
 import yaml
 
+from ptmq_lightning.report import forms
+from ptmq_lightning.report.command import main
 from ptmq_lightning.report.record import write_results
-from ptmq_lightning.report.tables import collect, csv_table, main, table
+from ptmq_lightning.report.runs import apart, collect
+from ptmq_lightning.report.tables import VALUES, summarize, whole
 from ptmq_lightning.runtime.errors import ConfigError
 
 MakeRun = Callable[..., Path]
+
+
+def table(records: Any, by: list[str], values: Any = VALUES, rows: Any = None) -> str:
+    return forms.markdown(summarize(records, by=by, values=values, rows=rows), by, values)
+
+
+def csv_table(records: Any, by: list[str], values: Any = VALUES, rows: Any = None) -> str:
+    return forms.comma(summarize(records, by=by, values=values, rows=rows), by, values)
 
 
 @pytest.fixture
@@ -63,10 +74,66 @@ def test_csv_holds_the_same_figures_in_full(run: MakeRun) -> None:
     assert float(lines[0]["top1_std"]) == pytest.approx(2**0.5, rel=1e-12)  # |92 - 90| / sqrt(2)
 
 
-def test_the_command_prints_the_table(run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("form", ["text", "md", "csv", "json"])
+def test_the_command_prints_the_table_with_the_float_network_in_every_form(
+    form: str, run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = run("case3", 0, 90.0)
-    assert main([str(folder), "--by", "mixer", "--rows", "w3a3,w4a4", "--values", "top1"]) == 0
-    assert capsys.readouterr().out == table(collect([folder]), by=["mixer"], values=["top1"])
+    assert main([str(folder), "--by", "mixer", "--rows", "w3a3,w4a4", "--values", "top1", "--form", form]) == 0
+    out = capsys.readouterr().out
+    assert [word in out for word in ("float", "91.5", "case3", "w4a4", "w3a3", "top", "logit")] == [True] * 6 + [False]
+
+
+def test_a_pivot_has_the_widths_across_and_the_float_network_first(
+    run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = [run("case3", 0, 90.0), run("case3", 1, 92.0), run("none", 0, 80.0)]
+    assert main([*map(str, folders), "--pivot", "top1"]) == 0
+    assert capsys.readouterr().out == (
+        "| mixer | w4a4 | w3a3 |\n| --- | ---: | ---: |\n| float | 91.50 | 91.50 |\n"
+        "| case3 | 91.00 ± 1.41 | 80.00 ± 0.00 |\n| none | 80.00 | 80.00 |\n"
+    )
+
+
+def test_the_command_draws_the_table(run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("case3", 0, 90.0)
+    assert main([str(folder), "--plot", str(tmp_path / "figure.svg")]) == 0
+    assert "case3" not in (text := (tmp_path / "figure.svg").read_text()) and "w4a4" in text  # one line has no legend
+    assert main([str(folder), "--plot", str(tmp_path / "figure.pdf")]) == 2
+    assert ".png or .svg" in capsys.readouterr().err
+
+
+def test_what_tells_runs_apart_is_found_and_a_group_stands_for_its_keys(run: MakeRun) -> None:
+    folders = [run({"name": "case3", "p": 0.5}, 0, 90.0), run({"name": "none", "p": 0.0}, 1, 92.0)]
+    assert apart(collect(folders)) == ["mixer"]
+    assert apart(collect(folders[:1])) == []
+    records = collect([*folders, run({"name": "none", "p": 0.5}, 2, 91.0)])
+    assert apart(records) == ["mixer", "mixer.p"]
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_not_averaged_unless_told_so(run: MakeRun) -> None:
+    records = collect([run({"name": "case3", "p": p}, seed, 90.0) for seed, p in enumerate((0.25, 0.5))])
+    with pytest.raises(ConfigError) as error:
+        summarize(records, by=["mixer"])
+    assert "mixer.p (0.25, 0.5)" in str(error.value) and "--by mixer,mixer.p" in str(error.value)
+    assert "--over seed,mixer.p" in str(error.value)
+    assert summarize(records, by=["mixer"], over=["seed", "mixer.p"])[0].runs == 2
+
+
+def test_networks_with_other_accuracies_have_float_lines_of_their_own(run: MakeRun) -> None:
+    records = collect([run("none", 0, 90.0), run("none", 1, 70.0, model="vit", fp={"top1": 75.0, "top5": None})])
+    lines = whole(records, by=["model"], values=["top1"], rows=["w4a4"])
+    assert [(line.settings[0], line.config, line.cells["top1"].mean) for line in lines if line.cells["top1"]] == [
+        ("resnet20", "float", 91.5), ("resnet20", "w4a4", 90.0), ("vit", "float", 75.0), ("vit", "w4a4", 70.0),
+    ]  # fmt: skip
+
+
+def test_a_terminal_has_at_most_100_columns_and_keeps_the_seconds(run: MakeRun) -> None:
+    records = collect([run("a" * 60, 0, 90.0)])
+    values = ["top1", "drop", "agreement", "logit_error", "sqnr_db", "size_bytes", "bit_ops", "seconds"]
+    text = forms.plain(whole(records, by=["mixer", "loss"], values=values), ["mixer", "loss"], values)
+    assert max(map(len, text.splitlines())) <= 100
+    assert "seconds" in text and "bit ops" not in text
 
 
 def test_the_command_ends_with_the_message_of_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,9 +159,8 @@ def test_an_unknown_figure_is_an_error(run: MakeRun) -> None:
     with pytest.raises(ConfigError) as error:
         table(collect([run("case3", 0, 90.0)]), by=[], values=["top2"])
     assert str(error.value) == (
-        "top2 is not a figure of results.json; expected one of top1, top5, agreement, sqnr_db, "
-        "logit_error, size_bytes, "
-        "bit_ops"
+        "top2 is not a figure of results.json; expected one of top1, top5, drop, agreement, "
+        "sqnr_db, logit_error, size_bytes, bit_ops, seconds"
     )
 
 

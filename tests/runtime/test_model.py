@@ -82,11 +82,19 @@ def test_a_width_it_was_not_prepared_for_is_refused_and_changes_nothing() -> Non
     assert {weight.bits for _, weight in weights_of(model)} == {8}
 
 
+def test_a_number_is_the_one_pair_with_these_weight_bits() -> None:
+    model = small_model(pairs=[BitWidth(2, 4), BitWidth(4, 4), BitWidth(4, 8), BitWidth(8, 6), BitWidth(8, 7)])
+    assert model.resolve(2) == model.resolve("w2a4") and model.resolve(4) == model.resolve("w4a4")
+    with pytest.raises(ConfigError, match="w8a6, w8a7"):
+        model.resolve(8)
+
+
 def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ConfigError) as error:
         small_model().switch("mixed_4.0")
     assert str(error.value) == (
-        "found the width 'mixed_4.0'; expected one of w3a3, w4a4, w5a5, w6a6, w8a8, or a number from 2 to 8."
+        "found the width 'mixed_4.0'; expected one of w3a3, w4a4, w5a5, w6a6, w8a8, or a number of weight bits that "
+        "one pair has (3, 4, 5, 6, 8)."
     )
 
 
