@@ -15,14 +15,19 @@ def uniform(problem: Problem, seed: int = 0) -> Choice:
     Raises:
         ConfigError: no pair keeps all budgets.
     """
-    first, *others = problem.harm.values()
-    common = [pair for pair in first if all(pair in harm for harm in others)]
-    fitting = [
-        choice for pair in sorted(common, reverse=True) if problem.fits(choice := dict.fromkeys(problem.harm, pair))
-    ]
-    if not fitting:
+    if not (fitting := uniform_choices(problem)):
         raise impossible(problem)
     return min(fitting, key=problem.total)
+
+
+def uniform_choices(problem: Problem) -> list[Choice]:
+    """One pair in all layers, within the budgets; wide first, without pairs that are no wider in either part than
+    another that fits."""
+    first, *others = problem.harm.values()
+    common = sorted((pair for pair in first if all(pair in harm for harm in others)), reverse=True)
+    fitting = [pair for pair in common if problem.fits(dict.fromkeys(problem.harm, pair))]
+    widest = [p for p in fitting if not any(o != p and o.w >= p.w and o.a >= p.a for o in fitting)]
+    return [dict.fromkeys(problem.harm, pair) for pair in widest]
 
 
 @SEARCHES.register("random")

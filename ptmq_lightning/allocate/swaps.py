@@ -3,7 +3,7 @@
 One layer goes down a rung of its ladder, or none, and another goes up as far as the budgets then allow. The candidates
 are tried in the order of the additive harm that they would cost. One is kept where the true divergence falls, and the
 search goes on from there: whenever it is stopped, what it holds is the best so far. It starts from the given choice, or
-from the uniform one where that is truly better.
+from a uniform one where that is truly better.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Iterator
 from operator import itemgetter
 
-from ptmq_lightning.allocate.baselines import uniform
+from ptmq_lightning.allocate.baselines import uniform_choices
 from ptmq_lightning.allocate.greedy import Spent
 from ptmq_lightning.allocate.problem import Choice, Problem
-from ptmq_lightning.runtime.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +39,9 @@ def swap(
     if seconds <= 0:
         return choice
     started, tried, kept = clock(), 0, 0
-    least, _, best = min((divergence(start), order, start) for order, start in enumerate(_starts(problem, choice)))
-    seen = {_key(start) for start in _starts(problem, choice)}
+    starts = [choice, *uniform_choices(problem)]
+    least, _, best = min((divergence(start), order, start) for order, start in enumerate(starts))
+    seen = {_key(start) for start in starts}
     improved = True
     while improved:
         improved = False
@@ -59,13 +59,6 @@ def swap(
     if tried:
         log.info("%d swaps tried, %d kept, in %.1f s", tried, kept, clock() - started)
     return best
-
-
-def _starts(problem: Problem, choice: Choice) -> list[Choice]:
-    try:
-        return [choice, uniform(problem)]
-    except ConfigError:  # no pair fits everywhere
-        return [choice]
 
 
 def _key(choice: Choice) -> tuple[object, ...]:

@@ -45,7 +45,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     started = time.perf_counter()
     points = _points(allocation, found)
     if args.front:
-        kept = {p.config for cost in COSTS for p in monotone([p for p in points if p.family == cost], cost)}
+        kept = {
+            p.config for cost in COSTS for p in monotone([p for p in points if p.family in ("uniform", cost)], cost)
+        }
         if dear := [name for _, name, _ in found if name not in kept]:
             yield f"left out, as they answer no better than a cheaper one: {' '.join(dear)}"
         points = [point for point in points if point.family == "uniform" or point.config in kept]
