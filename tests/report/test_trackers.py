@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
+from benchmarks.wandb_offline import read_offline
 from ptmq_lightning.report import wandb_run
 from ptmq_lightning.report.end import End
 from ptmq_lightning.report.keys import LoggerKeys
 from ptmq_lightning.report.trackers import CsvTracker, log_end, open_trackers
 from ptmq_lightning.runtime.errors import ConfigError
-from tests.report.offline import read_offline
 
 GROUPS = {"model": {"name": "digits_resnet"}, "method": {"name": "qdrop"}, "mixer": {"name": "case1"}}
 LINE = {"loss/w4a4": 0.5, "loss/rounding": 2.0, "beta": 20.0, "settled": 0.25, "block": 0, "block_name": "stem"}
