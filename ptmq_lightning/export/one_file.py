@@ -77,7 +77,8 @@ scalar that chooses the width. Output: `logits`. A value that is not in this tab
 | --- | ---: | ---: | ---: |
 {chr(10).join(rows)}
 
-On the machine that wrote it, {opening_line(manifest)}. Switching costs nothing.
+On the machine that wrote it, {opening_line(manifest)}.
+A switch is another value of the input, and nothing else.
 
     session = onnxruntime.InferenceSession("model.onnx")                                         # Python
     logits, = session.run(None, {{"images": images, "{choice["input"]}": numpy.array({value})}})
