@@ -69,7 +69,7 @@ def readme(manifest: Mapping[str, Any], size: int) -> str:
     value = next(iter(choice["values"].values()))
     return f"""# One ONNX file for every width
 
-`model.onnx` ({size:,} bytes) runs in any ONNX Runtime from 1.18, in any language, without code of ours. Inputs:
+`model.onnx` ({size:,} bytes) runs in any current ONNX Runtime, in any language, without code of ours. Inputs:
 `images`, float32 (batch, {shape}), preprocessed as `export.json` says under `info`, and `{choice["input"]}`, an int64
 scalar that chooses the width. Output: `logits`. A value that is not in this table is an error.
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.allocate.prices import read_prices
 from ptmq_lightning.compose.library import quantize
 from ptmq_lightning.export import ethosu_vela
 from ptmq_lightning.export.export import write_export
@@ -16,6 +17,7 @@ from ptmq_lightning.export.session import Session
 from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.spec import BitWidth
 from tests.networks import images, small_model
 
 WIDTHS = ["w2a8", "w4a8", "w8a8"]
@@ -75,6 +77,12 @@ def test_every_layer_has_a_price_at_every_pair(exported: Path) -> None:
     (narrow, *_) = rows(exported / "networks.csv")
     layers = sum(found[key][0] for key in (("0", "w8a8"), ("2", "w2a8"), ("6", "w8a8")))  # with scales and biases
     assert int(narrow["weight_bytes"]) < layers < int(narrow["file_bytes"])
+
+
+def test_widths_can_be_allocated_by_these_prices(exported: Path) -> None:
+    found = read_prices(exported / "prices.csv", "bytes")
+    assert set(found) == {"0", "2", "6"}
+    assert found["2"][BitWidth(2, 8)] < found["2"][BitWidth(4, 8)] < found["2"][BitWidth(8, 8)]
 
 
 def test_what_is_compiled_is_what_the_interpreter_runs(model: MultiBitModel, x: Tensor, exported: Path) -> None:
