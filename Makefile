@@ -21,15 +21,13 @@ run: setup
 test test-slow: export OMP_NUM_THREADS = 1
 
 # ONNX Runtime and OpenVINO get processes of their own: beside everything else in one process they crash it at random.
-RUNTIMES := tests/export
-
 test: lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --durations=20 $(addprefix --ignore=,$(RUNTIMES))
-	$(BIN)/python -m pytest -m "not slow" -n 2 --durations=20 $(RUNTIMES)
+	$(BIN)/python -m pytest -m "not slow and not runtimes" -n 2 --durations=20
+	$(BIN)/python -m pytest -m "not slow and runtimes" -n 2 --durations=20
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow -n 2 $(addprefix --ignore=,$(RUNTIMES))
-	$(BIN)/python -m pytest -m slow -n 2 $(RUNTIMES)
+	$(BIN)/python -m pytest -m "slow and not runtimes" -n 2
+	$(BIN)/python -m pytest -m "slow and runtimes" -n 2
 
 lint: setup
 	$(BIN)/ruff check

@@ -59,6 +59,7 @@ SHARED = ("model", "data", "evaluation_images", "fp", "versions")  # of results.
 CELL, RESULTS, TRAINED = "cell.json", "results.json", "finetune.json"  # the last: of methods that train with labels
 
 
+IDLE = "logger", "trainer", "export", "allocate", "artifact", "resume"  # change no figure of a cell
 HYDRA = Lock()  # it composes one configuration at a time
 
 
@@ -182,7 +183,7 @@ def meaning(note: dict[str, Any]) -> str:
 @functools.cache
 def meaning_of(overrides: tuple[str, ...]) -> str:
     config = asdict(resolved(overrides))
-    text = json.dumps({key: config[key] for key in config if key not in ("logger", "trainer")}, sort_keys=True)
+    text = json.dumps({key: config[key] for key in config if key not in IDLE}, sort_keys=True)
     return hashlib.sha256(text.replace(os.environ["PTMQ_DATA"], "PTMQ_DATA").encode()).hexdigest()[:16]
 
 

@@ -39,7 +39,11 @@ def with_float(
         finest = weight.abs().flatten(1).amax(dim=1).clamp_min(grid.EPS) / 127
         return torch.stack([finest * 2.0 ** (8 - b) * (0.9 if b in free else 1.0) for b in widths])
 
-    gm = graph.trace(zoo.build(name, pretrained=False).module, (3, 224, 224))
+    module = zoo.build(name, pretrained=False).module
+    for norm in module.modules():  # a norm that begins at zero leaves a convolution without a value
+        if isinstance(norm, nn.BatchNorm2d) and not norm.weight.any():
+            nn.init.ones_(norm.weight)
+    gm = graph.trace(module, (3, 224, 224))
     fold.fold(gm)
     chain = blocks.cut(gm, torch.randn(2, 3, 224, 224), name=name)
     network = nn.Sequential(*[copy.deepcopy(block.module) for block in chain]).requires_grad_(False)

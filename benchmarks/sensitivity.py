@@ -20,9 +20,11 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from ptmq_lightning.allocate.greedy import greedy
 from ptmq_lightning.allocate.measures import MEASURES
-from ptmq_lightning.allocate.search import greedy
-from ptmq_lightning.allocate.sensitivity import Sensitivity
+from ptmq_lightning.allocate.problem import Problem
+from ptmq_lightning.allocate.rules import weight_bits
+from ptmq_lightning.allocate.sensitivity import Sensitivity, measure_layers
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.quant.steps import calibrate
@@ -72,8 +74,8 @@ def of_noise(name: str, images: int = IMAGES) -> tuple[MultiBitModel, Tensor]:
 def compare(model: MultiBitModel, images: Tensor) -> dict[str, Any]:
     """Both measures of the same model, one after the other."""
     pairs = model.pairs
-    quick, quick_seconds = timed(lambda: MEASURES["fisher"](model, images[:IMAGES], pairs))
-    full, full_seconds = timed(lambda: MEASURES["divergence"](model, images[:IMAGES], pairs))
+    quick, quick_seconds = timed(lambda: measure_layers(MEASURES["fisher"], model, images[:IMAGES], pairs))
+    full, full_seconds = timed(lambda: measure_layers(MEASURES["divergence"], model, images[:IMAGES], pairs))
     return {
         "layers": len(full),
         "pairs": len(pairs),
@@ -99,7 +101,7 @@ def harm_ratio(model: MultiBitModel, quick: Sensitivity, full: Sensitivity, aver
     """Sum of the full measure's harm over the layers of the quick one's allocation, over that of its own."""
 
     def harm(chosen: Sensitivity) -> float:
-        assignment = dict(greedy(model, chosen, average).items())
+        assignment = greedy(Problem(chosen, (weight_bits(model, model.pairs, average),)))
         return sum(full[name][assignment[name]] for name in full)
 
     return harm(quick) / max(harm(full), 1e-12)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,8 @@ import torch
 
 import ptmq_lightning  # noqa: F401  first, also where a test module imports timm or lightning before it
 
+RUNTIMES = {"onnxruntime", "openvino"}
+EXPORT = Path(__file__).parent / "export"
 torch.set_num_threads(1)  # the processes of pytest-xdist share the cores, and sums keep their order
 
 
@@ -28,3 +32,19 @@ def shared_data() -> Path:
     if not root.is_dir():
         pytest.skip(f"NO REAL IMAGES: there is no folder {root}; set PTMQ_DATA=DIR to run this test")
     return root.resolve()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if EXPORT in item.path.parents:
+            item.add_marker("runtimes")
+
+
+@pytest.fixture(autouse=True)
+def runtimes_stay_apart(request: pytest.FixtureRequest) -> Iterator[None]:
+    """ONNX Runtime and OpenVINO beside everything else in one process have ended it at random."""
+    before = RUNTIMES & sys.modules.keys()
+    yield
+    if request.node.get_closest_marker("runtimes") is None:
+        loaded = (RUNTIMES & sys.modules.keys()) - before
+        assert not loaded, f"this test loads {', '.join(loaded)}: mark it @pytest.mark.runtimes"

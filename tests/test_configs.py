@@ -416,7 +416,9 @@ def test_a_wrong_option_in_a_sweep_is_answered_too(tmp_path: Path) -> None:
 def test_averages_that_no_assignment_can_have_are_refused() -> None:
     greedy = "allocate=greedy"
     assert message(greedy, "allocate.averages=[9]").startswith("allocate.averages asks for 9 weight bits on average")
-    assert message(greedy, "allocate.averages=[4,4.0]").startswith(
-        "allocate.averages=[4.0, 4.0] holds an average twice"
-    )
-    assert message(greedy, "allocate.averages=[]").startswith("allocate=greedy has no allocate.averages")
+    assert message(greedy, "allocate.averages=[4,4.0]").startswith("allocate.averages=[4.0, 4.0] holds a value twice")
+
+
+def test_a_table_of_prices_and_its_limits_come_together() -> None:
+    assert "allocate.price_limits" in message("allocate=greedy", "allocate.prices=cycles.csv")
+    assert "allocate.prices=None" in message("allocate=greedy", "allocate.price_limits=[100]")

@@ -21,7 +21,8 @@ from ptmq_lightning.runtime.model import MultiBitModel, select
 
 BITS = [["w2a4"], ["w4a4"], ["w8a8"]]
 FORMS = {
-    "onnx": {}, "onnx switchable": {"form": "switchable"}, "onnx portable": {"weights": "portable"},
+    "onnx": {}, "onnx multi": {"form": "multi"}, "onnx multi portable": {"form": "multi", "weights": "portable"},
+    "onnx switchable": {"form": "switchable"}, "onnx portable": {"weights": "portable"},
     "onnx switchable portable": {"form": "switchable", "weights": "portable"},
     "openvino": {"backend": "openvino"}, "openvino portable": {"backend": "openvino", "weights": "portable"},
 }  # fmt: skip
@@ -135,6 +136,7 @@ def test_other_units_and_roundings_fit_it(how: dict[str, str]) -> None:
     assert any(name not in before or not torch.equal(before[name], tensor) for name, tensor in after.items())
 
 
+@pytest.mark.runtimes
 @pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
 def test_it_runs_on_integers_in_every_export(options: dict[str, str], tmp_path: Path) -> None:
     model, x = fitted()
@@ -154,6 +156,7 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 @torch.no_grad()
+@pytest.mark.runtimes
 @pytest.mark.parametrize("options", SHAPES.values(), ids=SHAPES)
 def test_an_export_of_any_shape_agrees(options: dict[str, Any], tmp_path: Path) -> None:
     network, x = decoder(**options)

@@ -57,7 +57,7 @@ CROSSINGS = [  # the importing file, what it may not import
     ("quant/extra.py", "import ptmq_lightning.data.module"),
     ("reconstruction/extra.py", "import ptmq_lightning.evaluation.accuracy"),
     ("finetune/extra.py", "import ptmq_lightning.reconstruction.block"),
-    ("evaluation/extra.py", "import ptmq_lightning.allocate.search"),
+    ("evaluation/extra.py", "import ptmq_lightning.allocate.greedy"),
     ("report/extra.py", "from omegaconf import DictConfig"),
     ("allocate/extra.py", "import ptmq_lightning.config.schema"),
     ("quant/extra.py", "import ptmq_lightning.artifact.packing"),

@@ -1,19 +1,19 @@
-"""How much one layer's width hurts the network's answer (PTMQ §5).
+"""How much one layer's width hurts the network's answer, layer by layer and pair by pair (PTMQ §5).
 
-Omega_l(w, a) = mean over images of KL(softmax f_FP || softmax f_l), where f_l runs layer l at (w, a) and every other
-layer at the model's widest pair (the deploy-side variant). Made non-increasing in the width: noise may not make a
-wider layer look worse. `divergence` measures it as it is written, through the rest of the network each time; the
-quicker `fisher` (allocate.fisher) asks the layer's block alone. B batch, C classes.
+A measure is a class that is asked for the harm of a layer at a pair while every other layer runs at the widest pair:
+`divergence` as it is written there, `fisher` by the layer's block alone. What they share is the loop over the blocks
+here. The result is non-increasing in the width: noise may not make a wider layer look worse. B batch, C classes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
-from torch.nn.functional import kl_div, log_softmax
+from torch import Tensor
 
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough
 from ptmq_lightning.runtime.registry import Registry
@@ -23,52 +23,86 @@ log = logging.getLogger(__name__)
 
 Sensitivity = dict[str, dict[BitWidth, float]]
 
-# (model, images, pairs, batch=, progress=) -> Sensitivity
-MEASURES: Registry[Callable[..., Sensitivity]] = Registry("sensitivity")
+
+class Measure(ABC):
+    """The harm of layers, asked for block by block.
+
+    Args:
+        model: calibrated.
+        images: (N, C, H, W).
+        base: what every layer runs at but the one that is measured.
+        batch: images at a time; None: the measure's own.
+    """
+
+    batch: ClassVar[int] = 64
+
+    def __init__(
+        self, model: MultiBitModel, images: Tensor, base: Mapping[str, BitWidth], batch: int | None = None
+    ) -> None:
+        self.model, self.base = model, base
+        self.images = list(images.split(batch or self.batch))  # (B, C, H, W) each
+
+    @abstractmethod
+    def start(self, index: int) -> None:
+        """The next layers to be asked for are those of the block with this index; called for each block, in order."""
+
+    @abstractmethod
+    def harm(self, name: str, pair: BitWidth) -> float:
+        """Of a layer of the block at hand at a pair."""
+
+    def changed(self, changes: Mapping[str, BitWidth]) -> AbstractContextManager[MultiBitModel]:
+        """The model with these layers' widths and all others at the base."""
+        return at_bits(self.model, BitAssignment(tuple({**self.base, **changes}.items())))
 
 
-@MEASURES.register("divergence")
-@torch.inference_mode()
-def layer_sensitivity(
+MEASURES: Registry[Callable[..., Measure]] = Registry("sensitivity")
+
+
+def measure_layers(
+    measure: Callable[..., Measure],
     model: MultiBitModel,
     images: Tensor,
     pairs: Sequence[BitWidth],
     *,
-    batch: int = 64,
+    separately: bool = False,
+    batch: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Sensitivity:
-    """Omega of every free weight layer at every pair; layers of pinned weights and matmuls have none.
+    """The harm of every free weight layer at every pair; layers of pinned weights and matmuls have none.
 
     Args:
+        measure: one of `MEASURES`.
         model: calibrated; its current selection is the same afterwards.
-        images: (N, 3, H, W).
+        images: (N, C, H, W).
         pairs: the pairs to measure; the widest is what the other layers run at.
-        batch: images at a time.
+        separately: measure weights and activations by themselves, and take the sum for a pair: far fewer passes where
+            ``pairs`` are all combinations.
+        batch: images at a time; None: the measure's own.
         progress: called with (layers done, layers).
     """
     base, free = base_of(model, pairs), free_layers(model)
     log.info("sensitivity of %d layers at %d pairs, the other layers at %s", len(free), len(pairs), max(pairs))
-    features = list(images.split(batch))  # the input of the block at hand, (B, ...) each
-    with passthrough(model):
-        fp = [log_softmax(model(x), dim=1) for x in features]  # (B, C) each
-    with at_bits(model, BitAssignment(tuple(base.items()))):
-        at_base = mean_kl(fp, [log_softmax(model(x), dim=1) for x in features])  # the widest pair's, of every layer
-
-    def divergence(name: str, pair: BitWidth) -> float:
-        with at_bits(model, BitAssignment(tuple({**base, name: model.layers[name].width(pair)}.items()))):
-            tail = model.blocks[model.layers[name].block :]
-            return mean_kl(fp, [log_softmax(_through(tail, x), dim=1) for x in features])
-
+    measured, of_layer = measure(model, images, base, batch), _apart if separately else _together
     result: Sensitivity = {}
-    for index, block in enumerate(model.blocks):
+    for index in range(len(model.blocks)):
+        measured.start(index)
         for name in (name for name in free if model.layers[name].block == index):
-            measured = {pair: at_base if pair == max(pairs) else divergence(name, pair) for pair in pairs}
-            result[name] = non_increasing(measured)
+            result[name] = non_increasing(of_layer(measured, name, pairs))
             if progress is not None:
                 progress(len(result), len(free))
-        with at_bits(model, BitAssignment(tuple(base.items()))):
-            features = [block(x) for x in features]
     return result
+
+
+def _together(measure: Measure, name: str, pairs: Sequence[BitWidth]) -> dict[BitWidth, float]:
+    return {pair: measure.harm(name, pair) for pair in pairs}
+
+
+def _apart(measure: Measure, name: str, pairs: Sequence[BitWidth]) -> dict[BitWidth, float]:
+    """The harm of the weight's width, plus what the activation's adds to it at the widest weights."""
+    widest = max(pairs)
+    of_w = {w: measure.harm(name, BitWidth(w, widest.a)) for w in dict.fromkeys(pair.w for pair in pairs)}
+    of_a = {a: measure.harm(name, BitWidth(widest.w, a)) for a in dict.fromkeys(pair.a for pair in pairs)}
+    return {pair: max(of_w[pair.w] + of_a[pair.a] - of_w[widest.w], 0.0) for pair in pairs}
 
 
 def base_of(model: MultiBitModel, pairs: Sequence[BitWidth]) -> dict[str, BitWidth]:
@@ -82,19 +116,10 @@ def free_layers(model: MultiBitModel) -> list[str]:
     return [name for name, info in model.layers.items() if info.weight_shape is not None and info.pin_w is None]
 
 
-def _through(blocks: Iterable[nn.Module], x: Tensor) -> Tensor:
-    for block in blocks:
-        x = block(x)
-    return x
-
-
-def mean_kl(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Mean over images of KL(reference || other); both are log-probabilities (B, C) in batches."""
-    total = sum(
-        float(kl_div(q.double(), p.double(), log_target=True, reduction="sum"))
-        for p, q in zip(reference, other, strict=True)
-    )
-    return total / sum(len(p) for p in reference)
+def reference(model: MultiBitModel) -> Any:
+    """Context in which the model gives the answers that it is held against: the float network's, or those of the
+    widest pair where it was stored without the float network."""
+    return passthrough(model) if model.has_float else at_bits(model, max(model.pairs))
 
 
 def non_increasing(measured: Mapping[BitWidth, float]) -> dict[BitWidth, float]:

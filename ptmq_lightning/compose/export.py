@@ -60,7 +60,10 @@ def run_export(config: Config, folder: Path) -> float:
     out = Path(config.export.out) if config.export.out else folder / "export"
     bits = widths(",".join(config.export.bits))
     asked = config.export
-    reports = write_export(model, out, images, bits, form=asked.form, backend=asked.name, weights=asked.weights)
+    reports = write_export(
+        model, out, images, bits,
+        form=asked.form, backend=asked.name, weights=asked.weights, packed=asked.packed or asked.form != "static",
+    )  # fmt: skip
     for line in report_lines(out, reports):
         log.info("%s", line)
     return min(report.agreement for report in reports.values())

@@ -40,8 +40,10 @@ log = logging.getLogger(__name__)
 
 MARK, WORK, COMPLETE, CONTENTS = ".ptmq-run", "unfinished", "complete", "contents.json"
 CONFIG, RESULTS, LOG, RESUME, INPUTS = "config.yaml", "results.json", "train.log", "resume", "inputs.json"
-OURS = (RESULTS, "metrics.csv", "layers.csv", "calibration.json", "finetune.json", "details.json", "report.html",
-        "model", INPUTS, "wandb", "tensorboard", "model-onnx", "model-openvino", CONFIG, LOG)  # fmt: skip
+OURS = (
+    RESULTS, "metrics.csv", "layers.csv", "sensitivity.csv", "sensitivity.png", "calibration.json", "finetune.json",
+    "details.json", "report.html", "model", INPUTS, "wandb", "tensorboard", "model-onnx", "model-openvino", CONFIG, LOG,
+)  # fmt: skip
 NOT_COMPARED = ("resume", "logger", "trainer.threads", "trainer.cache", "data.workers")  # what changes no tensor
 
 

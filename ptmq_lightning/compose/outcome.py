@@ -12,6 +12,7 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
+from ptmq_lightning.allocate.figures import write_sensitivity
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose.details import write_details
@@ -54,6 +55,8 @@ def record(
     for pair in dict.fromkeys(pair for harm in sensitivity.values() for pair in harm):
         columns[f"sensitivity_{pair}"] = {layer: harm[pair] for layer, harm in sensitivity.items()}
     write_layers(path, model.layers, block_names=model.block_names, columns=columns)
+    if sensitivity:
+        write_sensitivity(path, sensitivity)
     write_calibration(path, indices, sources.describe())
     peak = peak_memory()
     fitted = stages.seconds["fine-tune"] + stages.seconds["reconstruct"]

@@ -14,8 +14,6 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
-from ptmq_lightning.allocate.measures import MEASURES
-from ptmq_lightning.allocate.search import greedy
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.artifact.hub import card
@@ -34,6 +32,7 @@ from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config, FoldConfig, ModelConfig
 from ptmq_lightning.data.module import calibration_images, draw_calibration, eval_loader
 from ptmq_lightning.data.sources import Sources, open_data
+from ptmq_lightning.device.allocation import Allocation
 from ptmq_lightning.evaluation.accuracy import measure_accuracy
 from ptmq_lightning.export.foresee import require_exportable, unexportable
 from ptmq_lightning.models import zoo
@@ -208,18 +207,12 @@ def quantize(blocks: Sequence[Block], config: Config, network: Network) -> Multi
 
 
 def allocate_bits(model: MultiBitModel, images: Tensor, config: Config) -> Sensitivity:
-    """Named assignments of widths per layer at each average of weight bits; nothing where none is asked for."""
+    """Named assignments of widths per layer for every budget; nothing where none is asked for."""
     if config.allocate.name == "none":
         return {}
-    sensitivity = MEASURES[config.allocate.sensitivity](
-        model,
-        images[: config.allocate.sensitivity_images],
-        parts.pairs(config.bits),
-        progress=Left("sensitivity", "layer"),
-    )
-    for average in config.allocate.averages:
-        model.assignments[f"mixed_{float(average)}"] = greedy(model, sensitivity, average)
-    return sensitivity
+    allocation = Allocation(model, images, config.allocate, seed=config.seed, progress=Left("sensitivity", "layer"))
+    model.assignments.update(allocation.assignments())
+    return allocation.sensitivity
 
 
 def measure(model: MultiBitModel, sources: Sources, config: Config, float_network: nn.Module) -> Evaluation:

@@ -14,10 +14,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, MissingMandatoryValue
 
+from ptmq_lightning.allocate.keys import AllocateKeys
 from ptmq_lightning.config.build import built
 from ptmq_lightning.config.declared import every_value, keys_of
 from ptmq_lightning.config.names import nearest, unknown
-from ptmq_lightning.config.schema import AllocateConfig, BitsConfig, Config, ModelConfig
+from ptmq_lightning.config.schema import BitsConfig, Config, ModelConfig
 from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.keys import choices_of, range_of
@@ -119,8 +120,8 @@ def _check_bits(bits: BitsConfig) -> list[BitWidth]:
     return known
 
 
-def _check_allocate(allocate: AllocateConfig, known: list[BitWidth]) -> None:
-    """The averages against the pairs."""
+def _check_allocate(allocate: AllocateKeys, known: list[BitWidth]) -> None:
+    """The averages against the pairs, and prices with their limits."""
     averages, widths = allocate.averages, [pair.w for pair in known]
     if low := [average for average in averages if average < min(widths)]:
         raise ConfigError(
@@ -132,11 +133,17 @@ def _check_allocate(allocate: AllocateConfig, known: list[BitWidth]) -> None:
             f"allocate.averages asks for {high[0]:g} weight bits on average, but the widest pair has {max(widths)}; "
             "ask for less, or add a wider pair to bits.groups or bits.extra"
         )
-    if not averages:
-        raise ConfigError(f"allocate={allocate.name} has no allocate.averages; expected some, such as [3,4], or "
-                          "allocate=none")  # fmt: skip
-    if len(set(averages)) < len(averages):
-        raise ConfigError(f"allocate.averages={list(averages)} holds an average twice; expected it once")
+    for key in ("averages", "size_mb", "bit_ops", "price_limits"):
+        values = getattr(allocate, key)
+        if len(set(values)) < len(values):
+            raise ConfigError(f"allocate.{key}={list(values)} holds a value twice; expected it once")
+    if allocate.prices is None and allocate.price is not None:
+        raise ConfigError(f"allocate.price={allocate.price} has no file; expected allocate.prices=FILE beside it")
+    if (allocate.prices is None) != (not allocate.price_limits):
+        raise ConfigError(
+            f"allocate.prices={allocate.prices} and allocate.price_limits={list(allocate.price_limits)} belong "
+            "together; set both: the file, and what its prices may add up to"
+        )
 
 
 def _check_finetune(config: Config) -> None:

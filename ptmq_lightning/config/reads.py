@@ -13,7 +13,7 @@ from typing import Any
 from ptmq_lightning.config.declared import value_of
 from ptmq_lightning.config.options import option
 from ptmq_lightning.config.schema import Config
-from ptmq_lightning.export.targets import backends
+from ptmq_lightning.export.targets import backends, unpacking
 from ptmq_lightning.runtime.errors import ConfigError
 
 Values = tuple[Any, ...] | Callable[[], tuple[Any, ...]]
@@ -83,6 +83,8 @@ RULES = (
     rule("finetune.statistics_images", finetune__name=("any_precision", "robustquant")),
     rule("logger.*", logger__name=("csv", "tensorboard")),
     rule("export.* artifact", export__name=("none",)),
+    rule("export.packed", export__form=("switchable", "multi")),
+    rule("export.packed", export__name=unpacking),
     Rule(
         (*FIT, "method.*", "model.*", "bits.*", "allocate.*", "placement.*", "step_size.*", "fold.*", "finetune.*"),
         EXPORTED,

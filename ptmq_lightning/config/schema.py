@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ptmq_lightning.allocate.keys import AllocateKeys
 from ptmq_lightning.export.folder import WEIGHTS
 from ptmq_lightning.export.targets import backends, forms
 from ptmq_lightning.finetune.baselines import FinetuneKeys
@@ -68,18 +69,6 @@ class BitsConfig:
     evaluate: tuple[str, ...] = key((), "pairs to evaluate; empty: all of groups and extra")
 
 
-@dataclass(frozen=True)
-class AllocateConfig:
-    name: str = key("none", "how bits are chosen per layer under a budget", choices=("none", "greedy"))
-    averages: tuple[float, ...] = key((3.0, 4.0, 5.0, 6.0), "average weight bits, an assignment each: mixed_4.0")
-    sensitivity: str = key(
-        "divergence",
-        "how a layer's harm is measured: divergence, through the whole network; fisher, by its block's error, faster",
-        choices=("divergence", "fisher"),
-    )
-    sensitivity_images: int = key(32, "of the calibration images: what tells layers apart", least=1)
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReconConfig(Schedule):
     name: str = key(help="of the schedule")
@@ -127,7 +116,12 @@ class ExportConfig:
         "write the run's model for this runtime too; with artifact=DIR that one, without a run",
         choices=lambda: ("none", *backends()),
     )
-    form: str = key("static", "switchable: one graph for all widths (onnx)", choices=forms)
+    form: str = key(
+        "static",
+        "multi: one file for all widths, an input chooses; switchable: one graph, its weights are inputs (both onnx)",
+        choices=forms,
+    )
+    packed: bool = key(True, "false: weights narrower than 8 bits take a byte each in a static file (onnx)")
     weights: str = key(
         "signed",
         "portable: exact on every processor, without any setting of the runtime",
@@ -148,7 +142,7 @@ class Config:
     model: ModelConfig = key(help="the network")
     data: DataConfig = key(help="calibration and evaluation images")
     bits: BitsConfig = key(help="the pairs of weight and activation bits, to learn and to evaluate")
-    allocate: AllocateConfig = key(help="bits per layer under a budget")
+    allocate: AllocateKeys = key(help="bits per layer under a budget")
     placement: Placement = key(help="which bits a layer may take, and which levels an activation")
     mixer: MixerKeys = key(help="how a block's input is mixed of features")
     loss: LossKeys = key(help="what the outputs at the drawn pairs are held against")

@@ -37,10 +37,9 @@ def draw_calibration(
             drawn.append(index)
     if len(drawn) < n or n < 1:
         shared = f", {passed_over} of them evaluation images too" if passed_over else ""
-        raise DataError(
-            f"{key}={n}, but the calibration source holds {len(dataset)} images{shared}; "
-            f"set {key} between 1 and {len(dataset) - passed_over}"
-        )
+        left = len(dataset) - passed_over
+        cure = f"set {key} between 1 and {left}" if left else "give a source with other images: data.train"
+        raise DataError(f"{key}={n}, but the calibration source holds {len(dataset)} images{shared}; {cure}")
     return drawn
 
 

@@ -16,7 +16,8 @@ def of_export(parser: argparse.ArgumentParser) -> None:
     images = "real images for ranges and the check: pictures, folders or tars of them, or preprocessed ones as .npy"
     parser.add_argument("--images", metavar="PATH", type=Path, required=True, nargs="+", help=images)
     parser.add_argument("--bits", metavar="LIST", help="4, w4a8 or named assignments, by comma (default: all)")
-    parser.add_argument("--form", choices=forms(), default="static", help="a file per width, or one graph for all")
+    form = "static: a file per width; multi: one file whose input chooses the width; switchable: weights are inputs"
+    parser.add_argument("--form", choices=forms(), default="static", help=form)
     parser.add_argument("--backend", choices=backends(), default="onnx")
     exact = "signed: the fastest; portable: exact on every processor without any setting"
     parser.add_argument("--weights", choices=WEIGHTS, default="signed", help=exact)
@@ -24,6 +25,8 @@ def of_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--count", type=positive, default=EXPORT_IMAGES, help=f"images to use, at most (default {EXPORT_IMAGES})"
     )
+    unpacked = "a byte for each weight, for programs that do not unpack fewer bits once when they open the file"
+    parser.add_argument("--unpacked", action="store_true", help=unpacked)
     parser.add_argument("--float-image", action="store_true", help="leave the first convolution in float")
 
 
@@ -59,6 +62,16 @@ def of_bench(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", type=positive, default=default, help=f"({default})")
     exports = "an export of it (ptmq export), timed in the same rounds; may be given again"
     parser.add_argument("--export", metavar="EXPORT_DIR", type=Path, action="append", default=[], help=exports)
+
+
+def of_demo(parser: argparse.ArgumentParser) -> None:
+    """Of `ptmq demo`."""
+    parser.add_argument("--images", metavar="PATH", type=Path, nargs="+", default=[], help="pictures to pick from")
+    parser.add_argument("--out", metavar="OUT", type=Path, help="folder to write (default: DIR beside it, -demo)")
+    runtime = "dist folder of the npm package onnxruntime-web (default: node_modules/onnxruntime-web/dist)"
+    parser.add_argument("--runtime", metavar="PATH", type=Path, help=runtime)
+    parser.add_argument("--port", type=int, default=8765, help="on this machine alone; 0 takes any (8765)")
+    parser.add_argument("--no-serve", action="store_true", help="write the folder and end")
 
 
 def of_push(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,9 @@
     ptmq predict DIR cat.jpg dog.jpg --bits 4
     ptmq bench DIR --batch 1 --threads 1 --export DIR-onnx
     ptmq verify DIR
-    ptmq export DIR --images FOLDER --bits w8a8,w4a8
+    ptmq allocate DIR --images FOLDER --size-mb 6
+    ptmq export DIR --images FOLDER --bits w8a8,size_6mb
+    ptmq demo DIR-onnx --images FOLDER
     ptmq push DIR OWNER/NAME
     ptmq pull DIR OWNER/NAME
 
@@ -23,6 +25,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ptmq_lightning.device import arguments
+from ptmq_lightning.device.allocate_arguments import of_allocate
 from ptmq_lightning.runtime.checked import printable
 from ptmq_lightning.runtime.errors import INTERRUPTED, ConfigError, PTMQError, of_system
 
@@ -31,11 +34,12 @@ Lines = Iterator[str]
 
 @dataclass(frozen=True)
 class Command:
-    """A subcommand: a line of help, the arguments behind DIR, and the lines it prints."""
+    """A subcommand: a line of help, the arguments behind DIR, the lines it prints, and what DIR is."""
 
     help: str
     arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], Lines]
+    folder: str = "the folder that save() wrote"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         sub = commands.add_parser(name, help=command.help, description=command.help)
-        sub.add_argument("folder", metavar="DIR", type=Path, help="the folder of the model")
+        sub.add_argument("folder", metavar="DIR", type=Path, help=command.folder)
         command.arguments(sub)
     return parser
 
@@ -88,8 +92,20 @@ def _bench(options: argparse.Namespace) -> Lines:
     return run(options)
 
 
+def _allocate(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.device.allocate_cli import run
+
+    return run(options)
+
+
 def _export(options: argparse.Namespace) -> Lines:
     from ptmq_lightning.device.export_cli import run
+
+    return run(options)
+
+
+def _demo(options: argparse.Namespace) -> Lines:
+    from ptmq_lightning.device.demo import run
 
     return run(options)
 
@@ -115,11 +131,13 @@ def _pull(options: argparse.Namespace) -> Lines:
 
 COMMANDS = {
     "info": Command("sizes, widths, layers and accuracy", arguments.of_info, _info),
-    "predict": Command("classes of pictures at one width", arguments.of_predict, _predict),
+    "predict": Command(
+        "classes of pictures at one width", arguments.of_predict, _predict, "what save() wrote, or an export"
+    ),
     "bench": Command("latency of each width, also of its exports; switch time, memory", arguments.of_bench, _bench),
+    "allocate": Command("widths per layer for a size, a compute, an accuracy", of_allocate, _allocate),
     "export": Command("write it for ONNX Runtime or OpenVINO, and check it", arguments.of_export, _export),
-    "push": Command("upload it, with a card, to the Hugging Face hub", arguments.of_push, _push),
-    "pull": Command("download it from the Hugging Face hub into DIR", arguments.of_pull, _pull),
+    "demo": Command("an export of form multi as a page with a slider", arguments.of_demo, _demo, "an export"),
     "verify": Command("hashes, decoding, ranges at every width", arguments.none, _verify),
 }
 

@@ -16,6 +16,7 @@ from ptmq_lightning.device.passes import compute
 from ptmq_lightning.device.pictures import open_picture
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import read_manifest
+from ptmq_lightning.export.one_file import opening_line
 from ptmq_lightning.export.parity import WidthReport
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.extras import require
@@ -27,20 +28,23 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     """The command, its report line by line. Raises PTMQError, also where the export does not pass its check."""
     model = artifact.load(args.folder)
     parts = [read_images(path, model.info.preprocessing, args.count) for path in args.images]
-    _check_sizes(args.images, parts, model.info.input_size)
+    check_sizes(args.images, parts, model.info.input_size)
     images = torch.cat(parts)[: args.count]
     compute(model, images[:1])
     place = args.folder.resolve()
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
     options = {"form": args.form, "backend": args.backend, "weights": args.weights, "float_image": args.float_image}
-    yield from report_lines(out, write_export(model, out, images, bits, **options))
+    yield from report_lines(out, write_export(model, out, images, bits, packed=not args.unpacked, **options))
 
 
 def report_lines(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
     """What was written, where it runs exactly, and the check of each width."""
     yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
-    yield f"x86 processors: {read_manifest(out)['old_processors']}"
+    manifest = read_manifest(out)
+    yield f"x86 processors: {manifest['old_processors']}"
+    if "opening" in manifest:
+        yield opening_line(manifest)
     yield from lines(reports)
 
 
@@ -86,19 +90,30 @@ def read_images(path: Path, preprocessing: Preprocessing | None, count: int) -> 
         raise _no_images(path, "the artifact has no preprocessing" if path.exists() else "not found")
     if path.is_file() and path.suffix != ".tar":
         return open_picture(path, preprocessing).unsqueeze(0)
+    reader = open_folder(path)
+    picks = spread(len(reader), count)
+    return torch.stack([open_picture(reader[i][0], preprocessing, f"{path}: {reader.filename(i)}") for i in picks])
+
+
+def open_folder(path: Path) -> Any:
+    """timm's reader of a folder or tar of pictures. Raises ConfigError where it holds none."""
     require("train", "timm")  # it reads folders and tars; single pictures need Pillow alone
     from timm.data import create_dataset
 
     try:
-        reader: Any = create_dataset("", root=str(path)).reader
+        return create_dataset("", root=str(path)).reader
     except Exception as error:  # timm's readers raise RuntimeError for an empty folder, else what the place leads to
         why = "no pictures in it" if isinstance(error, RuntimeError) else type(error).__name__
         raise _no_images(path, why) from error
-    picks = np.linspace(0, len(reader) - 1, min(count, len(reader))).round().astype(int).tolist()
-    return torch.stack([open_picture(reader[i][0], preprocessing, f"{path}: {reader.filename(i)}") for i in picks])
 
 
-def _check_sizes(paths: Sequence[Path], parts: Sequence[Tensor], size: Sequence[int] | None) -> None:
+def spread(there: int, count: int) -> list[int]:
+    """At most ``count`` indices, evenly spread over those that are there."""
+    picks: list[int] = np.linspace(0, there - 1, min(count, there)).round().astype(int).tolist()
+    return picks
+
+
+def check_sizes(paths: Sequence[Path], parts: Sequence[Tensor], size: Sequence[int] | None) -> None:
     """size: (C, H, W) of the network's images; None: unknown, then that of the first ones."""
     expected = tuple(size or parts[0].shape[1:])
     for path, images in zip(paths, parts, strict=True):

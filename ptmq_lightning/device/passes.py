@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from ptmq_lightning.runtime.errors import ArtifactError, PTMQError
-from ptmq_lightning.runtime.model import MultiBitModel
 
 
-def compute(model: MultiBitModel, images: Tensor) -> Tensor:
+def compute(model: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """Logits (B, classes) of images (B, C, H, W). Raises ArtifactError where the stored graph fails on them, or gives
     anything else."""
     try:

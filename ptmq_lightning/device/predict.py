@@ -1,4 +1,4 @@
-"""`ptmq predict DIR IMAGE...`: the best classes of pictures at one width."""
+"""`ptmq predict DIR IMAGE...`: the best classes of pictures at one width, by an artifact or an export of one."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ from pathlib import Path
 from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.device.passes import compute
 from ptmq_lightning.device.pictures import open_picture, preprocessing_of
+from ptmq_lightning.export.folder import MANIFEST
+from ptmq_lightning.export.session import Session
 from ptmq_lightning.runtime.decode import SUFFIXES
 from ptmq_lightning.runtime.errors import DataError
 from ptmq_lightning.runtime.info import ModelInfo
+from ptmq_lightning.runtime.model import MultiBitModel
 
 Best = list[tuple[int, float]]  # classes and their shares of the softmax, the best first
 
@@ -24,7 +27,7 @@ def predict(options: argparse.Namespace) -> Iterator[str]:
     Raises:
         DataError: a path that leads nowhere, a folder without pictures, or a file that is none.
     """
-    model = load(options.folder).run_in_place()
+    model = _opened(options.folder)
     if options.bits is not None:
         model.switch(options.bits)
     preprocessing = preprocessing_of(model.info)
@@ -33,6 +36,11 @@ def predict(options: argparse.Namespace) -> Iterator[str]:
         logits = compute(model, open_picture(path, preprocessing).unsqueeze(0))[0]  # (classes,)
         best = logits.softmax(0).topk(min(options.top, len(logits)))
         yield shown(path, list(zip(best.indices.tolist(), best.values.tolist(), strict=True)), model.info)
+
+
+def _opened(folder: Path) -> MultiBitModel | Session:
+    """An artifact, or an export in its runtime."""
+    return Session(folder) if (folder / MANIFEST).exists() else load(folder).run_in_place()
 
 
 def pictures(paths: Iterable[Path]) -> Iterator[Path]:

@@ -7,14 +7,14 @@ Bit operations are MACs * weight bits * activation bits, a matmul of two activat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.hooks import watched_calls
-from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, passthrough, quantizers_of
+from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, at_bits, quantizers_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 FLOAT_BYTES = 4
@@ -34,13 +34,14 @@ def layer_modules(model: MultiBitModel) -> dict[str, nn.Module]:
 
 @torch.inference_mode()
 def layer_macs(model: MultiBitModel, example: Tensor) -> dict[str, int]:
-    """Multiply-accumulates per layer for one image, counted while ``example`` (B, 3, H, W) runs in float."""
+    """Multiply-accumulates per layer for one image, counted while ``example`` (B, 3, H, W) runs."""
     macs = dict.fromkeys(model.layers, 0)
 
     def count(name: str, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         macs[name] += _macs(model.layers[name], inputs[0], output) // len(example)
 
-    with watched_calls(layer_modules(model), count), passthrough(model):
+    which = None if model.has_float else max(model.pairs)
+    with watched_calls(layer_modules(model), count), at_bits(model, which):
         model(example)
     return macs
 
@@ -73,20 +74,33 @@ def size_bytes(model: MultiBitModel, assignment: BitAssignment) -> int:
     tensor of the network (embeddings, norms) as it is. The file of all widths together is larger than the size at any
     one of them.
     """
+    fixed, of_layer = byte_prices(model)
+    return fixed + sum(of_layer(name, pair) for name, pair in assignment.items())
+
+
+def byte_prices(model: MultiBitModel) -> tuple[int, Callable[[str, BitWidth], int]]:
+    """The parts of `size_bytes`: what no width changes, and a layer's own at a pair."""
     modules = layer_modules(model)
     quantizers = [module for block in model.blocks for _, module in quantizers_of(block)]
     counted = {id(tensor) for module in (*modules.values(), *quantizers) for tensor in _tensors(module)}
-    total = sum(tensor.nbytes for tensor in _tensors(model) if id(tensor) not in counted)
-    total += 2 * FLOAT_BYTES * len(quantizers)
-    widths = dict(assignment.items())
-    total += sum(2 ** (q.pin or widths[q.owner].a) for q in quantizers if q.tables is not None)
-    for name, pair in assignment.items():
+    fixed = sum(tensor.nbytes for tensor in _tensors(model) if id(tensor) not in counted)
+    fixed += 2 * FLOAT_BYTES * len(quantizers)
+    tables: dict[str, list[int | None]] = {}
+    for quantizer in quantizers:
+        if quantizer.tables is not None:
+            tables.setdefault(quantizer.owner, []).append(quantizer.pin)
+
+    def of_layer(name: str, pair: BitWidth) -> int:
         layer = model.layers[name]
-        if layer.weight_shape:
-            biased = any(getattr(modules[name], held, None) is not None for held in ("bias", "biases"))
-            floats = layer.weight_shape[0] * (2 if biased else 1)
-            total += math.ceil(layer.weights * layer.width(pair).w / 8) + FLOAT_BYTES * floats
-    return total
+        w, a = layer.width(pair)
+        levels = sum(2 ** (pin or a) for pin in tables.get(name, ()))
+        if not layer.weight_shape:
+            return levels
+        biased = any(getattr(modules[name], held, None) is not None for held in ("bias", "biases"))
+        floats = layer.weight_shape[0] * (2 if biased else 1)
+        return levels + math.ceil(layer.weights * w / 8) + FLOAT_BYTES * floats
+
+    return fixed, of_layer
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ptmq_lightning.export.flow import Op, operations, record
 from ptmq_lightning.export.onnx_convert import Converter
+from ptmq_lightning.export.onnx_multi import multi
+from ptmq_lightning.export.onnx_packed import packed, whole
 from ptmq_lightning.export.plan import Plan, plan
 from ptmq_lightning.export.values import Array, parameters, store
 from ptmq_lightning.runtime.errors import ExportError
@@ -22,7 +24,8 @@ from ptmq_lightning.runtime.weights import CommittedWeight
 
 
 class Draft:
-    """A planned network with the numbers of every exported width. images (N >= 2, C, H, W), preprocessed."""
+    """A planned network with the numbers of every exported width. images (N >= 2, C, H, W), preprocessed. pack: whether
+    targets that can do so store narrow weights in their bits alone."""
 
     def __init__(
         self,
@@ -32,9 +35,10 @@ class Draft:
         *,
         early: bool = True,
         float_image: bool = False,
+        pack: bool = True,
     ) -> None:
         _check_finished(model, images)
-        self.model, self.images = model, images
+        self.model, self.images, self.pack = model, images, pack
         self.assignments = _named(bits, model)
         self.ops = _operations(model, images)
         self.plan: Plan = plan(self.ops, early=early, image=early and not float_image)
@@ -63,14 +67,19 @@ class Draft:
         for quantizer, ends in found.items():
             rows[quantizer] = replace(rows[quantizer], range=ends)
 
-    def static(self, name: str, *, clip: str = "codes") -> Any:
-        """The graph of one width as an ONNX ModelProto."""
-        return Converter(self.plan, self.values[name], clip=clip).network(self.ops, {"ptmq.width": name})
+    def static(self, name: str, *, clip: str = "codes", pack: bool = True) -> Any:
+        """The graph of one width as an ONNX ModelProto; pack: weights narrower than 8 bits take their bits alone."""
+        made = Converter(self.plan, self.values[name], clip=clip, weight=packed if pack else whole)
+        return made.network(self.ops, {"ptmq.width": name})
 
     def switchable(self) -> Any:
         """The graph of all widths: what differs between them is an input."""
         first = next(iter(self.values.values()))
         return Converter(self.plan, first, self.differing()).network(self.ops, {"ptmq.form": "switchable"})
+
+    def multi(self) -> Any:
+        """The graph of all widths: a branch for each, with packed weights that they share."""
+        return multi(self)
 
     def differing(self) -> list[str]:
         first, *others = self.values.values()

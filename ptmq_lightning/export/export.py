@@ -2,10 +2,11 @@
 
     write_export(model, "export", images, ["w8a8", "w4a4"], form="switchable")
 
-Forms: static, a file per width, the smallest; switchable, ONE graph whose integer weights, scales and biases are
-inputs, with the exported widths' integers beside it. Backends: onnx (ONNX Runtime), openvino (static). Each pair of the
-two is a class of `export.targets`.
-The folder: export.json with the hashes of all files, the graphs, and for the switchable form widths.safetensors.
+Forms: static, a file per width, the smallest; multi, ONE file for all widths, which any program switches by an input;
+switchable, ONE graph whose integer weights, scales and biases are inputs, with the exported widths' integers beside it.
+Backends: onnx (ONNX Runtime), openvino (static). Each pair of the two is a class of `export.targets`.
+The folder: export.json with the hashes of all files, the graphs, for the switchable form widths.safetensors and for the
+multi form a README.md.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from typing import Any
 from torch import Tensor
 
 from ptmq_lightning.export.draft import Draft
-from ptmq_lightning.export.folder import WEIGHTS, check_place, write_manifest
+from ptmq_lightning.export.folder import README, WEIGHTS, check_place, write_manifest
 from ptmq_lightning.export.parity import WidthReport, compare, layer_steps
 from ptmq_lightning.export.portable import as_portable
 from ptmq_lightning.export.session import Session
 from ptmq_lightning.export.targets import OnnxStatic, target_of
-from ptmq_lightning.runtime.errors import ExportError
+from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.files import replacing_folder
 from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits
@@ -39,6 +40,7 @@ def write_export(
     backend: str = "onnx",
     weights: str = "signed",
     float_image: bool = False,
+    packed: bool = True,
 ) -> dict[str, WidthReport]:
     """Write `folder`; what was written is compared with the simulation on `images` before it gets its name.
 
@@ -49,11 +51,14 @@ def write_export(
         images: (N >= 2, C, H, W), preprocessed; tens of real ones, as the ranges of tensors for which the simulation
             has no quantizer are taken from them.
         bits: widths and named assignments; None: all that the model has.
-        form, backend: of a target of `export.targets`. "static": a file per width, the smallest; "switchable": one
-            graph that takes its weights as inputs ("onnx" alone).
+        form, backend: of a target of `export.targets`. "static": a file per width, the smallest; "multi": one file
+            for all widths, of which an input chooses; "switchable": one graph that takes its weights as inputs (both
+            "onnx" alone).
         weights: "signed": the fastest where the processor has VNNI; "portable": exact on every processor, in any
             program (`export.portable`).
         float_image: keep the first layer of a convolutional network in float instead of rounding the image to 8 bits.
+        packed: weights narrower than 8 bits take their bits alone in static ONNX files; False: a byte each, for a
+            program that would unpack them at every call.
 
     Returns:
         a report per width.
@@ -65,15 +70,17 @@ def write_export(
     """
     folder = Path(folder)
     place = folder.resolve()
-    target = _target(form, backend, weights)
+    target = _target(form, backend, weights, packed)
     check_place(folder)
     asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
-    draft = Draft(model, images, asked, early=target.early, float_image=float_image)
+    draft = Draft(model, images, asked, early=target.early, float_image=float_image, pack=packed)
     with replacing_folder(place) as part:
         manifest = _write(draft, part, target, weights)
         session = Session(part)
         reports = compare(draft, session)
         manifest["report"] = {name: asdict(report) for name, report in reports.items()}
+        if text := target.readme(manifest, part):
+            (part / README).write_text(text, encoding="utf-8")
         write_manifest(part, manifest)
         _refuse_other_results(draft, session, reports)
         check_place(folder)  # minutes may have passed
@@ -101,6 +108,7 @@ def _write(draft: Draft, folder: Path, target: OnnxStatic, weights: str) -> dict
         "table": draft.plan.table.to_json(),
         "constants": constants,
         "float_layers": draft.plan.floating,
+        **target.told(draft, folder),
     }
     write_manifest(folder, manifest)
     return manifest
@@ -117,10 +125,15 @@ def old_processors(draft: Draft, target: OnnxStatic, weights: str) -> str:
     return "without VNNI exact only in Session; for other programs there export with weights=portable"
 
 
-def _target(form: str, backend: str, weights: str) -> OnnxStatic:
+def _target(form: str, backend: str, weights: str, packed: bool) -> OnnxStatic:
     if weights not in WEIGHTS:
         raise ExportError(f"found weights={weights!r}; expected one of {', '.join(WEIGHTS)}.")
     target = target_of(backend, form)
+    if not packed and not target.packs:
+        raise ConfigError(
+            f"found packed=False with backend={backend!r} and form={form!r}, which store weights in one way alone; "
+            f"expected it with form='static' of backend='onnx'. Leave it out."
+        )
     require(backend, "onnx", *target.packages)
     return target
 

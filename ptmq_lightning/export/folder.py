@@ -15,7 +15,8 @@ from ptmq_lightning.runtime.preprocessing import is_image_size
 from ptmq_lightning.runtime.sealed import Sealed, read_object, sha256_of
 
 WEIGHTS = ("signed", "portable")
-MANIFEST, WIDTHS = "export.json", "widths.safetensors"
+ONE_FILE = ("switchable", "multi")  # forms of one graph for all widths
+MANIFEST, WIDTHS, README = "export.json", "widths.safetensors", "README.md"
 _PARTS = {
     "form": str, "backend": str, "weights": str, "old_processors": str, "files": dict, "hashes": dict,
     "image_shape": list, "info": dict, "pairs": list, "layers": list, "assignments": dict, "table": dict,
@@ -71,15 +72,14 @@ def _check(manifest: Mapping[str, Any]) -> None:
 
 def _check_files(manifest: Mapping[str, Any]) -> None:
     """Files are named by plain names, of which every one that is read has its hash."""
-    switchable = manifest["form"] == "switchable"
-    needed = {"*"} if switchable else set(manifest["assignments"])
+    needed = {"*"} if manifest["form"] in ONE_FILE else set(manifest["assignments"])
     if set(manifest["files"]) != needed:
         raise ExportError(f"files names {len(manifest['files'])} widths; expected {len(needed)}, one for each")
     for name, wanted in manifest["hashes"].items():
         check(wanted, str, f"hashes.{name}", ExportError)
         if not name or Path(name).name != name or name in (".", "..", MANIFEST) or "\\" in name or "\0" in name:
             raise ExportError(f"hashes names {name[:100]!r}; expected names of files inside the folder")
-    for name in (*manifest["files"].values(), *([WIDTHS] if switchable else [])):
+    for name in (*manifest["files"].values(), *([WIDTHS] if manifest["form"] == "switchable" else [])):
         check(name, str, "files", ExportError)
         if name not in manifest["hashes"]:
             raise ExportError(f"hashes does not name {name[:100]!r}; expected every file that is read")
@@ -104,6 +104,7 @@ def _files_of(folder: Path) -> set[str]:
     """The files that an earlier export of any version wrote, by its own account."""
     try:
         manifest = read_object(folder / MANIFEST)
-        return {MANIFEST, WIDTHS, *manifest["files"].values()} if manifest["format"] == EXPORT.format else set()
+        own = {README} & set(manifest["hashes"])
+        return {MANIFEST, WIDTHS, *own, *manifest["files"].values()} if manifest["format"] == EXPORT.format else set()
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return set()

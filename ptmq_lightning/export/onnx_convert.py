@@ -18,8 +18,9 @@ from ptmq_lightning.export.flow import CONSTANT, IMAGE, LAYERS, Op
 from ptmq_lightning.export.onnx_emit import flat, refuse, shape_of
 from ptmq_lightning.export.onnx_moves import MOVES, PADS, pad, pads_zeros
 from ptmq_lightning.export.onnx_ops import BINARY, FLOATS
+from ptmq_lightning.export.onnx_packed import whole
 from ptmq_lightning.export.onnx_spread import attributes_of, spread, spread_pads
-from ptmq_lightning.export.onnx_writer import Writer
+from ptmq_lightning.export.onnx_writer import Outputs, Writer
 from ptmq_lightning.export.plan import QUANTIZER, Plan
 from ptmq_lightning.export.values import Array
 from ptmq_lightning.runtime.layers import QuantConv2d, QuantConvTranspose2d
@@ -44,22 +45,37 @@ class Size:
 
 
 class Converter:
-    """clip: where a narrow width is clipped, "codes" (integers) or "values" (before rounding, for OpenVINO)."""
+    """clip: where a narrow width is clipped, "codes" (integers) or "values" (before rounding, for OpenVINO). weight:
+    writes the s8 weight of a layer. outer: where the graph is a branch of another (Writer)."""
 
     def __init__(
-        self, plan: Plan, parameters: Mapping[str, Array], inputs: Collection[str] = (), *, clip: str = "codes"
+        self,
+        plan: Plan,
+        parameters: Mapping[str, Array],
+        inputs: Collection[str] = (),
+        *,
+        clip: str = "codes",
+        weight: Callable[[Writer, str], str] = whole,
+        outer: Writer | None = None,
     ) -> None:
-        self.plan, self.clip = plan, clip
-        self.writer = Writer(parameters, inputs)
+        self.plan, self.clip, self.weight = plan, clip, weight
+        self.writer = Writer(parameters, inputs, outer)
         self.values: dict[Op, Any] = {}
         self._floats: dict[str, str] = {}
 
     def network(self, ops: Sequence[Op], metadata: Mapping[str, str]) -> Any:
         """The whole network: images (batch, C, H, W) -> logits (batch, classes), and the parameters that are inputs."""
+        return self.writer.model(self._whole(ops, LOGITS), metadata)
+
+    def branch(self, ops: Sequence[Op], name: str) -> Any:
+        """The whole network as a GraphProto that reads "images" of the graph around it and makes "logits.<name>"."""
+        return self.writer.graph(self._whole(ops, f"{LOGITS}.{name}"), name=name)
+
+    def _whole(self, ops: Sequence[Op], logits: str) -> Outputs:
         for op in ops:
             self.values[op] = self._made(op, self._emit(op))
-        self.writer.node("Identity", [self.float(self.values[ops[-1]])], LOGITS)
-        return self.writer.model([(LOGITS, np.float32, shape_of(ops[-1]))], metadata)
+        self.writer.node("Identity", [self.float(self.values[ops[-1]])], logits)
+        return [(logits, np.float32, shape_of(ops[-1]))]
 
     def layers(self, ops: Sequence[Op]) -> Any:
         """Every quantized layer by itself: inputs "<layer>.in<i>" -> outputs "<layer>.out", codes where they are.
@@ -227,7 +243,7 @@ class Converter:
 
     def _weight(self, op: Op, axis: int) -> str:
         w = self.writer
-        codes, scale = w.parameter(f"{op.path}.weight"), w.parameter(f"{op.path}.scale")
+        codes, scale = self.weight(w, op.path), w.parameter(f"{op.path}.scale")
         zeros = w.zeros(f"{op.path}.weight.zeros", w.parameters[scale], np.int8)
         return str(w.node("DequantizeLinear", [codes, scale, zeros], f"{op.path}.weight.float", axis=axis))
 
@@ -263,7 +279,7 @@ class Converter:
     def _integer_conv(self, op: Op, value: Codes, attributes: Mapping[str, Any]) -> Codes:
         """QLinearConv as such: ONNX Runtime does not make one of a Conv whose weights are inputs of the graph."""
         w, out = self.writer, self.plan.at[op]
-        inputs = [value.name, *self._grid(value.quantizer), w.parameter(f"{op.path}.weight")]
+        inputs = [value.name, *self._grid(value.quantizer), self.weight(w, op.path)]
         zero = w.zeros(f"{op.path}.weight.zeros", 0, np.int8)
         inputs += [w.parameter(f"{op.path}.scale"), zero, *self._grid(out, made=True)]
         if f"{op.path}.bias" in w.parameters:

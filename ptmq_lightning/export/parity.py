@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,7 +134,7 @@ def float_kernels(session: Session) -> dict[str, int]:
     """Convolutions and matrix products that the runtime executes in float at the active width, by kernel."""
     name = next(n for n, own in session.assignments.items() if own == session.active)
     products = {row["name"] for row in session.manifest["layers"] if row["kind"] == "matmul"}
-    return session.target.float_kernels(session.graph(name), products)
+    return session.target.float_kernels(session.graph(name), products, name)
 
 
 def openvino_floats(path: Path | bytes, products: set[str]) -> dict[str, int]:
@@ -153,10 +153,27 @@ def openvino_floats(path: Path | bytes, products: set[str]) -> dict[str, int]:
 
 def kernels(path: Path | bytes) -> Counter[str]:
     """Node types of the graph that ONNX Runtime executes."""
+    return Counter(node.op_type for node in _executed(path).node)
+
+
+def branch_kernels(path: Path | bytes) -> dict[str, Counter[str]]:
+    """The same for each branch of a file with all widths, by the width's name."""
+    return {graph.name: Counter(node.op_type for node in graph.node) for graph in _leaves(_executed(path))}
+
+
+def _executed(path: Path | bytes) -> Any:
     import onnx
 
     with tempfile.TemporaryDirectory() as folder:
         optimized = Path(folder) / "optimized.onnx"
         inference_session(path, 1, optimized)
-        graph: Any = onnx.load(str(optimized)).graph
-    return Counter(node.op_type for node in graph.node)
+        return onnx.load(str(optimized)).graph
+
+
+def _leaves(graph: Any) -> Iterator[Any]:
+    """The graphs inside of others that choose no further."""
+    inner = [a.g for node in graph.node if node.op_type == "If" for a in node.attribute if a.HasField("g")]
+    for branch in inner:
+        yield from _leaves(branch)
+    if not inner:
+        yield graph

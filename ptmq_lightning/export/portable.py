@@ -89,15 +89,34 @@ def shifted_back(value: Array, like: np.dtype[Any]) -> Array:
 
 
 def unsigned(graph: Any) -> None:
-    """For ONNX Runtime."""
-    from onnx import TensorProto, numpy_helper
+    """For ONNX Runtime; graphs inside of nodes too."""
+    from onnx import TensorProto, helper, numpy_helper
 
+    made: list[Any] = []
+    for node in graph.node:
+        made.append(node)
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                unsigned(attribute.g)
+        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.INT8:  # the end of a weight's unpacking
+            name, signed, byte = node.output[0], f"{node.output[0]}.s8", f"{node.output[0]}.u8"
+            node.output[0] = signed
+            made.append(helper.make_node("Cast", [signed], [byte], to=TensorProto.UINT8))
+            made.append(helper.make_node("BitwiseXor", [byte, f"{name}.shift"], [name]))
+            graph.initializer.append(numpy_helper.from_array(np.array(SHIFT, np.uint8), f"{name}.shift"))
+    _replace_nodes(graph, made)
     for tensor in graph.initializer:
         if tensor.data_type == TensorProto.INT8:
             tensor.CopyFrom(numpy_helper.from_array(shifted(tensor.name, numpy_helper.to_array(tensor)), tensor.name))
     for value in (*graph.input, *graph.output):
         if value.type.tensor_type.elem_type == TensorProto.INT8:
             value.type.tensor_type.elem_type = TensorProto.UINT8
+
+
+def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
+    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)
 
 
 def split_weights(graph: Any) -> None:
@@ -124,9 +143,7 @@ def split_weights(graph: Any) -> None:
             node.output[0] = f"{sum_of}.near"
             made.append(_like(node, [node.input[0], rest[node.input[1]]], f"{sum_of}.rest"))
             made.append(helper.make_node("Add", [node.output[0], made[-1].output[0]], [sum_of]))
-    made = [type(node).FromString(node.SerializeToString()) for node in made]
-    del graph.node[:]
-    graph.node.extend(made)
+    _replace_nodes(graph, made)
 
 
 def _like(node: Any, inputs: list[str], output: str) -> Any:

@@ -4,14 +4,16 @@
     session.switch("w4a4")
     logits = session(images)
 
-A switchable export is one session: its parameters are inputs, made once per width and kept bound. A static one holds a
-session per width, made when it is first asked for. Any number of threads may call a session; one that switches takes a
+A switchable export is one session: its parameters are inputs, made once per width and kept bound. A multi export is one
+session too, of which an input chooses the width. A static one holds a session per width, made when it is first asked
+for. Any number of threads may call a session; one that switches takes a
 handle of its own.
 """
 
 from __future__ import annotations
 
 import copy
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -66,7 +68,7 @@ class Session:
         self.active: BitAssignment | None = None
         self._turns = Turns()
         try:
-            self._switchable = _Switchable(self) if self.form == "switchable" else None
+            self._shared = ONE_SESSION[self.form](self) if self.form in ONE_SESSION else None
             self.switch(next(iter(self.assignments)))
         except PTMQError:
             raise
@@ -127,15 +129,20 @@ class Session:
         return made
 
     def _prepared(self, assignment: BitAssignment, which: Any) -> Run:
-        if self._switchable is not None:
-            return self._switchable.at(assignment, which)
-        name = next((n for n, own in self.assignments.items() if own == assignment), None)
+        if self._shared is not None:
+            return self._shared.at(assignment, which)
+        return self.target.opened(self.graph(self.name_of(assignment, which)), self.threads)
+
+    def name_of(self, assignment: BitAssignment, which: Any) -> str:
+        """The exported width that this is. Raises ConfigError where it is none."""
+        names = (n for n, own in self.assignments.items() if own == assignment)
+        name: str | None = next(names, None)
         if name is None:
             raise ConfigError(
                 f"the width {which!r} was not exported; found {', '.join(self.widths)}. Export it too, or use "
                 f"--form switchable."
             )
-        return self.target.opened(self.graph(name), self.threads)
+        return name
 
 
 class _Switchable:
@@ -190,6 +197,24 @@ class _Switchable:
             return logits
 
         return run
+
+
+class _Multi:
+    """One session whose graph holds the widths; an input chooses."""
+
+    def __init__(self, export: Session) -> None:
+        self.name_of = export.name_of
+        self.session = inference_session(export.graph("*"), export.threads)
+        chosen = self.session.get_modelmeta().custom_metadata_map
+        self.input = next(i.name for i in self.session.get_inputs() if i.name != IMAGES)
+        self.values: dict[str, int] = json.loads(chosen[f"ptmq.{self.input}"])
+
+    def at(self, assignment: BitAssignment, which: Any) -> Run:
+        given = np.array(self.values[self.name_of(assignment, which)], dtype=np.int64)
+        return lambda images: self.session.run([LOGITS], {IMAGES: images, self.input: given})[0]
+
+
+ONE_SESSION: dict[str, type[_Switchable | _Multi]] = {"switchable": _Switchable, "multi": _Multi}
 
 
 def per_thread(make: Callable[[], Any]) -> Callable[[], Any]:

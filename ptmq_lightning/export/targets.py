@@ -30,7 +30,8 @@ class OnnxStatic:
 
     backend, form: the names that it is asked for by. packages: what running it needs. early: values become integers as
     soon as they can, and stay them from layer to layer; else where the simulation has its quantizers (plan.plan).
-    clip: where bounds narrower than 8 bits are applied, to "codes" or "values" (onnx_convert.Converter).
+    clip: where bounds narrower than 8 bits are applied, to "codes" or "values" (onnx_convert.Converter). packs: stores
+    weights narrower than 8 bits in their bits alone, or, asked so, in a byte each.
     """
 
     backend: ClassVar[str] = "onnx"
@@ -38,6 +39,7 @@ class OnnxStatic:
     packages: ClassVar[tuple[str, ...]] = ("onnxruntime",)
     early: ClassVar[bool] = True
     clip: ClassVar[str] = "codes"
+    packs: ClassVar[bool] = True
 
     def files(self, draft: Draft) -> dict[str, str]:
         """width -> file."""
@@ -45,11 +47,19 @@ class OnnxStatic:
 
     def network(self, draft: Draft, name: str) -> Any:
         """The ModelProto of a file; name: of `files`."""
-        return draft.static(name, clip=self.clip)
+        return draft.static(name, clip=self.clip, pack=self.packs and draft.pack)
 
     def beside(self, draft: Draft, folder: Path, network: Any) -> list[str]:
         """Write what stands beside the graphs; the parameters that are constants of the last one, by name."""
         return []
+
+    def told(self, draft: Draft, folder: Path) -> dict[str, Any]:
+        """What the manifest tells beside what it tells of every target."""
+        return {}
+
+    def readme(self, manifest: Mapping[str, Any], folder: Path) -> str | None:
+        """The text of a README.md in the folder."""
+        return None
 
     def opened(self, model: Path | bytes, threads: int | None) -> Run:
         """images (B, C, H, W) -> logits of one static file."""
@@ -86,8 +96,9 @@ class OnnxStatic:
         made = inference_session(graph.SerializeToString(), None).run(outputs, feed)
         return {name: shifted_back(value, given[name].dtype) for name, value in zip(outputs, made, strict=True)}
 
-    def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
-        """Convolutions and products that run in float, by kernel; products: names of the matrix products."""
+    def float_kernels(self, file: Path | bytes, products: set[str], name: str = "") -> dict[str, int]:
+        """Convolutions and products that run in float at the width `name`, by kernel; products: names of the matrix
+        products."""
         from ptmq_lightning.export.parity import FLOAT_KERNELS, kernels
 
         return {kernel: count for kernel, count in kernels(file).items() if kernel in FLOAT_KERNELS}
@@ -99,6 +110,7 @@ class OnnxSwitchable(OnnxStatic):
     beside it."""
 
     form = "switchable"
+    packs = False
 
     def files(self, draft: Draft) -> dict[str, str]:
         return {"*": "model.onnx"}
@@ -116,6 +128,42 @@ class OnnxSwitchable(OnnxStatic):
         return [tensor.name for tensor in network.graph.initializer if tensor.name in known]
 
 
+@TARGETS.register("onnx_multi")
+class OnnxMulti(OnnxStatic):
+    """ONE file for ONNX Runtime in any program: an input chooses the width, whose branch unpacks shared weights."""
+
+    form = "multi"
+    packs = False  # always, and all widths at once
+
+    _kernels: dict[str, dict[str, int]] | None = None  # in float, of each branch of the file that was looked at
+
+    def files(self, draft: Draft) -> dict[str, str]:
+        return {"*": "model.onnx"}
+
+    def network(self, draft: Draft, name: str) -> Any:
+        return draft.multi()
+
+    def told(self, draft: Draft, folder: Path) -> dict[str, Any]:
+        from ptmq_lightning.export.one_file import told
+
+        return told(draft, folder / self.files(draft)["*"])
+
+    def readme(self, manifest: Mapping[str, Any], folder: Path) -> str | None:
+        from ptmq_lightning.export.one_file import readme
+
+        return readme(manifest, (folder / manifest["files"]["*"]).stat().st_size)
+
+    def float_kernels(self, file: Path | bytes, products: set[str], name: str = "") -> dict[str, int]:
+        from ptmq_lightning.export.parity import FLOAT_KERNELS, branch_kernels
+
+        if self._kernels is None:  # opening the file makes every branch
+            self._kernels = {
+                branch: {kernel: count for kernel, count in found.items() if kernel in FLOAT_KERNELS}
+                for branch, found in branch_kernels(file).items()
+            }
+        return self._kernels[name]
+
+
 @TARGETS.register("openvino_static")
 class OpenVino(OnnxStatic):
     """A file for OpenVINO per width; it reads ONNX and compiles the weights in. Its layers make floats."""
@@ -124,6 +172,7 @@ class OpenVino(OnnxStatic):
     packages = ("openvino",)
     early = False
     clip = "values"
+    packs = False  # its compiler does not fold the unpacking, and then convolves in float
 
     def opened(self, model: Path | bytes, threads: int | None) -> Run:
         import numpy as np
@@ -155,7 +204,7 @@ class OpenVino(OnnxStatic):
         made = compiled({i.name: given[i.name] for i in graph.graph.input})
         return {output.name: made[output.name] for output in graph.graph.output}
 
-    def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
+    def float_kernels(self, file: Path | bytes, products: set[str], name: str = "") -> dict[str, int]:
         from ptmq_lightning.export.parity import openvino_floats
 
         return openvino_floats(file, products)
@@ -164,6 +213,13 @@ class OpenVino(OnnxStatic):
 def backends() -> tuple[str, ...]:
     """The choices of `--backend` and of the key export.name."""
     return tuple(dict.fromkeys(target.backend for target in TARGETS.variants.values()))
+
+
+def unpacking() -> tuple[str, ...]:
+    """The backends none of whose forms lets weights be packed or not."""
+    return tuple(
+        name for name in backends() if not any(t.packs for t in TARGETS.variants.values() if t.backend == name)
+    )
 
 
 def forms() -> tuple[str, ...]:

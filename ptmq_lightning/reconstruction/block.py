@@ -70,7 +70,7 @@ class BlockReconstruction(L.LightningModule):
             s = self.recipe.schedule
             raise ModelError(
                 f"the loss of {self.place.name} is {float(loss)} in iteration {index} of {s.iters}; expected a finite "
-                f"number. Lower recon.lr_rounding ({s.lr_rounding:g}), recon.lr_activation ({s.lr_activation:g}) or "
+                f"number. Lower recon.lr_rounding ({s.rounding_rate:g}), recon.lr_activation ({s.lr_activation:g}) or "
                 f"recon.lr_weight_step_size ({s.lr_weight_step_size:g}), or look for features that are not finite; "
                 f"finished blocks are kept for resume=true."
             )
@@ -114,7 +114,7 @@ class BlockReconstruction(L.LightningModule):
         return [
             (
                 [p for weight in self.weights for p in weight.learned()],
-                s.lr_rounding * self.recipe.rounding.rate,
+                s.rounding_rate * self.recipe.rounding.rate,
                 _constant,
             ),
             ([p for q in inputs for p in q.log_step.values() if p.requires_grad], s.lr_activation, cosine),

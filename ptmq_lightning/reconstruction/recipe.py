@@ -14,6 +14,8 @@ from ptmq_lightning.runtime.model import LayerInfo
 from ptmq_lightning.runtime.spec import BitGroups
 
 CORRECTIONS = ("none", "after", "during")
+TRAVEL = 5.0  # h(V) is 0 at V = -2.4 and 1 at 2.4; Adam moves V by at most about its rate in an iteration
+FASTEST = 0.1
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,9 @@ class Schedule:
         None, "of the second phase of method.activation, per unit; null: a quarter of iters", least=1
     )
     batch: int = key(32, "images per iteration", least=1)
-    lr_rounding: float = key(1e-2, "rate of the rounding, constant", least=0)
+    lr_rounding: float | None = key(
+        None, f"rate of the rounding, constant; null: {TRAVEL:g} / iters, at most {FASTEST:g}", least=0
+    )
     lr_activation: float = key(1e-3, "rate of the activations' step sizes, on a cosine to 0", least=0)
     lr_weight_step_size: float = key(1e-3, "rate of the weights' step sizes, on a cosine to 0", least=0)
     lambda_rounding: float = key(0.01, "weight of the rounding's regularizer", least=0)
@@ -33,6 +37,11 @@ class Schedule:
     beta_start: float = key(20.0, "exponent of the regularizer when it sets in")
     beta_end: float = key(2.0, "exponent of the regularizer at the end")
     log_every: int = key(50, "iterations from one line of metrics to the next", least=1)
+
+    @property
+    def rounding_rate(self) -> float:
+        """lr_rounding, or the one with which the rounding can travel as far in a short fit as in a long one."""
+        return min(TRAVEL / self.iters, FASTEST) if self.lr_rounding is None else self.lr_rounding
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 
-from ptmq_lightning.allocate.fisher import fisher_score, fisher_sensitivity
+from ptmq_lightning.allocate.fisher import Fisher, fisher_score
 from ptmq_lightning.allocate.measures import MEASURES
-from ptmq_lightning.allocate.sensitivity import non_increasing
+from ptmq_lightning.allocate.sensitivity import measure_layers, non_increasing
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import BitWidth
 
@@ -25,7 +25,7 @@ def test_the_scores_gradient_has_fishers_information_on_average() -> None:
 
 
 def test_a_layers_harm_is_the_second_order_of_the_divergence_that_it_alone_causes(model: Any) -> None:
-    quick = fisher_sensitivity(model, IMAGES, model.pairs)
+    quick = measure_layers(Fisher, model, IMAGES, model.pairs)
     p = IMAGES.softmax(1)[:, 0]
     for name, fault in (("a", 1.0), ("b", 0.1), ("c", 3.0)):
         change = fault * (2.0**-3 - 2.0**-8)  # of the first logit, against the layer at 8 bits
@@ -35,19 +35,19 @@ def test_a_layers_harm_is_the_second_order_of_the_divergence_that_it_alone_cause
 
 
 def test_layers_are_told_apart_as_by_the_divergence(model: Any) -> None:
-    quick, full = (MEASURES[name](model, IMAGES, model.pairs) for name in ("fisher", "divergence"))
+    quick, full = (measure_layers(MEASURES[name], model, IMAGES, model.pairs) for name in ("fisher", "divergence"))
     assert list(quick) == list(full) == ["a", "b", "c"]
     for pair in model.pairs[:-1]:
         assert sorted(quick, key=lambda n: quick[n][pair]) == sorted(full, key=lambda n: full[n][pair])
 
 
 def test_the_widest_pair_does_no_harm_and_no_pair_less_than_a_wider_one(model: Any) -> None:
-    for harm in fisher_sensitivity(model, IMAGES, model.pairs).values():
+    for harm in measure_layers(Fisher, model, IMAGES, model.pairs).values():
         assert harm[max(harm)] == 0 and harm == non_increasing(harm)
 
 
 def test_the_batch_of_a_measure_makes_no_difference_but_for_the_draws(model: Any) -> None:
-    whole, parts = (fisher_sensitivity(model, IMAGES, model.pairs, batch=batch) for batch in (4000, 512))
+    whole, parts = (measure_layers(Fisher, model, IMAGES, model.pairs, batch=batch) for batch in (4000, 512))
     for name in whole:
         assert parts[name][BitWidth(2, 2)] == pytest.approx(whole[name][BitWidth(2, 2)], rel=0.1)
 
@@ -55,7 +55,7 @@ def test_the_batch_of_a_measure_makes_no_difference_but_for_the_draws(model: Any
 def test_the_selection_is_the_same_afterwards_and_every_layer_is_told(model: Any) -> None:
     model.switch(3)
     before, told = model.active, []
-    fisher_sensitivity(model, IMAGES, model.pairs, progress=lambda done, layers: told.append((done, layers)))
+    measure_layers(Fisher, model, IMAGES, model.pairs, progress=lambda done, layers: told.append((done, layers)))
     assert model.active == before and told == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from ptmq_lightning.allocate.sensitivity import layer_sensitivity, mean_kl, non_increasing
+from ptmq_lightning.allocate.divergence import Divergence, mean_kl
+from ptmq_lightning.allocate.sensitivity import measure_layers, non_increasing
 from ptmq_lightning.runtime.spec import BitWidth
 
 IMAGES = torch.randn(10, 5, generator=torch.Generator().manual_seed(0))
@@ -18,19 +19,19 @@ def test_the_figure_is_the_divergence_from_the_float_network(model: Any) -> None
     logits = IMAGES.double()
     p, q = logits.softmax(1), (logits + error * torch.eye(5)[0]).softmax(1)
     expected = float((p * (p / q).log()).sum(1).mean())
-    measured = layer_sensitivity(model, IMAGES, model.pairs)["c"][BitWidth(3, 3)]
+    measured = measure_layers(Divergence, model, IMAGES, model.pairs)["c"][BitWidth(3, 3)]
     assert measured == pytest.approx(expected, rel=1e-4)  # float32 logits
 
 
 def test_only_free_weight_layers_are_measured(model: Any) -> None:
-    result = layer_sensitivity(model, IMAGES, model.pairs)
+    result = measure_layers(Divergence, model, IMAGES, model.pairs)
     assert list(result) == ["a", "b", "c"]
     assert all(list(harm) == list(model.pairs) for harm in result.values())
 
 
 def test_the_batch_makes_no_difference(model: Any) -> None:
-    whole = layer_sensitivity(model, IMAGES, model.pairs, batch=10)
-    parts = layer_sensitivity(model, IMAGES, model.pairs, batch=3)
+    whole = measure_layers(Divergence, model, IMAGES, model.pairs, batch=10)
+    parts = measure_layers(Divergence, model, IMAGES, model.pairs, batch=3)
     for name in whole:
         assert parts[name] == pytest.approx(whole[name], rel=1e-9)  # float64 sums in another order
 
@@ -38,7 +39,7 @@ def test_the_batch_makes_no_difference(model: Any) -> None:
 def test_the_selection_is_the_same_afterwards(model: Any) -> None:
     model.switch(3)
     before = model.active
-    layer_sensitivity(model, IMAGES, model.pairs)
+    measure_layers(Divergence, model, IMAGES, model.pairs)
     assert model.active == before
 
 

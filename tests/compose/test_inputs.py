@@ -20,6 +20,7 @@ def network(channels: int, classes: int) -> nn.Module:
     return nn.Sequential(*stem, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, classes)).eval()
 
 
+@pytest.mark.runtimes
 @pytest.mark.parametrize(
     ("channels", "height", "width", "classes"),
     [(1, 8, 8, 10), (4, 8, 8, 2), (3, 8, 14, 7), (1, 12, 6, 1), (2, 8, 8, 1001)],

@@ -16,6 +16,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from ptmq_lightning.allocate.prices import read_prices
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
@@ -217,6 +218,14 @@ def test_mixed_widths_are_chosen_evaluated_and_listed_per_layer(tmp_path: Path) 
     assert rows["mixed_4.0"]["w_bits"] <= 4 < rows["mixed_5.0"]["w_bits"] <= 5
     header = (tmp_path / "layers.csv").read_text().splitlines()[0]
     assert "mixed_4.0,mixed_5.0" in header
+    harm = read_prices(tmp_path / "sensitivity.csv")
+    assert len(next(iter(harm.values()))) == 4 and (tmp_path / "sensitivity.png").exists()
+
+
+def test_the_smallest_model_within_a_drop_is_named_in_a_run(tmp_path: Path) -> None:
+    asked = ["allocate=milp", "allocate.max_drop=10", "allocate.size_mb=[1]", "allocate.swap_images=32"]
+    run(configuration([*TINY, *asked, "allocate.swap_seconds=0.1", "allocate.activations=free"]), tmp_path)
+    assert list(artifact.load(tmp_path / "model").assignments) == ["size_1mb", "max_drop_10"]
 
 
 def decided(model: MultiBitModel) -> dict[str, Any]:

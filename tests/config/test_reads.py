@@ -57,6 +57,8 @@ def said(caplog: pytest.LogCaptureFixture, *overrides: str) -> list[str]:
         ("logger.project=mine", "logger=csv"),
         ("export.images=9", "export=none"),
         ("artifact=DIR", "export=none"),
+        ("export.packed=false export=onnx export.form=multi artifact=DIR", "export.form=multi"),
+        ("export.packed=false export=openvino artifact=DIR", "export=openvino"),
         ("recon.iters=9 export=onnx artifact=DIR", "export=onnx and artifact=DIR"),
         ("data.calibration_images=9 export=onnx artifact=DIR", "export=onnx and artifact=DIR"),
     ],
@@ -105,9 +107,9 @@ def test_an_option_that_changes_nothing_is_said(caplog: pytest.LogCaptureFixture
 
 
 def test_what_an_experiment_takes_from_a_typed_method_is_said(caplog: pytest.LogCaptureFixture) -> None:
-    assert said(caplog, "experiment=imagenet_mobileone", "method=ptmq_paper") == [
-        "bits=wide of experiment=imagenet_mobileone replaces bits=thirds of method=ptmq_paper; for that, say "
-        "bits=thirds"
+    assert said(caplog, "experiment=ablation_mixer", "method=ptmq_paper") == [
+        "step_size=nested of experiment=ablation_mixer replaces step_size=free of method=ptmq_paper; for that, say "
+        "step_size=free"
     ]
 
 

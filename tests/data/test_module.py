@@ -53,6 +53,14 @@ def test_too_large_a_draw_counts_shared_images(tmp_path: Path) -> None:
     )
 
 
+def test_a_source_of_nothing_but_evaluation_images_is_to_be_replaced(tmp_path: Path) -> None:
+    folders(tmp_path / "train", "a", 2)
+    folders(tmp_path / "val", "a", 2)
+    sources = open_data("imagefolder", root=tmp_path, preprocessing=PREPROCESSING)
+    with pytest.raises(DataError, match=r"2 of them evaluation images too; give a source with other"):
+        draw_calibration(sources.train, 1, 0, sources.val)
+
+
 def test_the_images_come_in_the_order_of_the_draw(tmp_path: Path) -> None:
     folders(tmp_path / "train", "a", 3)
     folders(tmp_path / "val", "a", 1, first=50)

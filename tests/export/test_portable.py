@@ -26,7 +26,7 @@ from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits
 from tests.networks import images, small_model
 
-FORMS = [("static", "onnx"), ("switchable", "onnx"), ("static", "openvino")]
+FORMS = [("static", "onnx"), ("multi", "onnx"), ("switchable", "onnx"), ("static", "openvino")]
 WIDTHS = ["w8a8", "w4a4"]
 SIGNED = pytest.mark.skipif(saturates("onnx"), reason="this processor saturates: it has the portable form alone")
 

@@ -19,7 +19,7 @@ from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_o
 from ptmq_lightning.runtime.sealed import digest
 from tests.networks import images, small_model
 
-FORMS = [("static", "onnx"), ("switchable", "onnx"), ("static", "openvino")]
+FORMS = [("static", "onnx"), ("multi", "onnx"), ("switchable", "onnx"), ("static", "openvino")]
 WIDTHS = ["w8a8", "w4a8"]
 
 
@@ -188,7 +188,7 @@ def test_a_missing_file_is_named(
     form: str, backend: str, exported: dict[tuple[str, str], Path], tmp_path: Path
 ) -> None:
     place = Path(shutil.copytree(exported[form, backend], tmp_path / "copy"))
-    name = "model.onnx" if form == "switchable" else "w4a8.onnx"
+    name = "w4a8.onnx" if form == "static" else "model.onnx"
     (place / name).unlink()
     with pytest.raises(ExportError) as error:
         Session(place)

@@ -120,6 +120,12 @@ def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: R
     assert rates["log_gain"][::4] == pytest.approx([0.0004, 0.0002, 0], abs=1e-12)
 
 
+@pytest.mark.parametrize(("iters", "rate"), [(10, 0.1), (50, 0.1), (100, 0.05), (500, 0.01), (20_000, 0.00025)])
+def test_the_rate_of_the_rounding_follows_the_number_of_iterations(iters: int, rate: float) -> None:
+    assert Schedule(iters=iters).rounding_rate == pytest.approx(rate)
+    assert Schedule(iters=iters, lr_rounding=0.0).rounding_rate == 0
+
+
 def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
     model, x = small_model(), images(8)
     schedule = Schedule(iters=10, warmup=0.2, lambda_rounding=0.05, log_every=1)

@@ -8,10 +8,17 @@ from typing import Any
 
 import pytest
 
-from ptmq_lightning.allocate.search import greedy
+from ptmq_lightning.allocate.greedy import greedy as walk
+from ptmq_lightning.allocate.problem import Problem
+from ptmq_lightning.allocate.rules import complete, weight_bits
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+
+
+def greedy(model: Any, harm: Sensitivity, average: float) -> BitAssignment:
+    pairs = next(iter(harm.values()))
+    return complete(model, walk(Problem(harm, (weight_bits(model, tuple(pairs), average),))))
 
 
 @pytest.fixture

@@ -1,0 +1,291 @@
+"""Widths per layer against one width everywhere, at the same average of weight bits: what each part of it is worth.
+
+    python benchmarks/allocation.py                                  # ResNet-20 on CIFAR-10, of the folder PTMQ_DATA
+    python benchmarks/allocation.py --seeds 0 1 2 --swap-seconds 60
+    python benchmarks/allocation.py --table                          # the table anew, of what was measured
+
+A cell is a network and a seed: a run of train.py under outputs/allocation (made where it is missing, 300 iterations a
+block), whose calibration images decide and whose evaluation images judge. Rows that are there are kept, so that a
+benchmark which was stopped goes on. Seconds are those of the processor.
+Results: benchmarks/results/allocation.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from scipy.stats import spearmanr
+
+from ptmq_lightning.allocate.judge import Judge
+from ptmq_lightning.allocate.keys import AllocateKeys
+from ptmq_lightning.allocate.problem import Budget, Choice, Problem
+from ptmq_lightning.allocate.rules import complete, weight_bits
+from ptmq_lightning.allocate.searches import SEARCHES
+from ptmq_lightning.allocate.swaps import swap
+from ptmq_lightning.artifact import artifact
+from ptmq_lightning.compose import pipeline
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.device.allocation import Allocation
+from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
+from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
+
+ROOT = Path(__file__).resolve().parent.parent
+FILE = ROOT / "benchmarks" / "results" / "allocation.json"
+RUNS = ROOT / "outputs" / "allocation"
+AVERAGES = (3.0, 3.5, 4.0, 4.5, 5.0)
+IMAGES, DRAWS, RANDOM, ITERS = 256, 200, 3, 300
+ENDS = (AVERAGES[0], AVERAGES[-1])  # of the averages of assignments drawn at random
+METHODS = ("random", "greedy", "milp", "milp + swaps")
+FREE = ("milp, bit operations too", "milp + swaps, bit operations too")  # any activation width, two budgets
+
+
+class Cell:
+    """A finished model, the images that decide, and the images that judge."""
+
+    def __init__(self, experiment: str, seed: int, swap_seconds: float) -> None:
+        self.swap_seconds = swap_seconds
+        folder = RUNS / experiment / f"seed{seed}"
+        overrides = [f"experiment={experiment}", f"recon.iters={ITERS}", f"seed={seed}"]
+        if not (folder / "model" / "manifest.json").exists():
+            command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}", "resume=true"]
+            subprocess.run(command, cwd=ROOT, check=True)
+        self.model = artifact.load(folder / "model")
+        config = configuration(overrides)
+        sources, indices = pipeline.find(config)
+        sources, images = pipeline.load(config, pipeline.build(config.model), sources, indices)
+        self.images = images[:IMAGES]
+        shown = [sources.val[index] for index in range(len(sources.val))]
+        labels = torch.tensor([int(label) for _, label in shown])
+        self.judge = Judge(self.model, torch.stack([image for image, _ in shown]), labels)
+        self.macs = layer_macs(self.model, images[:1])
+
+    @cached_property
+    def tied(self) -> Allocation:
+        return self.of("tied")
+
+    @cached_property
+    def free(self) -> Allocation:
+        return self.of("free")
+
+    def of(self, activations: str, sensitivity: str = "divergence") -> Allocation:
+        keys = AllocateKeys(
+            name="milp", activations=activations, sensitivity=sensitivity, sensitivity_images=IMAGES, swap_images=IMAGES
+        )
+        return Allocation(self.model, self.images, keys)
+
+    def divergence(self, choice: Choice) -> float:
+        """On the images that decide."""
+        return self.tied.judge.ask(complete(self.model, choice)).divergence
+
+    def uniform(self, average: float) -> BitWidth:
+        """The widest pair of no more weight bits."""
+        return max(pair for pair in self.model.pairs if pair.w <= average)
+
+    def uniform_ops(self, average: float) -> float:
+        """Bit operations of the uniform pairs, between two of them in proportion."""
+        low, high = (self.uniform(math.floor(average)), self.uniform(math.ceil(average)))
+        part, macs = average - math.floor(average), self.macs
+        of_low, of_high = (bit_ops(macs, self.model.resolve(p), self.model.layers) for p in (low, high))
+        return of_low + part * (of_high - of_low)
+
+    def row(self, assignment: BitAssignment, **more: Any) -> dict[str, Any]:
+        """What an assignment costs and how it answers on the evaluation images."""
+        w_bits, a_bits = assignment.average(self.model)
+        costs = {
+            "w_bits": round(w_bits, 3),
+            "a_bits": round(a_bits, 3),
+            "bytes": size_bytes(self.model, assignment),
+            "bit_ops": bit_ops(self.macs, assignment, self.model.layers),
+        }
+        answers = asdict(self.judge.ask(assignment))
+        return costs | {name: round(value, 5) for name, value in answers.items()} | more
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", nargs="+", default=["cifar_resnet20"])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--swap-seconds", type=float, default=20.0)
+    parser.add_argument("--table", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    if not options.table:
+        for experiment, seed in itertools.product(options.experiments, options.seeds):
+            kept = found.setdefault(f"{experiment}/{seed}", {})
+            measure(Cell(experiment, seed, options.swap_seconds), kept, found)
+    write_atomically(FILE.with_suffix(".md"), table(found))
+
+
+def measure(cell: Cell, kept: dict[str, Any], found: dict[str, Any]) -> None:
+    """Every part of a cell that is not there yet; each is written when it is done."""
+    for name, part in parts(cell):
+        if name not in kept:
+            kept[name] = part()
+            print(name, kept[name], flush=True)
+            write_atomically(FILE, json.dumps(found, indent=1) + "\n")
+
+
+def parts(cell: Cell) -> Iterator[tuple[str, Callable[[], Any]]]:
+    yield "sensitivity", lambda: seconds_of_sensitivity(cell)
+    yield "rank correlation", lambda: correlations(cell)
+    for average in AVERAGES:
+        yield f"uniform {average}", lambda a=average: cell.row(cell.model.resolve(cell.uniform(a)))
+        for method in (*METHODS, *FREE):
+            yield f"{method} {average}", lambda m=method, a=average: allocated(cell, m, a)
+
+
+def seconds_of_sensitivity(cell: Cell) -> dict[str, float]:
+    """Processor seconds of each measure on the images that decide; all layers and pairs."""
+    asked = {
+        "divergence": cell.tied,
+        "divergence, weights and activations apart": cell.free,
+        "fisher": cell.of("tied", "fisher"),
+    }
+    return {name: round(timed(lambda a=allocation: a.sensitivity)[1], 2) for name, allocation in asked.items()}
+
+
+def correlations(cell: Cell) -> dict[str, float]:
+    """Spearman's between the sum of the layers' harm and the true divergence, over assignments drawn at random."""
+    draw = random.Random(0)
+    choices = [at_random(cell, draw.uniform(*ENDS), draw) for _ in range(DRAWS)]
+    true = [cell.divergence(choice) for choice in choices]
+    harms = {"divergence": cell.tied.sensitivity, "fisher": cell.of("tied", "fisher").sensitivity}
+    scores = {n: [sum(h[name][p] for name, p in choice.items()) for choice in choices] for n, h in harms.items()}
+    return {name: round(float(spearmanr(score, true).statistic), 3) for name, score in scores.items()}
+
+
+def at_random(cell: Cell, average: float, draw: random.Random) -> Choice:
+    """Pairs drawn one by one, drawn again for a layer at random until the average is within a twentieth of a bit."""
+    harm, budget = cell.tied.sensitivity, weight_bits(cell.model, cell.model.pairs, average)
+    choice = {name: draw.choice(cell.model.pairs) for name in harm}
+    away = budget.spent(choice) - budget.limit
+    while abs(away) > 0.05 * budget.unit:
+        name = draw.choice(list(harm))
+        changed = choice | {name: draw.choice(cell.model.pairs)}
+        if abs(left := budget.spent(changed) - budget.limit) <= abs(away):
+            choice, away = changed, left
+    return choice
+
+
+def allocated(cell: Cell, method: str, average: float) -> dict[str, Any]:
+    """One method under the average of weight bits; those of FREE under the uniform pairs' bit operations as well."""
+    allocation = cell.free if method in FREE else cell.tied
+    budgets: list[Budget] = [weight_bits(cell.model, allocation.pairs, average)]
+    if method in FREE:
+        budgets.append(replace(allocation.bit_ops(0.0), limit=cell.uniform_ops(average)))
+    problem = Problem(allocation.sensitivity, tuple(budgets))
+    if method == "random":
+        rows = [cell.row(complete(cell.model, SEARCHES[method](problem, seed))) for seed in range(RANDOM)]
+        return {key: round(statistics.mean(row[key] for row in rows), 5) for key in rows[0]}
+    choice, seconds = timed(lambda: SEARCHES[method.split(" + ")[0].split(",")[0]](problem, 0))
+    if "swaps" not in method:
+        return cell.row(complete(cell.model, choice), search_seconds=round(seconds, 3))
+    course = Course(cell.divergence)
+    choice = swap(problem, choice, course, cell.swap_seconds, clock=time.process_time)
+    return cell.row(complete(cell.model, choice), course=course.told)
+
+
+class Course:
+    """The divergence of choices, and the best so far over time."""
+
+    def __init__(self, divergence: Callable[[Choice], float]) -> None:
+        self.divergence, self.started = divergence, time.process_time()
+        self.told: list[tuple[float, float]] = []
+
+    def __call__(self, choice: Choice) -> float:
+        found = self.divergence(choice)
+        if not self.told or found < self.told[-1][1]:
+            self.told.append((round(time.process_time() - self.started, 2), round(found, 5)))
+        return found
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, float]:
+    """Its result and its processor seconds."""
+    started = time.process_time()
+    return call(), time.process_time() - started
+
+
+def table(found: dict[str, Any]) -> str:
+    """The results as Markdown: for each network the means over seeds."""
+    lines: list[str] = []
+    for experiment in dict.fromkeys(key.split("/")[0] for key in found):
+        cells = [cell for key, cell in found.items() if key.split("/")[0] == experiment]
+        lines += [
+            f"## {experiment}, seeds: {len(cells)}",
+            "",
+            *_rows(cells),
+            "",
+            *_swaps(cells),
+            "",
+            *_others(cells),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _rows(cells: list[dict[str, Any]]) -> Iterator[str]:
+    yield "| weight bits | method | top-1, % | agreement, % | KL | activation bits | bytes | G bit operations |"
+    yield "| ---: | --- " + "| ---: " * 6 + "|"
+    for average in AVERAGES:
+        for method in ("uniform", *METHODS, *FREE):
+            rows = [cell[name] for cell in cells if (name := f"{method} {average}") in cell]
+            if rows:
+                mean = {key: statistics.mean(row[key] for row in rows) for key in rows[0] if key in _SHOWN}
+                shown = " | ".join(form.format(mean[key] / unit) for key, (form, unit) in _SHOWN.items())
+                told = f"{mean['w_bits']:.2f}" if method == "uniform" else f"{average:.2f}"
+                yield f"| {told} | {method} | {shown} |"
+
+
+_SHOWN = {
+    "top1": ("{:.2f}", 1), "agreement": ("{:.2f}", 1), "divergence": ("{:.4f}", 1), "a_bits": ("{:.2f}", 1),
+    "bytes": ("{:,.0f}", 1), "bit_ops": ("{:.3f}", 1e9), "w_bits": ("{:.2f}", 1),
+}  # fmt: skip
+
+
+def _swaps(cells: list[dict[str, Any]]) -> Iterator[str]:
+    """The divergence on the deciding images over time."""
+    times = (0, 2, 5, 10, 20)
+    yield "| weight bits | swaps | " + " | ".join(f"KL after {t} s" for t in times) + " |"
+    yield "| ---: | --- " + "| ---: " * len(times) + "|"
+    for average in AVERAGES:
+        for method in (METHODS[-1], FREE[-1]):
+            courses = [cell[name]["course"] for cell in cells if (name := f"{method} {average}") in cell]
+            if courses:
+                best = [statistics.mean(_at(course, t) for course in courses) for t in times]
+                yield f"| {average:.2f} | {method} | " + " | ".join(f"{value:.4f}" for value in best) + " |"
+
+
+def _at(course: list[list[float]], seconds: float) -> float:
+    return [value for at, value in course if at <= seconds or value == course[0][1]][-1]
+
+
+def _others(cells: list[dict[str, Any]]) -> Iterator[str]:
+    told = {
+        "sensitivity": f"Seconds of the sensitivity on {IMAGES} images",
+        "rank correlation": f"Rank correlation of the sum of harm with the true divergence, {DRAWS} random assignments",
+    }
+    for part, what in told.items():
+        keys = cells[0].get(part, {})
+        means = {key: statistics.mean(cell[part][key] for cell in cells if part in cell) for key in keys}
+        if means:
+            yield f"{what}: {', '.join(f'{key} {value:.3g}' for key, value in means.items())}."
+
+
+if __name__ == "__main__":
+    main()
