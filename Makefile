@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup run test test-slow lint bench
+.PHONY: setup run test test-slow lint docs bench
 
 setup: $(READY)
 
@@ -34,6 +34,10 @@ lint: setup
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup
+	$(BIN)/python -m pip install -q -c constraints.txt "mkdocs-material" "latex2mathml"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 bench: setup
 	$(BIN)/python benchmarks/cost.py

@@ -11,7 +11,7 @@
 
 FILE is read from the repository's root. #TITLE takes the table behind the paragraph TITLE of the file, without it the
 whole file stands there. "rows" keeps the lines of the table in which the regular expression is found, "columns" the
-columns of these names; both may be left out.
+columns of these names; both may be left out. What `ptmq export --targets` prints stands behind a comment of that name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from ptmq_lightning.export import support
+
 ROOT = Path(__file__).resolve().parent.parent
+TARGETS = re.compile(r"(<!-- ptmq export --targets -->\n).*?(<!-- end of targets -->)", flags=re.DOTALL)
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PLACE = re.compile(
     r"(<!-- begin (?P<file>[^#\s]+)(?:#(?P<title>[^\n]+?))?(?:\nrows: (?P<rows>[^\n]+))?"
@@ -34,6 +37,7 @@ def filled(text: str) -> str:
     Raises:
         ValueError: the file has no such part, or the table no such row or column.
     """
+    text = TARGETS.sub(lambda place: f"{place[1]}{support.text()}\n{place[2]}", text)
     return PLACE.sub(lambda place: place[1] + _table(place) + "\n" + place["end"], text)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ptmq_lightning.compose.library import reconstruct as reconstruct
     from ptmq_lightning.runtime.model import at_bits as at_bits
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _OWNERS = {
     "quantize": "ptmq_lightning.compose.library",

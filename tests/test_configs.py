@@ -28,7 +28,7 @@ GROUPS = {
 }
 NEEDED = {
     "model=timm": ["model.name=resnet34"], "model=own": ["model.name=mine.py:Net"],
-    "export=onnx": ["artifact=DIR"], "export=openvino": ["artifact=DIR"],
+    **{f"export={name}": ["artifact=DIR"] for name in ("coreml", "ethosu", "litert", "onnx", "openvino", "qonnx")},
     **{f"finetune={baseline}": [f"method={baseline}"] for baseline in ("any_precision", "multiquant", "robustquant")},
 }  # fmt: skip
 UNNAMED = ("experiment", "placement")  # whose options are no key

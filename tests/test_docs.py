@@ -155,6 +155,7 @@ def test_the_citation_names_the_version_of_the_package() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert (citation["version"], citation["license"]) == (project["version"], project["license"])
+    assert f'__version__ = "{project["version"]}"' in (ROOT / "ptmq_lightning" / "__init__.py").read_text()
     assert f"## {project['version']} - " in (ROOT / "CHANGELOG.md").read_text()
 
 

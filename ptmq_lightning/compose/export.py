@@ -1,4 +1,4 @@
-"""export=onnx, export=openvino: an artifact written for another runtime, on calibration images of `data`; without
+"""export=onnx and the other targets: an artifact written for another runtime, on calibration images of `data`; without
 artifact=DIR the model of the run itself."""
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def run_export(config: Config, folder: Path) -> float:
     bits = widths(",".join(config.export.bits))
     asked = config.export
     reports = write_export(
-        model, out, images, bits,
-        form=asked.form, backend=asked.name, weights=asked.weights, packed=asked.packed or asked.form != "static",
+        model, out, images, bits, form=asked.form, backend=asked.name, weights=asked.weights, device=asked.device,
+        packed=asked.packed or asked.form != "static",
     )  # fmt: skip
     for line in report_lines(out, reports):
         log.info("%s", line)
@@ -71,7 +71,7 @@ def run_export(config: Config, folder: Path) -> float:
 
 @rank_zero_only
 def export_own(config: Config, folder: Path) -> None:
-    """Write the model that a run has left in its folder beside it, as model-onnx or model-openvino."""
+    """Write the model that a run has left in its folder beside it, as model-onnx or model-NAME."""
     out = config.export.out or str(folder / f"model-{config.export.name}")
     run_export(replace(config, artifact=str(folder / "model"), export=replace(config.export, out=out)), folder)
 

@@ -103,7 +103,7 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         tuned = trained.tune(network, images.to(device), sources, indices, config, loggers)
     with stage("fold and cut"):
         whole = trained.trains_whole_network(config)
-        blocks = prepare(tuned, images, config.fold, norms=not whole, exported=config.export.name != "none")
+        blocks = prepare(tuned, images, config.fold, norms=not whole, exported=config.export.name)
     with stage("insert"):
         model = quantize(blocks, config, network).to(device)
     images = images.to(device)
@@ -168,11 +168,11 @@ def load(config: Config, network: Network, sources: Sources, indices: list[int])
 
 
 def prepare(
-    network: Network, images: Tensor, config: FoldConfig, *, norms: bool = True, exported: bool = False
+    network: Network, images: Tensor, config: FoldConfig, *, norms: bool = True, exported: str = "none"
 ) -> list[Block]:
     """The float network without foldable norms, cut into blocks whose chain computes the same; images (N, C, H, W).
 
-    norms: false keeps every norm, for a method that trains them. exported: what cannot be exported is refused.
+    norms: false keeps every norm, for a method that trains them. exported: a backend; what it does not take is refused.
     """
     module = plain(network.module)
     gm = trace(module, network.preprocessing.input_size)
@@ -188,8 +188,8 @@ def prepare(
         log.info("not folded: %s: %s", what, why)
     for hidden in opaque_layers(gm, module):
         log.warning("not quantized: %s", hidden)
-    if exported:
-        require_exportable(modules, images[:2])
+    if exported != "none":
+        require_exportable(modules, images[:2], exported)
     else:
         for what in unexportable(modules, images[:2]):
             log.warning("cannot be exported to ONNX: %s", what)

@@ -68,7 +68,7 @@ def check(config: Config) -> None:
     _check_finetune(config)
     _check_method(config)
     if config.export.name != "none":
-        target_of(config.export.name, config.export.form)
+        target_of(config.export.name, config.export.form, config.export.device)
         if config.finetune.name != "none":
             raise ConfigError(
                 f"method={config.method.name} leaves tensors for comparison, no artifact that "

@@ -127,11 +127,14 @@ class ExportConfig:
         "portable: exact on every processor, without any setting of the runtime",
         choices=WEIGHTS,
     )
+    device: str | None = key(
+        None, "the processor that export=ethosu compiles for, such as ethos-u85-512; null: ethos-u55-256"
+    )
     bits: tuple[str, ...] = key((), "pairs and named assignments; empty: all")
     images: int = key(64, "of the calibration images: for ranges and the check", least=2)
     out: str | None = key(
         None,
-        "null: model-onnx/ or model-openvino/ beside the run's model/; of artifact=DIR export/ in the run's folder",
+        "null: model-NAME/ (model-onnx/) beside the run's model/; of artifact=DIR export/ in the run's folder",
     )
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from ptmq_lightning.export.folder import WEIGHTS
-from ptmq_lightning.export.targets import backends, forms
+from ptmq_lightning.export.targets import backends, devices, forms
 
 EXPORT_IMAGES = 64
 
@@ -19,6 +20,7 @@ def of_export(parser: argparse.ArgumentParser) -> None:
     form = "static: a file per width; multi: one file whose input chooses the width; switchable: weights are inputs"
     parser.add_argument("--form", choices=forms(), default="static", help=form)
     parser.add_argument("--backend", choices=backends(), default="onnx")
+    parser.add_argument("--device", choices=devices(), help="of --backend ethosu: the processor to compile for")
     exact = "signed: the fastest; portable: exact on every processor without any setting"
     parser.add_argument("--weights", choices=WEIGHTS, default="signed", help=exact)
     parser.add_argument("--out", metavar="DIR", type=Path, help="folder to write (default: DIR beside it, -BACKEND)")
@@ -28,6 +30,17 @@ def of_export(parser: argparse.ArgumentParser) -> None:
     unpacked = "a byte for each weight, for programs that do not unpack fewer bits once when they open the file"
     parser.add_argument("--unpacked", action="store_true", help=unpacked)
     parser.add_argument("--float-image", action="store_true", help="leave the first convolution in float")
+    parser.add_argument("--targets", action=_Targets, nargs=0, help="what each backend takes: operations and widths")
+
+
+class _Targets(argparse.Action):
+    """As --help: prints and leaves, whatever else is missing."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        from ptmq_lightning.export.support import text
+
+        print(text())
+        parser.exit()
 
 
 def positive(text: str) -> int:

@@ -18,6 +18,7 @@ from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import read_manifest
 from ptmq_lightning.export.one_file import opening_line
 from ptmq_lightning.export.parity import WidthReport
+from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.model import Which
@@ -34,18 +35,20 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     place = args.folder.resolve()
     out = args.out or place.with_name(f"{place.name}-{args.backend}")
     bits = widths(args.bits)
-    options = {"form": args.form, "backend": args.backend, "weights": args.weights, "float_image": args.float_image}
+    options = {name: getattr(args, name) for name in ("form", "backend", "weights", "float_image", "device")}
     yield from report_lines(out, write_export(model, out, images, bits, packed=not args.unpacked, **options))
 
 
 def report_lines(out: Path, reports: Mapping[str, WidthReport]) -> Iterator[str]:
     """What was written, where it runs exactly, and the check of each width."""
-    yield f"{out}: {sum(file.stat().st_size for file in out.iterdir()):,} bytes"
+    size = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     manifest = read_manifest(out)
+    yield f"{out}: {size:,} bytes"
     yield f"x86 processors: {manifest['old_processors']}"
     if "opening" in manifest:
         yield opening_line(manifest)
     yield from lines(reports)
+    yield from target_of(manifest["backend"], manifest["form"]).notes(out)
 
 
 def widths(text: str | None) -> list[Which] | None:

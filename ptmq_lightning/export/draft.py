@@ -15,7 +15,9 @@ from ptmq_lightning.export.flow import Op, operations, record
 from ptmq_lightning.export.onnx_convert import Converter
 from ptmq_lightning.export.onnx_multi import multi
 from ptmq_lightning.export.onnx_packed import packed, whole
-from ptmq_lightning.export.plan import Plan, plan
+from ptmq_lightning.export.plan import Plan, all_integer, plan
+from ptmq_lightning.export.support import require_supported
+from ptmq_lightning.export.targets import OnnxStatic
 from ptmq_lightning.export.values import Array, parameters, store
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import MultiBitModel, Which, at_bits, weights_of
@@ -36,12 +38,19 @@ class Draft:
         early: bool = True,
         float_image: bool = False,
         pack: bool = True,
+        target: OnnxStatic | None = None,
     ) -> None:
+        """target: what it is for; its `early` and `integer` hold then, and what it lacks is refused."""
         _check_finished(model, images)
         self.model, self.images, self.pack = model, images, pack
         self.assignments = _named(bits, model)
         self.ops = _operations(model, images)
+        if target is not None:
+            require_supported(self.ops, target)
+            early = target.early
         self.plan: Plan = plan(self.ops, early=early, image=early and not float_image)
+        if target is not None and target.integer:
+            all_integer(self.ops, self.plan)
         self._ranges()
         self.arrays = store(model, self.assignments)
         self.values: dict[str, dict[str, Array]] = {

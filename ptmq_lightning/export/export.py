@@ -41,6 +41,7 @@ def write_export(
     weights: str = "signed",
     float_image: bool = False,
     packed: bool = True,
+    device: str | None = None,
 ) -> dict[str, WidthReport]:
     """Write `folder`; what was written is compared with the simulation on `images` before it gets its name.
 
@@ -59,6 +60,7 @@ def write_export(
         float_image: keep the first layer of a convolutional network in float instead of rounding the image to 8 bits.
         packed: weights narrower than 8 bits take their bits alone in static ONNX files; False: a byte each, for a
             program that would unpack them at every call.
+        device: of a backend that compiles for one ("ethosu"); None: its default.
 
     Returns:
         a report per width.
@@ -70,10 +72,10 @@ def write_export(
     """
     folder = Path(folder)
     place = folder.resolve()
-    target = _target(form, backend, weights, packed)
+    target = _target(form, backend, weights, packed, device)
     check_place(folder)
     asked: list[Which] = list(bits) if bits is not None else [*model.pairs, *model.assignments]
-    draft = Draft(model, images, asked, early=target.early, float_image=float_image, pack=packed)
+    draft = Draft(model, images, asked, float_image=float_image, pack=packed, target=target)
     with replacing_folder(place) as part:
         manifest = _write(draft, part, target, weights)
         session = Session(part)
@@ -91,8 +93,9 @@ def _write(draft: Draft, folder: Path, target: OnnxStatic, weights: str) -> dict
     model, files = draft.model, target.files(draft)
     for name, file in files.items():
         network = target.network(draft, name)
-        stored = as_portable(network, target.backend) if weights == "portable" else network
-        (folder / file).write_bytes(stored.SerializeToString())
+        target.verify(draft, name, network)
+        stored = as_portable(network, target.backend) if weights == "portable" and not target.exact else network
+        target.write(stored, folder / file)
     constants = target.beside(draft, folder, network)
     manifest = {
         "form": target.form,
@@ -118,23 +121,23 @@ def old_processors(draft: Draft, target: OnnxStatic, weights: str) -> str:
     """What whoever runs the files without `Session` needs on an x86 processor without VNNI, where 8-bit sums may
     saturate (export.portable)."""
     products = any(op.key == "QuantMatmul" for op in draft.ops)
-    if weights == "portable":
+    if weights == "portable" or target.exact:
         return "exact on every processor"
     if (target.backend, target.form) == ("onnx", "static") and not products:
         return "without VNNI exact with the session option session.x64quantprecision=1, which makes the others slower"
     return "without VNNI exact only in Session; for other programs there export with weights=portable"
 
 
-def _target(form: str, backend: str, weights: str, packed: bool) -> OnnxStatic:
+def _target(form: str, backend: str, weights: str, packed: bool, device: str | None) -> OnnxStatic:
     if weights not in WEIGHTS:
         raise ExportError(f"found weights={weights!r}; expected one of {', '.join(WEIGHTS)}.")
-    target = target_of(backend, form)
+    target = target_of(backend, form, device)
     if not packed and not target.packs:
         raise ConfigError(
             f"found packed=False with backend={backend!r} and form={form!r}, which store weights in one way alone; "
             f"expected it with form='static' of backend='onnx'. Leave it out."
         )
-    require(backend, "onnx", *target.packages)
+    require(backend, *target.writers, *target.packages)
     return target
 
 

@@ -17,6 +17,7 @@ from ptmq_lightning.runtime.sealed import Sealed, read_object, sha256_of
 WEIGHTS = ("signed", "portable")
 ONE_FILE = ("switchable", "multi")  # forms of one graph for all widths
 MANIFEST, WIDTHS, README = "export.json", "widths.safetensors", "README.md"
+PACKAGES = (".mlpackage",)  # folders that are one file to their runtime
 _PARTS = {
     "form": str, "backend": str, "weights": str, "old_processors": str, "files": dict, "hashes": dict,
     "image_shape": list, "info": dict, "pairs": list, "layers": list, "assignments": dict, "table": dict,
@@ -31,8 +32,9 @@ EXPORT = Sealed(
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Seal a folder whose other files are there."""
-    files = sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-    whole = EXPORT.stamped({**manifest, "hashes": {path.name: sha256_of(path) for path in files}})
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
+    hashes = {path.relative_to(folder).as_posix(): sha256_of(path) for path in files}
+    whole = EXPORT.stamped({**manifest, "hashes": hashes})
     (folder / MANIFEST).write_text(json.dumps(whole, indent=1), encoding="utf-8")
 
 
@@ -77,12 +79,18 @@ def _check_files(manifest: Mapping[str, Any]) -> None:
         raise ExportError(f"files names {len(manifest['files'])} widths; expected {len(needed)}, one for each")
     for name, wanted in manifest["hashes"].items():
         check(wanted, str, f"hashes.{name}", ExportError)
-        if not name or Path(name).name != name or name in (".", "..", MANIFEST) or "\\" in name or "\0" in name:
+        if not _is_inside(name):
             raise ExportError(f"hashes names {name[:100]!r}; expected names of files inside the folder")
     for name in (*manifest["files"].values(), *([WIDTHS] if manifest["form"] == "switchable" else [])):
         check(name, str, "files", ExportError)
-        if name not in manifest["hashes"]:
+        if name not in manifest["hashes"] and not any(own.startswith(f"{name}/") for own in manifest["hashes"]):
             raise ExportError(f"hashes does not name {name[:100]!r}; expected every file that is read")
+
+
+def _is_inside(name: str) -> bool:
+    """A relative path in its shortest form, and not that of the manifest."""
+    plain = "\\" not in name and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+    return plain and name != MANIFEST
 
 
 def check_place(folder: Path) -> None:
@@ -92,7 +100,7 @@ def check_place(folder: Path) -> None:
     else:
         own = _files_of(folder)
         held = sorted(folder.iterdir()) if folder.exists() else []
-        others = [path.name for path in held if path.name not in own or not path.is_file()]
+        others = [path.name for path in held if path.name not in own or not _is_file_of(path)]
     if others:
         raise ExportError(
             f"cannot export to '{folder}': found {others[0]!r} there; expected a new folder, an empty one or one that "
@@ -100,11 +108,18 @@ def check_place(folder: Path) -> None:
         )
 
 
+def _is_file_of(path: Path) -> bool:
+    """A file, or a folder that is one file to its runtime."""
+    return path.is_file() or (path.is_dir() and path.suffix in PACKAGES)
+
+
 def _files_of(folder: Path) -> set[str]:
     """The files that an earlier export of any version wrote, by its own account."""
     try:
         manifest = read_object(folder / MANIFEST)
-        own = {README} & set(manifest["hashes"])
-        return {MANIFEST, WIDTHS, *own, *manifest["files"].values()} if manifest["format"] == EXPORT.format else set()
+        if manifest["format"] != EXPORT.format:
+            return set()
+        beside = {name.partition("/")[0] for name in manifest["hashes"]}
+        return {MANIFEST, WIDTHS, *manifest["files"].values(), *beside}
     except (OSError, ValueError, LookupError, TypeError, AttributeError):
         return set()

@@ -12,16 +12,21 @@ from ptmq_lightning.export.flow import Chain, Op, operations
 from ptmq_lightning.export.onnx_convert import LOGITS, Converter
 from ptmq_lightning.export.onnx_emit import flat, shape_of
 from ptmq_lightning.export.plan import Plan
+from ptmq_lightning.export.support import require_supported
+from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ExportError
 
 LAYERS = ("Conv2d", "ConvTranspose2d", "Linear", "matmul")  # become quantized layers, which every export has
 
 
-def require_exportable(blocks: Iterable[fx.GraphModule], images: Tensor) -> None:
-    """Raises ExportError that names every operation of these float blocks that has no form in ONNX.
+def require_exportable(blocks: Iterable[fx.GraphModule], images: Tensor, backend: str = "onnx") -> None:
+    """Raises ExportError that names every operation of these float blocks that a backend does not take.
 
     images: (N >= 2, C, H, W).
     """
+    blocks = list(blocks)
+    if len(images) >= 2:
+        require_supported(operations(Chain(blocks), images), target_of(backend))
     if refused := unexportable(blocks, images):
         raise ExportError(
             f"the network cannot be exported: {'; '.join(refused)}. Expected operations of the tables in "

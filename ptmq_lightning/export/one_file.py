@@ -69,7 +69,7 @@ def readme(manifest: Mapping[str, Any], size: int) -> str:
     value = next(iter(choice["values"].values()))
     return f"""# One ONNX file for every width
 
-`model.onnx` ({size:,} bytes) runs in any ONNX Runtime from 1.18, in any language, without code of ours. Inputs:
+`model.onnx` ({size:,} bytes) runs in any current ONNX Runtime, in any language, without code of ours. Inputs:
 `images`, float32 (batch, {shape}), preprocessed as `export.json` says under `info`, and `{choice["input"]}`, an int64
 scalar that chooses the width. Output: `logits`. A value that is not in this table is an error.
 
@@ -77,7 +77,8 @@ scalar that chooses the width. Output: `logits`. A value that is not in this tab
 | --- | ---: | ---: | ---: |
 {chr(10).join(rows)}
 
-On the machine that wrote it, {opening_line(manifest)}. Switching costs nothing.
+On the machine that wrote it, {opening_line(manifest)}.
+A switch is another value of the input, and nothing else.
 
     session = onnxruntime.InferenceSession("model.onnx")                                         # Python
     logits, = session.run(None, {{"images": images, "{choice["input"]}": numpy.array({value})}})

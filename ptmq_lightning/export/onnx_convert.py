@@ -307,6 +307,11 @@ class Converter:
         return str(self.writer.node("MatMul", [a, b], op.path))
 
 
+def operations() -> frozenset[str]:
+    """The names of all operations without quantized weights that a Converter writes."""
+    return frozenset((*MOVES, *PADS, *BINARY, *FLOATS, "expand", "repeat", "tile", "size"))
+
+
 def source_of(op: Op, plan: Plan) -> str:
     """The quantizer on whose grid a tensor is."""
     at: Op | None = op

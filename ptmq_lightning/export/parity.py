@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.flow import LAYERS, Op, record
-from ptmq_lightning.export.onnx_convert import Converter, source_of
+from ptmq_lightning.export.onnx_convert import source_of
 from ptmq_lightning.export.session import Session, compile_openvino, inference_session
 from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.export.values import Array
@@ -83,10 +83,10 @@ def layer_steps(
     in the form of `export.portable`.
     """
     target = target_of(backend)
-    graph = Converter(draft.plan, draft.values[name], clip=target.clip).layers(draft.ops)
+    graph = target.layer_graph(draft, name)
     kept = _simulated(draft, name, coded=target.early)
     steps, wrong, total = {}, 0, 0
-    for output, made in target.layers(graph, kept, portable).items() if graph.graph.output else ():
+    for output, made in target.layers(graph, kept, portable).items() if graph is not None else ():
         wanted = kept[output]
         layer = output.removesuffix(".out")
         if made.dtype.kind == "f":

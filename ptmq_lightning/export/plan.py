@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from ptmq_lightning.export.flow import CONVOLUTIONS, Op
+from ptmq_lightning.export.flow import CONSTANT, CONVOLUTIONS, Op
 from ptmq_lightning.export.onnx_moves import MOVES, pads_zeros
 from ptmq_lightning.export.values import LayerRow, QuantizerRow, Table
 from ptmq_lightning.runtime.layers import ActivationQuantizer
@@ -106,6 +106,23 @@ def _eight_bits(op: Op, watched: Op, name: str, result: Plan, relu: bool = False
     result.watched[name] = watched
     if relu:
         result.absorbed.add(watched)
+
+
+def all_integer(ops: Sequence[Op], result: Plan) -> None:
+    """Give 8 bits over its range to every tensor that has no quantizer yet, the image and the logits among them: for
+    runtimes that know nothing but integers."""
+    for op in ops:
+        if op.shape is None or op.key == CONSTANT or op in result.at or op in result.absorbed:
+            continue
+        if op is ops[0]:
+            _eight_bits(op, op, "image", result)
+        elif not _moves(op) or op.key in RELU | RELU6 | {"mul"}:
+            clipped = len(op.users) == 1 and op.users[0].key in RELU and op.users[0] not in result.at
+            _eight_bits(op, op.users[0] if clipped else op, f"{op.name}.output", result, relu=clipped)
+    for name in list(result.floating):
+        layer = next(op for op in ops if op.path == name)
+        result.table.layers[name] = replace(result.table.layers[name], source=_source(layer, result))
+    result.floating.clear()
 
 
 def _source(op: Op, result: Plan) -> str | None:

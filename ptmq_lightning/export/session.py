@@ -55,7 +55,8 @@ class Session:
         self.target = target_of(backend, self.form)
         require(backend, *self.target.packages)
         stored = self.manifest["weights"] == "portable"
-        self.portable = stored or (saturates(backend) if portable is None else portable)
+        asked = stored or (saturates(backend) if portable is None else portable)
+        self.portable = asked and not self.target.exact
         self._rewrites = self.portable and not stored
         self.info = ModelInfo.from_json(self.manifest["info"])
         layers = [LayerInfo.from_json(row) for row in self.manifest["layers"]]

@@ -18,6 +18,7 @@ from ptmq_lightning.runtime.registry import Registry
 
 if TYPE_CHECKING:
     from ptmq_lightning.export.draft import Draft
+    from ptmq_lightning.export.support import Support
     from ptmq_lightning.export.values import Array
 
 Run = Callable[[Any], Any]  # images (B, C, H, W) -> logits, of numpy
@@ -28,10 +29,13 @@ TARGETS: Registry[type[OnnxStatic]] = Registry("export target")
 class OnnxStatic:
     """A file for ONNX Runtime per width: weights are constants. The base of every target.
 
-    backend, form: the names that it is asked for by. packages: what running it needs. early: values become integers as
+    backend, form: the names that it is asked for by. packages, writers: what running and, beside that, writing it
+    needs. exact: it has one form of integer arithmetic, right on every processor. early: values become integers as
     soon as they can, and stay them from layer to layer; else where the simulation has its quantizers (plan.plan).
     clip: where bounds narrower than 8 bits are applied, to "codes" or "values" (onnx_convert.Converter). packs: stores
-    weights narrower than 8 bits in their bits alone, or, asked so, in a byte each.
+    weights narrower than 8 bits in their bits alone, or, asked so, in a byte each. integer: every tensor becomes
+    integers, those that the simulation keeps in float at 8 bits over their range. devices: what the key export.device
+    may name, the first one its default; device: the one that was asked for.
     """
 
     backend: ClassVar[str] = "onnx"
@@ -40,6 +44,21 @@ class OnnxStatic:
     early: ClassVar[bool] = True
     clip: ClassVar[str] = "codes"
     packs: ClassVar[bool] = True
+    integer: ClassVar[bool] = False
+    writers: ClassVar[tuple[str, ...]] = ("onnx",)
+    exact: ClassVar[bool] = False
+    devices: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, device: str | None = None) -> None:
+        self.device = device or next(iter(self.devices), None)
+
+    def support(self) -> Support:
+        """The operations and widths that it takes."""
+        from ptmq_lightning.export.onnx_convert import operations
+        from ptmq_lightning.export.support import BYTES, ITSELF, KINDS, PRODUCT, Support
+
+        held = ITSELF if self.packs or self.form == "multi" else BYTES
+        return Support({**dict.fromkeys(KINDS, held), PRODUCT: BYTES}, operations(), tables=True)
 
     def files(self, draft: Draft) -> dict[str, str]:
         """width -> file."""
@@ -48,6 +67,13 @@ class OnnxStatic:
     def network(self, draft: Draft, name: str) -> Any:
         """The ModelProto of a file; name: of `files`."""
         return draft.static(name, clip=self.clip, pack=self.packs and draft.pack)
+
+    def verify(self, draft: Draft, name: str, network: Any) -> None:
+        """Look at a network before it is written. Raises ExportError where it does not hold the model's numbers."""
+
+    def write(self, network: Any, path: Path) -> None:
+        """Write a network as the file, or the folder of files, that it is."""
+        path.write_bytes(network.SerializeToString())
 
     def beside(self, draft: Draft, folder: Path, network: Any) -> list[str]:
         """Write what stands beside the graphs; the parameters that are constants of the last one, by name."""
@@ -60,6 +86,10 @@ class OnnxStatic:
     def readme(self, manifest: Mapping[str, Any], folder: Path) -> str | None:
         """The text of a README.md in the folder."""
         return None
+
+    def notes(self, folder: Path) -> list[str]:
+        """What is to be said of a finished export beside its check, line by line."""
+        return []
 
     def opened(self, model: Path | bytes, threads: int | None) -> Run:
         """images (B, C, H, W) -> logits of one static file."""
@@ -81,8 +111,15 @@ class OnnxStatic:
 
         unsigned(graph)
 
+    def layer_graph(self, draft: Draft, name: str) -> Any:
+        """Every quantized layer by itself, for `layers`: "<layer>.in<i>" -> "<layer>.out"; None where there is none."""
+        from ptmq_lightning.export.onnx_convert import Converter
+
+        graph = Converter(draft.plan, draft.values[name], clip=self.clip).layers(draft.ops)
+        return graph if graph.graph.output else None
+
     def layers(self, graph: Any, given: Mapping[str, Array], portable: bool) -> dict[str, Array]:
-        """The outputs of a graph of single layers (`Converter.layers`), by name, with the simulation's values as its
+        """The outputs of a graph of single layers (`layer_graph`), by name, with the simulation's values as its
         inputs; nothing where the runtime fails on such graphs."""
         from ptmq_lightning.export.portable import as_portable, shifted, shifted_back
         from ptmq_lightning.export.session import inference_session
@@ -227,14 +264,25 @@ def forms() -> tuple[str, ...]:
     return tuple(dict.fromkeys(target.form for target in TARGETS.variants.values()))
 
 
-def target_of(backend: str, form: str | None = None) -> OnnxStatic:
-    """The target of a backend and form; without a form the backend's first, as all run alike.
+def target_of(backend: str, form: str | None = None, device: str | None = None) -> OnnxStatic:
+    """The target of a backend and form, for a device; without a form the backend's first, as all run alike.
 
     Raises:
-        ConfigError: there is none; the message lists those that there are.
+        ConfigError: there is none, or none for this device; the message lists those that there are.
     """
     made = next((t for t in TARGETS.variants.values() if t.backend == backend and form in (None, t.form)), None)
     if made is None:
         known = ", ".join(f"{target.backend} {target.form}" for target in TARGETS.variants.values())
         raise ConfigError(f"found backend={backend!r} with form={form!r}; expected a backend and form of {known}.")
-    return made()
+    if device is not None and device not in made.devices:
+        known = f"one of {', '.join(made.devices)}" if made.devices else f"none: {backend} knows no devices"
+        raise ConfigError(f"found device={device!r} with backend={backend!r}; expected {known}.")
+    return made(device)
+
+
+def devices() -> tuple[str, ...]:
+    """The choices of `--device` and export.device."""
+    return tuple(dict.fromkeys(device for target in TARGETS.variants.values() for device in target.devices))
+
+
+from ptmq_lightning.export import coreml, ethosu, litert, qonnx  # noqa: E402, F401  they register themselves, as above

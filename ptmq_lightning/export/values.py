@@ -114,7 +114,7 @@ def parameters(table: Table, arrays: Mapping[str, Array], assignment: BitAssignm
         codes, step = arrays[f"{layer.name}.codes.{bits}"], arrays[f"{layer.name}.steps.{bits}"]
         bias = arrays.get(f"{layer.name}.bias.{bits}")
         input_scale = scales[layer.source] if layer.source else None
-        own = _layer(codes, step, bias, input_scale, bits, layer.transposed)
+        own = layer_integers(codes, step, bias, input_scale, bits, layer.transposed)
         found |= {f"{layer.name}.{key}": value for key, value in own.items()}
     return found
 
@@ -141,10 +141,11 @@ def _quantizer(row: QuantizerRow, arrays: Mapping[str, Array], bits: int) -> dic
     return found
 
 
-def _layer(
+def layer_integers(
     codes: Array, step: Array, bias: Array | None, input_scale: Array | None, bits: int, transposed: bool
 ) -> dict[str, Array]:
-    """weight s8, scale (O,), and bias int32 with its bias_scale (bias_float: as it was), float where the input is."""
+    """weight s8, scale (O,), and bias int32 with its bias_scale (bias_float: as it was), float where the input is.
+    bits: of the codes; 7 or 8 leaves them as they are."""
     codes, step = _use_free_bits(codes, step, bits)
     if bias is not None and input_scale is not None:
         codes, step = _widen_for_bias(codes, step, bias, float(input_scale))

@@ -142,6 +142,8 @@ def _shown(end: End) -> Iterator[tuple[str, Any]]:
     yield "drop_per_width", wandb.plot.bar(table, "width", "drop", title="points of top-1 below float")
     if (page := end.folder / "report.html").exists():
         yield "report", wandb.Html(page.read_text(encoding="utf-8"), inject=False)
+    for picture in sorted(end.folder.glob("*.png")):
+        yield picture.stem, wandb.Image(str(picture))
 
 
 def _name_of(choice: Any) -> str:

@@ -74,7 +74,7 @@ def test_an_export_sees_calibration_images_prepared_for_the_network(
     assert export.run_export(configuration(overrides), tmp_path) == 99.0
     assert seen == {
         "out": tmp_path / "export", "shape": (5, 3, 16, 16), "bits": ["w8a8", "w4a8"], "form": "static",
-        "backend": "onnx", "weights": "signed", "packed": True,
+        "backend": "onnx", "weights": "signed", "packed": True, "device": None,
     }  # fmt: skip
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from benchmarks.wandb_offline import read_offline
 from ptmq_lightning.report import wandb_run
 from ptmq_lightning.report.end import End
 from ptmq_lightning.report.keys import LoggerKeys
 from ptmq_lightning.report.trackers import CsvTracker, log_end, open_trackers
 from ptmq_lightning.runtime.errors import ConfigError
-from tests.report.offline import read_offline
 
 GROUPS = {"model": {"name": "digits_resnet"}, "method": {"name": "qdrop"}, "mixer": {"name": "case1"}}
 LINE = {"loss/w4a4": 0.5, "loss/rounding": 2.0, "beta": 20.0, "settled": 0.25, "block": 0, "block_name": "stem"}
@@ -130,6 +131,7 @@ def finished(tmp_path: Path, results: dict[str, Any]) -> End:
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "manifest.json").write_text("{}")
     (tmp_path / "report.html").write_text("<p>a page</p>")
+    Image.new("L", (4, 4)).save(tmp_path / "sensitivity.png")
     return End(tmp_path, results, iters=4, card=lambda folder, name: f"# {name}")
 
 
@@ -158,6 +160,7 @@ def test_wandb_ends_with_summary_table_chart_page_and_model(tmp_path: Path, fini
     assert [row[0] for row in run.tables["widths"]["data"]][:2] == ["float", "w4a4"]
     assert {"top1_per_width_table", "drop_per_width_table"} <= set(run.tables)
     assert run.summary["report/_type"] == "html-file" and run.summary["iter"] == 4
+    assert run.summary["sensitivity/_type"] == "image-file"
     assert run.artifacts["model"] == {"README.md", "manifest.json"}
 
 
