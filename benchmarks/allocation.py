@@ -226,30 +226,21 @@ def table(found: dict[str, Any]) -> str:
     lines: list[str] = []
     for experiment in dict.fromkeys(key.split("/")[0] for key in found):
         cells = [cell for key, cell in found.items() if key.split("/")[0] == experiment]
-        lines += [
-            f"## {experiment}, seeds: {len(cells)}",
-            "",
-            *_rows(cells),
-            "",
-            *_swaps(cells),
-            "",
-            *_others(cells),
-            "",
-        ]
+        lines += [f"## {experiment}: mixed against uniform, seeds: {len(cells)}", "", *_rows(cells), ""]
+        lines += [f"## {experiment}: swaps, on the images that decide", "", *_swaps(cells), "", *_others(cells), ""]
     return "\n".join(lines)
 
 
 def _rows(cells: list[dict[str, Any]]) -> Iterator[str]:
-    yield "| weight bits | method | top-1, % | agreement, % | KL | activation bits | bytes | G bit operations |"
-    yield "| ---: | --- " + "| ---: " * 6 + "|"
+    yield "| asked | method | top-1, % | agreement, % | KL | activation bits | bytes | G bit operations | weight bits |"
+    yield "| ---: | --- " + "| ---: " * len(_SHOWN) + "|"
     for average in AVERAGES:
         for method in ("uniform", *METHODS, *FREE):
             rows = [cell[name] for cell in cells if (name := f"{method} {average}") in cell]
             if rows:
                 mean = {key: statistics.mean(row[key] for row in rows) for key in rows[0] if key in _SHOWN}
                 shown = " | ".join(form.format(mean[key] / unit) for key, (form, unit) in _SHOWN.items())
-                told = f"{mean['w_bits']:.2f}" if method == "uniform" else f"{average:.2f}"
-                yield f"| {told} | {method} | {shown} |"
+                yield f"| {average:g} | {method} | {shown} |"
 
 
 _SHOWN = {
@@ -261,14 +252,14 @@ _SHOWN = {
 def _swaps(cells: list[dict[str, Any]]) -> Iterator[str]:
     """The divergence on the deciding images over time."""
     times = (0, 2, 5, 10, 20)
-    yield "| weight bits | swaps | " + " | ".join(f"KL after {t} s" for t in times) + " |"
+    yield "| asked | swaps | " + " | ".join(f"KL after {t} s" for t in times) + " |"
     yield "| ---: | --- " + "| ---: " * len(times) + "|"
     for average in AVERAGES:
         for method in (METHODS[-1], FREE[-1]):
             courses = [cell[name]["course"] for cell in cells if (name := f"{method} {average}") in cell]
             if courses:
                 best = [statistics.mean(_at(course, t) for course in courses) for t in times]
-                yield f"| {average:.2f} | {method} | " + " | ".join(f"{value:.4f}" for value in best) + " |"
+                yield f"| {average:g} | {method} | " + " | ".join(f"{value:.4f}" for value in best) + " |"
 
 
 def _at(course: list[list[float]], seconds: float) -> float:
