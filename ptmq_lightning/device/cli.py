@@ -138,6 +138,8 @@ COMMANDS = {
     "allocate": Command("widths per layer for a size, a compute, an accuracy", of_allocate, _allocate),
     "export": Command("write it for ONNX Runtime or OpenVINO, and check it", arguments.of_export, _export),
     "demo": Command("an export of form multi as a page with a slider", arguments.of_demo, _demo, "an export"),
+    "push": Command("upload it, with a card, to the Hugging Face hub", arguments.of_push, _push),
+    "pull": Command("download it from the Hugging Face hub", arguments.of_pull, _pull, "where it goes"),
     "verify": Command("hashes, decoding, ranges at every width", arguments.none, _verify),
 }
 
