@@ -146,7 +146,7 @@ def test_an_export_target_from_outside_is_written_compared_and_run(
         def layers(self, graph: Any, given: Mapping[str, Any], portable: bool) -> dict[str, Any]:
             return outputs_of(graph.SerializeToString(), {i.name: given[i.name] for i in graph.graph.input})
 
-        def float_kernels(self, file: Path | bytes, products: set[str]) -> dict[str, int]:
+        def float_kernels(self, file: Path | bytes, products: set[str], name: str = "") -> dict[str, int]:
             return {}
 
     out = tmp_path / "export"

@@ -27,7 +27,10 @@ ROOMS = {*ON_DEVICE, "data", "models", "quant", "reconstruction", "finetune", "e
          "config", "compose"}  # fmt: skip
 FORBIDDEN = "lightning", "pytorch_lightning", "hydra", "omegaconf", "wandb", "matplotlib", "pandas", "timm", "PIL"
 ALWAYS = {"torch", "numpy", "safetensors"}
-WHEN_USED = ALWAYS | {"timm", "onnx", "onnxruntime", "openvino", "huggingface_hub", "PIL"}
+WHEN_USED = ALWAYS | {
+    "timm", "onnx", "onnxruntime", "openvino", "huggingface_hub", "PIL", "qonnx", "ai_edge_litert", "flatbuffers",
+    "coremltools", "ethosu",
+}  # fmt: skip
 
 GUARD = f"""
 import importlib, pkgutil, sys

@@ -37,7 +37,9 @@ def complete(model: MultiBitModel, chosen: Mapping[str, BitWidth]) -> BitAssignm
             block = [pair for other, pair in chosen.items() if model.layers[other].block == layer.block]
             pairs[name] = layer.width(min(block, key=lambda pair: (pair.a, pair.w), default=widest))
     for name, owner in owners(model).items():
-        pairs[name] = BitWidth(pairs[name].w, pairs[owner].a)
+        shared = BitWidth(pairs[name].w, pairs[owner].a)
+        if model.any_pair or shared in model.pairs:
+            pairs[name] = shared
     return BitAssignment(tuple(pairs.items()))
 
 

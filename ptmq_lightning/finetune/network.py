@@ -30,6 +30,7 @@ class SharedModel(MultiBitModel):
     statistics: what re-estimating the norms' statistics took, where that was done.
     """
 
+    any_pair = False
     statistics: dict[str, Any] | None = None
 
     @classmethod

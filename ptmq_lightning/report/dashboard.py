@@ -98,7 +98,7 @@ def workspace(entity: str, project: str, *, group: str | None, by: Sequence[str]
     return ws.Workspace(entity=entity, project=project, name=title, sections=sections, runset_settings=settings)
 
 
-def report(entity: str, project: str, *, group: str | None, by: Sequence[str], widths: Sequence[str]) -> Any:
+def comparison(entity: str, project: str, *, group: str | None, by: Sequence[str], widths: Sequence[str]) -> Any:
     """The same panels as a report, with a sentence on each section."""
     import wandb_workspaces.reports.v2 as wr
 
@@ -135,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make(options: argparse.Namespace) -> list[str]:
     require("dashboard", "wandb_workspaces")
     keys = {"group": options.group, "by": options.by, "widths": options.widths}
-    made = [build(options.entity, options.project, **keys) for build in (workspace, report)]
+    made = [build(options.entity, options.project, **keys) for build in (workspace, comparison)]
     if options.spec is not None:
         write_atomically(options.spec, json.dumps(specification(made), indent=1) + "\n")
         return [f"{options.spec}: the workspace and the report; nothing was sent"]

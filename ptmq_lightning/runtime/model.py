@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -79,8 +79,11 @@ class MultiBitModel(nn.Module):
 
     layers: in order of execution. pairs: the widths it was prepared for. assignments: named mixed ones.
     info: what is known of it and travels with it. cache: weights made ready at the widths used so far, within
-    cache.limit bytes. A new model runs as the float network.
+    cache.limit bytes. any_pair: a layer runs at every combination of its widths, not at `pairs` alone. A new model runs
+    as the float network.
     """
+
+    any_pair: ClassVar[bool] = True
 
     def __init__(
         self,

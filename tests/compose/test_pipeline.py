@@ -91,7 +91,7 @@ def whole(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_run_leaves_its_record(whole: Path) -> None:
     names = {"config.yaml", "results.json", "metrics.csv", "layers.csv", "calibration.json", "model", "report.html"}
-    names |= {"train.log", "inputs.json", ".ptmq-run"}
+    names |= {"train.log", "inputs.json", "details.json", ".ptmq-run"}
     assert {item.name for item in whole.iterdir()} == names
 
 

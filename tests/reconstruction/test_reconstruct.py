@@ -160,7 +160,7 @@ def test_a_seeded_fit_keeps_its_loss_curve() -> None:
     assert [r.losses for r in results] == [r.losses for r in again]
     last = results[-2].losses
     # pinned to 5 %: other processors sum in another order, and eight steps amplify that little
-    assert last["loss/rounding"] == pytest.approx(209.2, rel=0.05)
+    assert last["loss/rounding"] == pytest.approx(189.4, rel=0.05)
 
 
 @pytest.mark.parametrize(
