@@ -93,12 +93,19 @@ def unsigned(graph: Any) -> None:
     from onnx import TensorProto, helper, numpy_helper
 
     made: list[Any] = []
+    shifted_too = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.INT8}
     for node in graph.node:
         made.append(node)
         for attribute in node.attribute:
             if attribute.HasField("g"):
                 unsigned(attribute.g)
-        if node.op_type == "Cast" and node.attribute[0].i == TensorProto.INT8:  # the end of a weight's unpacking
+        codes = {"QuantizeLinear": node.input[2:], "Clip": node.input[:1]}.get(node.op_type, [])
+        if shifted_too.intersection(codes):
+            shifted_too.add(node.output[0])
+        to_int8 = node.op_type == "Cast" and node.attribute[0].i == TensorProto.INT8  # the end of a weight's unpacking
+        if to_int8 and node.input[0] in shifted_too:  # of codes that are u8 already
+            node.attribute[0].i = TensorProto.UINT8
+        elif to_int8:
             name, signed, byte = node.output[0], f"{node.output[0]}.s8", f"{node.output[0]}.u8"
             node.output[0] = signed
             made.append(helper.make_node("Cast", [signed], [byte], to=TensorProto.UINT8))

@@ -29,7 +29,7 @@ from tests.networks import images, small_model
 GROUPS = [["w2a2", "w3a4"], ["w5a6"], ["w8a8"]]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
     pytest.importorskip("coremltools")
 

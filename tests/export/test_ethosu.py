@@ -23,7 +23,7 @@ from tests.networks import images, small_model
 WIDTHS = ["w2a8", "w4a8", "w8a8"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
     pytest.importorskip("ethosu.vela")
     pytest.importorskip("ai_edge_litert")

@@ -24,7 +24,7 @@ from tests.networks import images, small_model
 WIDTHS = ["w2a2", "w3a3", "w4a8", "w5a5", "w8a8"]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
     pytest.importorskip("ai_edge_litert")
 

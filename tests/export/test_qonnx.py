@@ -23,7 +23,7 @@ from tests.networks import images, small_model
 PAIRS = tuple(BitWidth.parse(pair) for pair in ("w2a2", "w3a5", "w7a6", "w8a8"))
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def installed() -> None:
     pytest.importorskip("qonnx")
 
