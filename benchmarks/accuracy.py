@@ -15,10 +15,8 @@ command means something else by now is left out.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import hashlib
-import io
 import json
 import os
 import platform
@@ -45,7 +43,7 @@ from ptmq_lightning.config.reads import unread  # noqa: E402
 from ptmq_lightning.report.record import read_results  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarize  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
-from ptmq_lightning.runtime.files import write_atomically  # noqa: E402
+from ptmq_lightning.runtime.files import csv_text, write_atomically  # noqa: E402
 
 BASELINES = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
@@ -321,7 +319,7 @@ def write(options: argparse.Namespace) -> None:
         "cells": done,
     }  # fmt: skip
     write_atomically(file["json"], json.dumps(record, indent=2) + "\n")
-    write_atomically(file["csv"], _csv(record["rows"]))
+    write_atomically(file["csv"], csv_text(record["rows"][0], (row.values() for row in record["rows"])))
     write_atomically(file["md"], _markdown(record, lines, widths))
     draw(lines, widths, shared["fp"], file["png"])
 
@@ -339,14 +337,6 @@ def _row(line: Line) -> dict[str, Any]:
         assert cell is not None
         row |= {f"{value}_mean": cell.mean, f"{value}_std": cell.spread, "runs": cell.runs}
     return row
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _markdown(record: dict[str, Any], lines: Sequence[Line], widths: Sequence[str]) -> str:

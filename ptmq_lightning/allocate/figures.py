@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ptmq_lightning.allocate.front import COSTS, Point
-from ptmq_lightning.allocate.prices import csv_text
+from ptmq_lightning.allocate.prices import table_text
 from ptmq_lightning.allocate.sensitivity import Sensitivity
 from ptmq_lightning.runtime.files import replacing_file, write_atomically
 
@@ -16,7 +16,7 @@ LEAST = 1e-6  # of the scale, where no layer does harm
 
 def write_sensitivity(folder: Path, sensitivity: Sensitivity) -> None:
     """sensitivity.csv, which is read as a table of prices too, and sensitivity.png."""
-    write_atomically(folder / "sensitivity.csv", csv_text(sensitivity, "harm"))
+    write_atomically(folder / "sensitivity.csv", table_text(sensitivity, "harm"))
     with replacing_file(folder / "sensitivity.png") as part:
         draw_sensitivity(part, sensitivity)
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
+from ptmq_lightning.runtime.files import csv_text
 from ptmq_lightning.runtime.info import figure
 
 COSTS = ("size_bytes", "bit_ops")
@@ -69,17 +67,9 @@ def texts(points: Sequence[Point], whole: float | None, images: int) -> dict[str
     record = {"images": images, "float_top1": whole, "points": rows}
     return {
         "front.json": json.dumps(record, indent=2) + "\n",
-        "front.csv": _csv(rows),
+        "front.csv": csv_text(rows[0], (row.values() for row in rows)),
         "front.md": _markdown(points, whole, images),
     }
-
-
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def _markdown(points: Sequence[Point], whole: float | None, images: int) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from ptmq_lightning.allocate.sensitivity import free_layers
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.files import csv_text
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitWidth
 
@@ -63,13 +64,10 @@ def _column(path: Path, row: Any, asked: str | None) -> str:
     return asked or there[0]
 
 
-def csv_text(table: Mapping[str, Mapping[BitWidth, float]], column: str = "price") -> str:
+def table_text(table: Mapping[str, Mapping[BitWidth, float]], column: str = "price") -> str:
     """A CSV file that `read_prices` reads."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow((*KEYS, column))
-    writer.writerows((layer, str(pair), price) for layer, prices in table.items() for pair, price in prices.items())
-    return text.getvalue()
+    rows = ((layer, str(pair), price) for layer, prices in table.items() for pair, price in prices.items())
+    return csv_text((*KEYS, column), rows)
 
 
 def price_in(table: Table, model: MultiBitModel, path: Path) -> Callable[[str, BitWidth], float | None]:

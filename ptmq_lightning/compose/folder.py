@@ -15,7 +15,7 @@ import itertools
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from ptmq_lightning.reconstruction.reconstruct import BlockResult
 from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.errors import ArtifactError, ConfigError
 from ptmq_lightning.runtime.files import remove_unfinished, write_atomically
+from ptmq_lightning.runtime.keys import flat
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.sealed import read_object
 
@@ -239,13 +240,13 @@ class RunFolder:
 
     def _require_same(self, place: Path) -> None:
         try:
-            before = dict(_flat(yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))))
+            before = dict(flat(yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))))
         except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
             raise ConfigError(
                 f"resume=true, but {place / CONFIG} cannot be read ({type(error).__name__}); expected the "
                 "configuration of the run that was stopped. Start afresh with resume=false"
             ) from error
-        now = dict(_flat(yaml.safe_load(_text(self.config))))
+        now = dict(flat(yaml.safe_load(_text(self.config))))
         keys = [key for key in dict.fromkeys([*before, *now]) if before.get(key) != now.get(key)]
         keys = [key for key in keys if key not in NOT_COMPARED and key.split(".")[0] not in NOT_COMPARED]
         if keys:
@@ -271,12 +272,3 @@ def _remove(target: Path) -> None:
 def _text(config: Config) -> str:
     """What config.yaml holds."""
     return yaml.safe_dump(asdict(config), sort_keys=False)
-
-
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their plain values."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -14,6 +14,7 @@ import yaml
 from ptmq_lightning.config.build import PAIRS
 from ptmq_lightning.config.declared import value_of
 from ptmq_lightning.config.schema import Config
+from ptmq_lightning.runtime.keys import flat
 
 CONF = "ptmq_lightning.conf"  # conf/ at the root of the repository, inside the wheel
 ANY_PAIR = f"any pair {PAIRS[0]} to {PAIRS[-1]}"
@@ -62,7 +63,7 @@ def option(group: str, name: str) -> Option | None:
     listed = [entry for entry in content.pop("defaults", []) if isinstance(entry, dict)]
     chosen = {key.removeprefix("override /"): of for entry in listed for key, of in entry.items() if "override" in key}
     content.pop("hydra", None)
-    return Option(" ".join(comments[whole:]), chosen, dict(_flat(content if whole else {group: content})))
+    return Option(" ".join(comments[whole:]), chosen, dict(flat(content if whole else {group: content})))
 
 
 def overruled(config: Config, choices: Mapping[str, Any], given: Mapping[str, str]) -> Iterator[str]:
@@ -100,11 +101,3 @@ def _same(config: Config, key: str, value: Any) -> bool:
 
 def _listed(value: Any) -> Any:
     return [_listed(item) for item in value] if isinstance(value, list | tuple) else value
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -77,6 +77,7 @@ RULES = (
     rule("rounding.init_width", rounding__name=("per_width",)),
     rule("step_size.anchor step_size.free_widths", step_size__name=("free", "power_of_two")),
     rule("allocate.*", allocate__name=("none",)),
+    Rule(("allocate.activations",), TRAINED),  # norms belong to the pairs that were trained
     rule("finetune.*", finetune__name=("none",)),
     rule("finetune.lr_step_size", finetune__name=("robustquant",)),
     rule("finetune.kurtosis_weight", finetune__name=("any_precision", "multiquant")),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ptmq_lightning.runtime.errors import ExportError
+from ptmq_lightning.runtime.files import csv_text
 from ptmq_lightning.runtime.spec import BitAssignment
 
 SUFFIX = "_vela.tflite"
@@ -110,5 +111,4 @@ def read_rows(path: Path) -> list[dict[str, str]]:
 
 
 def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file, lineterminator="\n").writerows([head, *rows])
+    path.write_text(csv_text(head, rows), encoding="utf-8", newline="")

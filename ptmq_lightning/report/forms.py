@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from ptmq_lightning.report.tables import FLOAT, Line, text_of
+from ptmq_lightning.runtime.files import csv_text
 
 WIDTH = 100  # columns of a terminal
 LONGEST = 28  # signs of a setting in a terminal
@@ -74,14 +73,13 @@ def pivot(lines: Sequence[Line], by: Sequence[str], value: str) -> str:
 
 def comma(lines: Sequence[Line], by: Sequence[str], values: Sequence[str]) -> str:
     """CSV: the same lines, mean and standard deviation in columns of their own at full precision."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*by, "config", *(f"{value}_{part}" for value in values for part in ("mean", "std")), "runs"])
+    header = [*by, "config", *(f"{value}_{part}" for value in values for part in ("mean", "std")), "runs"]
+    rows = []
     for line in lines:
         cells = [line.cells[value] for value in values]
         numbers = [number for cell in cells for number in ((cell.mean, cell.spread) if cell else (None, None))]
-        writer.writerow([*line.settings, line.config, *numbers, line.runs])
-    return text.getvalue()
+        rows.append([*line.settings, line.config, *numbers, line.runs])
+    return csv_text(header, rows)
 
 
 def as_json(lines: Sequence[Line], by: Sequence[str], values: Sequence[str], **extra: Any) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,7 +10,7 @@ from typing import Any
 
 from ptmq_lightning.runtime.checked import NUMBER, OPTIONAL, check
 from ptmq_lightning.runtime.errors import ConfigError
-from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.files import csv_text, write_atomically
 from ptmq_lightning.runtime.info import ROW
 from ptmq_lightning.runtime.sealed import difference, read_object
 
@@ -93,8 +91,4 @@ def write_calibration(folder: Path, indices: Sequence[int], source: Mapping[str,
 
 
 def _write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> Path:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return write_atomically(path, text.getvalue())
+    return write_atomically(path, csv_text(header, rows))

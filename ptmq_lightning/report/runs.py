@@ -11,6 +11,7 @@ import yaml
 from ptmq_lightning.report.record import read_results
 from ptmq_lightning.report.sweeps import FINISHED, sweep_of
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.keys import flat
 
 Record = Mapping[str, Any]
 INCOMPLETE = ("unfinished", "complete")  # folders in a run's own, between its start and its end
@@ -79,14 +80,16 @@ def apart(records: Sequence[Record], over: Sequence[str] = ("seed",)) -> list[st
 
 def differing(records: Sequence[Record], over: Sequence[str] = ("seed",)) -> list[str]:
     """The dotted keys of config.yaml in which these runs differ, but for ``over`` and what changes no result."""
-    flat = [dict(_flat(record["settings"])) for record in {record.get("run"): record for record in records}.values()]
-    keys = list(dict.fromkeys(key for settings in flat for key in settings))
+    settings_of = [
+        dict(flat(record["settings"])) for record in {record.get("run"): record for record in records}.values()
+    ]
+    keys = list(dict.fromkeys(key for settings in settings_of for key in settings))
     idle = (*IDLE, *over)
     return [
         key
         for key in keys
         if not any(key == name or key.startswith(f"{name}.") for name in idle)
-        and len({str(settings.get(key)) for settings in flat}) > 1
+        and len({str(settings.get(key)) for settings in settings_of}) > 1
     ]
 
 
@@ -108,8 +111,8 @@ def require_alike(members: Sequence[Record], by: Sequence[str], over: Sequence[s
                 f"these runs differ in {key} ({', '.join(found)}); add {key} to --by or give fewer folders"
             )
     if keys := differing(members, over):
-        flat = [dict(_flat(member["settings"])) for member in members]
-        told = [f"{key} ({', '.join(dict.fromkeys(str(of.get(key)) for of in flat))})" for key in keys[:SHOWN]]
+        settings_of = [dict(flat(member["settings"])) for member in members]
+        told = [f"{key} ({', '.join(dict.fromkeys(str(of.get(key)) for of in settings_of))})" for key in keys[:SHOWN]]
         more = f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else ""
         wanted = ",".join([*by, *apart(members, over)])
         raise ConfigError(
@@ -123,11 +126,3 @@ def _parts(records: Sequence[Record], by: Sequence[str]) -> list[list[Record]]:
     for record in records:
         parts.setdefault(tuple(setting(record, key) for key in by), []).append(record)
     return list(parts.values())
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

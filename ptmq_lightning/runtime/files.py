@@ -6,12 +6,15 @@ What is being written stands beside its place as `.NAME.<8 hex digits>.part`. A 
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 PART, OLD = "part", "old"
 
@@ -100,3 +103,10 @@ def _beside(path: Path) -> Path:
 def _named(folder: Path, name: str, ending: str) -> list[Path]:
     pattern = re.compile(rf"\.{name}\.[0-9a-f]{{8}}\.{ending}")
     return [path for path in (folder.iterdir() if folder.is_dir() else ()) if pattern.fullmatch(path.name)]
+
+
+def csv_text(header: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """What a CSV file of ours holds: a header, then the rows; None is an empty field."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 MISSING: Any = dataclasses.MISSING
@@ -49,3 +49,12 @@ def choices_of(field: dataclasses.Field[Any]) -> tuple[Any, ...]:
 def range_of(field: dataclasses.Field[Any]) -> tuple[float, float]:
     """Least and greatest value of a number."""
     return field.metadata.get("least", -math.inf), field.metadata.get("most", math.inf)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted keys of nested settings and their plain values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

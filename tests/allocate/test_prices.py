@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ptmq_lightning.allocate.prices import csv_text, price_in, read_prices
+from ptmq_lightning.allocate.prices import price_in, read_prices, table_text
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import BitWidth
 
@@ -16,7 +16,7 @@ TABLE = {"a": {BitWidth(4, 8): 18432.0, BitWidth(8, 8): 3e4}, "b": {BitWidth(2, 
 
 
 def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
-    (tmp_path / "cycles.csv").write_text(csv_text(TABLE))
+    (tmp_path / "cycles.csv").write_text(table_text(TABLE))
     rows = [{"layer": n, "pair": str(p), "price": price} for n, of in TABLE.items() for p, price in of.items()]
     (tmp_path / "cycles.json").write_text(json.dumps(rows))
     assert read_prices(tmp_path / "cycles.csv") == read_prices(tmp_path / "cycles.json") == TABLE

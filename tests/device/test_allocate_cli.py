@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ptmq_lightning.allocate.prices import csv_text, read_prices
+from ptmq_lightning.allocate.prices import read_prices, table_text
 from ptmq_lightning.allocate.sensitivity import free_layers
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.device import allocation, cli
@@ -94,7 +94,7 @@ def test_a_table_of_prices_is_a_budget(
     model = artifact.load(folder)
     pairs = [pair for pair in model.pairs if pair.w != 5]  # the target cannot do 5 bits
     table = {name: {pair: 100.0 * pair.w for pair in pairs} for name in free_layers(model)}
-    (tmp_path / "cycles.csv").write_text(csv_text(table))
+    (tmp_path / "cycles.csv").write_text(table_text(table))
     limit = 450 * len(table)
     asked = ("--prices", tmp_path / "cycles.csv", "--price-limit", limit)
     code, _, err = ran(capsys, "allocate", folder, "--images", noise, *asked)
