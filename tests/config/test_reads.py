@@ -49,6 +49,7 @@ def said(caplog: pytest.LogCaptureFixture, *overrides: str) -> list[str]:
         ("recon.lr_weight_step_size=1 method=qdrop", "step_size.learn=false"),
         ("recon.lr_activation=1 method=adaround", "method.activation=fixed"),
         ("recon.activation_iters=9", "method.activation=joint"),
+        ("allocate.activations=free allocate=milp method=any_precision", "finetune=any_precision"),
         ("mixer.p=0.1 mixer=float", "mixer=float"),
         ("mixer.weights=[0.1,0.2,0.3,0.4]", "loss=gd_direct and mixer=matched"),
         ("allocate.averages=[4]", "allocate=none"),
