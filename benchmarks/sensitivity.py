@@ -44,17 +44,18 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     for name in options.models:
-        found[name] = compare(*(of_cifar(name) if name in CIFAR else of_noise(name)))
+        cifar = [f"data.root={os.environ['PTMQ_DATA']}/cifar10", *CIFAR[name]] if name in CIFAR else []
+        found[name] = compare(*(of_run(cifar) if cifar else of_noise(name)))
         print(name, found[name])
         write_atomically(FILE, json.dumps(found, indent=2) + "\n")
         write_atomically(FILE.with_suffix(".md"), table(found))
 
 
-def of_cifar(name: str) -> tuple[MultiBitModel, Tensor]:
-    """A trained network, rounded to nearest, and calibration images."""
-    config = configuration([*CIFAR[name], "bits=uniform", f"data.root={os.environ['PTMQ_DATA']}/cifar10"])
+def of_run(overrides: list[str]) -> tuple[MultiBitModel, Tensor]:
+    """The network of a run, rounded to nearest, and its calibration images."""
+    config = configuration([*overrides, "bits=uniform"])
     network = pipeline.build(config.model)
-    _, _, images = pipeline.load(config, network)
+    _, images = pipeline.load(config, network, *pipeline.find(config))
     model = pipeline.quantize(pipeline.prepare(network, images, config.fold), config, network)
     calibrate(model, images[: config.data.step_size_images])
     return model, images
