@@ -54,25 +54,25 @@ def kernel(function: Callable[P, R]) -> Callable[P, R]:
 
 @kernel
 def quantize(
-    x: Tensor, step: Tensor, zero: Tensor, top: Tensor, keep: Tensor | None, table: Tensor | None
+    x: Tensor, step: Tensor, low: Tensor, high: Tensor, keep: Tensor | None, levels: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """LSQ's x^ = (clip(round(x/s) + z, 0, top) - z) s; where `keep` is 1, x as it is (QDrop).
+    """LSQ's x^ = (clip(round(x/s) + z, 0, top) - z) s = clip(round(x/s), -z, top - z) s, as z is a whole number; where
+    `keep` is 1, x as it is (QDrop).
 
     Args:
-        x: (n,). step, zero, top: scalars. keep: (n,) of 0 and 1; floats, as multiplying is several times faster than
-            selecting. table: (256,), the levels that the codes stand for.
+        x: (n,). step: a scalar. low, high: -z and top - z, scalars. keep: (n,) of 0 and 1; floats, as multiplying is
+            several times faster than selecting. levels: (256,), what the codes stand for, less z.
 
     Returns:
         x^, and what its gradients need: d(x^)/dx and d(x^)/ds, each (n,). The latter is q - x/s inside the range, q at
         its ends.
     """
     scaled = x / step
-    raw = torch.round(scaled).add_(zero)
-    q = raw.clamp(zero.new_zeros(()), top)
-    inside = torch.eq(raw, q).to(x.dtype)
-    if table is not None:
-        q = table[q.int()].to(x.dtype)
-    q.sub_(zero)
+    raw = torch.round(scaled)
+    q = raw.clamp(low, high)
+    inside = raw.eq_(q)
+    if levels is not None:
+        q = levels[(q - low).int()]
     y = q * step
     slope = q.addcmul_(scaled, inside, value=-1)
     if keep is not None:
@@ -91,25 +91,32 @@ def quantize_backward(
 
 
 @kernel
-def soft_weight(v: Tensor, floor: Tensor, step: Tensor, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def rectify(v: Tensor) -> tuple[Tensor, Tensor]:
+    """h(V) and dh/dV, each (n,) as V is."""
+    return rectified_sigmoid_and_slope(v)
+
+
+@kernel
+def soft_weight(
+    h: Tensor, slope: Tensor, floor: Tensor, step: Tensor, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """AdaRound's W^ = clip(floor(u) + h(V), low, high) s.
 
     Args:
-        v, floor: (O, n). step: (O, 1). low, high: scalars.
+        h, slope: of `rectify`, (O, n). floor: (O, n). step: (O, 1). low, high: scalars.
 
     Returns:
         W^, and what its gradients need: d(W^)/dV and d(W^)/ds, each (O, n).
     """
-    h, slope = rectified_sigmoid_and_slope(v)
     raw = floor + h
     q = raw.clamp(low, high)
     return q * step, slope * torch.eq(raw, q) * step, q
 
 
 @kernel
-def penalty(v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    """sum over V (n,) of 1 - |2h(V) - 1|^beta, a scalar, and its gradient (n,): one power for both."""
-    h, slope = rectified_sigmoid_and_slope(v)
+def penalty(h: Tensor, slope: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    """sum over V (n,) of 1 - |2h(V) - 1|^beta, a scalar, and its gradient (n,): one power for both. h, slope: of
+    `rectify`."""
     signed = 2 * h - 1
     far = signed.abs()
     power = far.pow(beta - 1)

@@ -19,24 +19,30 @@ from ptmq_lightning.runtime.switchable import SwitchableActivation
 
 
 class _QuantDrop(torch.autograd.Function):
-    """LSQ fake quantization of x (n,) with step exp(log s); where `keep` is 1 the input passes as it is (QDrop). With a
-    table (256,) the codes 0..top become its levels."""
+    """LSQ fake quantization of x (B, ...) with a step s; where `keep` (n,) is 1 the input passes as it is (QDrop). The
+    rest is as in `kernels.quantize`."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, log_step: Tensor, zero: Tensor, top: int, keep: Tensor | None, table: Tensor | None = None
+        ctx: Any,
+        x: Tensor,
+        step: Tensor,
+        low: Tensor,
+        high: Tensor,
+        keep: Tensor | None,
+        levels: Tensor | None = None,
     ) -> Tensor:
-        step = log_step.exp()
-        y, inside, slope = kernels.quantize(x, step, zero, zero.new_full((), top), keep, table)
-        ctx.save_for_backward(inside, slope, step)
-        return y
+        y, inside, slope = kernels.quantize(x.flatten(), step, low, high, keep, levels)
+        ctx.save_for_backward(inside, slope)
+        return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inside, slope, step = ctx.saved_tensors
+        inside, slope = ctx.saved_tensors
         to_x, to_step = ctx.needs_input_grad[:2]
-        grad_x, grad_step = kernels.quantize_backward(grad, inside, slope, to_x, to_step)
-        return grad_x, None if grad_step is None else grad_step * step, None, None, None, None
+        grad_x, grad_step = kernels.quantize_backward(grad.flatten(), inside, slope, to_x, to_step)
+        grad_x = None if grad_x is None else grad_x.view(grad.shape)
+        return grad_x, grad_step, None, None, None, None
 
 
 class MaskBank:
@@ -52,11 +58,14 @@ class MaskBank:
 
     def __call__(self, shape: torch.Size) -> Tensor:
         """Float mask of a shape: 1 with probability `share`, else 0."""
-        count = shape.numel()
+        return self.flat(shape.numel()).view(shape)
+
+    def flat(self, count: int) -> Tensor:
+        """The same, (count,)."""
         if 2 * count > len(self.bank):  # room for many different slices
             self.bank = self._draw(4 * count)
         first = int(torch.randint(len(self.bank) - count + 1, (), generator=self.generator))
-        return self.bank[first : first + count].view(shape)
+        return self.bank[first : first + count]
 
 
 class TrainableActivation(SwitchableActivation):
@@ -70,6 +79,16 @@ class TrainableActivation(SwitchableActivation):
         self.log_step = nn.ParameterDict(
             {str(b): nn.Parameter(s.log()) for b, s in zip(frozen.widths, frozen.steps, strict=True)}
         )
+        self.now: dict[int, Tensor] = {}  # step sizes, while `quant.together` has them at hand
+        self._range = {bits: self._range_of(row) for row, bits in enumerate(frozen.widths)}
+
+    def _range_of(self, row: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """-z and top - z, and the codes' levels less z where there is a table, of a row of the frozen quantizer: whole
+        numbers in float32, made once."""
+        zero = self.frozen.zero_points[row]
+        if self.frozen.tables is None:
+            return -zero, 2 ** self.widths[row] - 1 - zero, None
+        return -zero, 2**grid.TABLE_BITS - 1 - zero, self.frozen.tables[row].float() - zero
 
     @property
     def frozen(self) -> ActivationQuantizer:
@@ -78,13 +97,11 @@ class TrainableActivation(SwitchableActivation):
     def forward(self, x: Tensor) -> Tensor:
         if self.bits is None:
             return x
-        row = self.widths.index(self.bits)
-        zero = self.frozen.zero_points[row]
-        table = None if self.frozen.tables is None else self.frozen.tables[row]
-        mask = self.masks(x.shape).flatten() if self.masks is not None and self.training else None
-        log_step, top = self.log_step[str(self.bits)], 2 ** (self.bits if table is None else grid.TABLE_BITS) - 1
-        result: Tensor = _QuantDrop.apply(x.flatten(), log_step, zero, top, mask, table)  # type: ignore[no-untyped-call]
-        return result.view(x.shape)
+        low, high, levels = self._range[self.bits]
+        keep = self.masks.flat(x.numel()) if self.masks is not None and self.training else None
+        step = self.now[self.bits] if self.bits in self.now else self.log_step[str(self.bits)].exp()
+        result: Tensor = _QuantDrop.apply(x, step, low, high, keep, levels)  # type: ignore[no-untyped-call]
+        return result
 
     @torch.no_grad()
     def committed(self) -> ActivationQuantizer:

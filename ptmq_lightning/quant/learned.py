@@ -7,13 +7,14 @@ back into one at the end. `quant.roundings` holds those that ship; one from outs
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from ptmq_lightning.quant.together import Soft
 from ptmq_lightning.runtime.keys import key
 from ptmq_lightning.runtime.registry import Registry
 from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS
@@ -48,6 +49,7 @@ class LearnedWeight(SwitchableWeight):
     """
 
     learns: ClassVar[bool] = True  # False: the committed weight stays in its place
+    averaged: ClassVar[bool] = False  # the regularizer is the mean, not the sum, over the variables of a weight
 
     def __init__(self, frozen: MultiBitWeight, keys: RoundingKeys, *, learn_step_sizes: bool) -> None:
         super().__init__(frozen.widths)
@@ -57,6 +59,10 @@ class LearnedWeight(SwitchableWeight):
         self.log_gain = nn.ParameterDict(
             {str(bits): nn.Parameter(torch.zeros_like(frozen.latent_step)) for bits in learned}
         )
+        self.rows: dict[int, Tensor] = dict(zip(frozen.widths, frozen.steps, strict=True))  # frozen step sizes (O,)
+        # While `quant.together` has them at hand: step sizes, and soft roundings, by width.
+        self.now: dict[int, Tensor] = {}
+        self.soft: dict[int, Soft] = {}
 
     @classmethod
     def check(cls, keys: RoundingKeys) -> None:
@@ -72,7 +78,9 @@ class LearnedWeight(SwitchableWeight):
 
     def step_size(self, bits: int) -> Tensor:
         """s_b (O,), learned or frozen."""
-        step = self.frozen.steps[self.frozen.widths.index(bits)]
+        if bits in self.now:
+            return self.now[bits]
+        step = self.rows[bits]
         return step * self.log_gain[str(bits)].exp() if str(bits) in self.log_gain else step
 
     def step_sizes(self) -> Tensor:
@@ -83,9 +91,10 @@ class LearnedWeight(SwitchableWeight):
     def learned(self) -> list[nn.Parameter]:
         """The parameters of the rounding."""
 
-    def regularizer(self, drawn: set[int], beta: float) -> Tensor:
-        """What pulls the rounding of the drawn widths to its ends, a scalar; 0 where nothing is soft."""
-        return self.frozen.latent_step.new_zeros(())
+    def variables(self, widths: Iterable[int]) -> dict[int, Tensor]:
+        """V (O, ...) of those of these widths that are rounded softly, which the regularizer pulls to the ends of h;
+        one tensor where they share it. None where nothing is soft."""
+        return {}
 
     def undecided(self, widths: set[int]) -> list[Tensor]:
         """The soft roundings h that these widths read, which end at 0 or 1; none where nothing is soft."""

@@ -7,7 +7,7 @@ The autograd functions keep only what the gradient needs; the arithmetic is runt
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,40 +16,31 @@ from torch import Tensor, nn
 from ptmq_lightning.quant import kernels
 from ptmq_lightning.quant import rounding as soft
 from ptmq_lightning.quant.learned import ROUNDINGS, LearnedWeight, RoundingKeys
+from ptmq_lightning.quant.together import Softened
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
 
 class _SoftWeight(torch.autograd.Function):
-    """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s; all but s (O, 1) are (O, n)."""
+    """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s; h and slope are V's, and all have the
+    weight's shape (O, ...) but the step sizes (O,)."""
 
     @staticmethod
-    def forward(ctx: Any, v: Tensor, floor: Tensor, step: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        weight, to_v, to_step = kernels.soft_weight(v, floor, step, low, high)
+    def forward(
+        ctx: Any, v: Tensor, h: Tensor, slope: Tensor, floor: Tensor, step: Tensor, low: Tensor, high: Tensor
+    ) -> Tensor:
+        flat = h.flatten(1), slope.flatten(1), floor.flatten(1), step.unsqueeze(1)
+        weight, to_v, to_step = kernels.soft_weight(*flat, low, high)
         ctx.save_for_backward(to_v, to_step)
-        return weight
+        return weight.view(floor.shape)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         to_v, to_step = ctx.saved_tensors
-        grad_step = (grad * to_step).sum(1, keepdim=True) if ctx.needs_input_grad[2] else None
-        return grad * to_v, None, grad_step, None, None
-
-
-class _Penalty(torch.autograd.Function):
-    """sum of 1 - |2h(V) - 1|^beta over V (n,), a scalar."""
-
-    @staticmethod
-    def forward(ctx: Any, v: Tensor, beta: Tensor) -> Tensor:
-        total, gradient = kernels.penalty(v, beta)
-        ctx.save_for_backward(gradient)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = ctx.saved_tensors
-        return gradient * grad, None
+        flat = grad.flatten(1)
+        grad_step = (flat * to_step).sum(1) if ctx.needs_input_grad[4] else None
+        return (flat * to_v).view(grad.shape), None, None, None, grad_step, None, None
 
 
 class SoftWeight(LearnedWeight):
@@ -66,6 +57,9 @@ class SoftWeight(LearnedWeight):
         self.plane_of = self.planes(frozen.widths, keys)
         positions = {b: grid.position(frozen.latent, rho) for b, rho in zip(frozen.widths, frozen.ratios, strict=True)}
         self.floors = {bits: torch.floor(u) for bits, u in positions.items()}
+        self._limits = {
+            bits: tuple(frozen.latent_step.new_full((), end) for end in grid.limits(bits)) for bits in frozen.widths
+        }
         fractions = {bits: u - self.floors[bits] for bits, u in positions.items()}
         self.nearest = {
             b: grid.levels(frozen.latent, rho, b)
@@ -97,35 +91,22 @@ class SoftWeight(LearnedWeight):
         return list(self.v)
 
     def undecided(self, widths: set[int]) -> list[Tensor]:
-        rows = {self.plane_of[bits] for bits in self._penalized(widths)}
+        own = [b for b in self.frozen.widths if b in widths] or self.frozen.widths[-1:]  # none: a pinned layer's
+        rows = {self.plane_of[bits] for bits in own if bits in self.plane_of}
         return [soft.rectified_sigmoid(self.v[row]) for row in sorted(rows)]
 
-    def regularizer(self, drawn: set[int], beta: float) -> Tensor:
-        """sum of 1 - |2h(V) - 1|^beta, once per plane that a drawn width uses (PTMQ §1.5)."""
-        one_per_plane = {self.plane_of[bits]: bits for bits in self._penalized(drawn)}.values()
-        return self._penalties(list(one_per_plane), beta).sum() if one_per_plane else super().regularizer(drawn, beta)
-
-    def _penalized(self, drawn: set[int]) -> list[int]:
-        """The drawn widths that this weight has, its widest where it has none of them (a pinned layer); of these, the
-        ones with a plane."""
-        widths = [b for b in self.frozen.widths if b in drawn] or list(self.frozen.widths[-1:])
-        return [b for b in widths if b in self.plane_of]
-
-    def _penalties(self, widths: list[int], beta: float) -> Tensor:
-        exponent = self.floors[widths[0]].new_full((), beta)
-        return torch.stack([_Penalty.apply(self.logits(b).flatten(), exponent) for b in widths])  # type: ignore
+    def variables(self, widths: Iterable[int]) -> dict[int, Tensor]:
+        return {bits: self.logits(bits) for bits in widths if bits in self.plane_of}
 
     def forward(self) -> Tensor:
         if self.bits is None:
             return self.frozen.at(None)
-        floor = self.floors[self.bits]
-        step = grid.per_channel(self.step_size(self.bits), floor)
+        step = self.step_size(self.bits)
         if self.bits in self.nearest:
-            return self.nearest[self.bits] * step
-        low, high = (floor.new_full((), limit) for limit in grid.limits(self.bits))
-        flat = self.logits(self.bits).flatten(1), floor.flatten(1), step.flatten(1)
-        result: Tensor = _SoftWeight.apply(*flat, low, high)  # type: ignore[no-untyped-call]
-        return result.view(floor.shape)
+            return self.nearest[self.bits] * grid.per_channel(step, self.nearest[self.bits])
+        soft = self.soft[self.bits] if self.bits in self.soft else next(iter(Softened([self.logits(self.bits)])))
+        result: Tensor = _SoftWeight.apply(*soft, self.floors[self.bits], step, *self._limits[self.bits])  # type: ignore[no-untyped-call]
+        return result
 
     def decided(self) -> Tensor:
         """What is stored of V, uint8 (planes, O, ...): R = [V >= 0]."""
@@ -159,6 +140,7 @@ class Offset(Shared):
     """
 
     stored = "offset"
+    averaged = True  # each width reads dV at another place
 
     def starts(self, fractions: dict[int, Tensor]) -> list[Tensor]:
         self.offsets = {bits: soft.start(phi) for bits, phi in fractions.items()}
@@ -166,10 +148,6 @@ class Offset(Shared):
 
     def logits(self, bits: int) -> Tensor:
         return super().logits(bits) + self.offsets[bits]
-
-    def regularizer(self, drawn: set[int], beta: float) -> Tensor:
-        """The mean over the drawn widths: each reads dV at another place."""
-        return self._penalties(self._penalized(drawn), beta).mean()
 
     def decided(self) -> Tensor:
         """tau in 31sts."""

@@ -16,9 +16,10 @@ import torch
 from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor, nn
 
-from ptmq_lightning.quant import rounding as soft
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation
+from ptmq_lightning.quant.rounding import BetaSchedule, settled
 from ptmq_lightning.quant.roundings import LearnedWeight
+from ptmq_lightning.quant.together import Asked, Softened, together
 from ptmq_lightning.reconstruction.features import FeatureBatch
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.model import quantizers_of, select, weights_of
@@ -36,9 +37,13 @@ class BlockReconstruction(L.LightningModule):
         recipe, place, s = fit.recipe, fit.place, fit.recipe.schedule
         self.block, self.layers, self.recipe, self.place = fit.unit.module, fit.unit.layers, recipe, place
         self.channel, self.read, self.starts = fit.channel, fit.read, fit.starts
-        self.weights = [w for _, w in weights_of(self.block) if isinstance(w, LearnedWeight)]
+        self.named_weights = [(n, w) for n, w in weights_of(self.block) if isinstance(w, LearnedWeight)]
+        self.weights = [w for _, w in self.named_weights]
         self.activations = [q for _, q in quantizers_of(self.block) if isinstance(q, TrainableActivation)]
-        self.beta = soft.BetaSchedule(s.iters, s.warmup, s.beta_start, s.beta_end)
+        self.widths = {  # of every layer, where a pair is drawn
+            pair: {name: layer.width(pair) for name, layer in self.layers.items()} for pair in recipe.groups.pairs
+        }
+        self.beta = BetaSchedule(s.iters, s.warmup, s.beta_start, s.beta_end)
         self.draws = place.generator()
         self.masks = MaskBank(place.unit_seed + 1, recipe.mixer.p, fit.target.device)  # + 1: not the inner drop's
         # Where every layer is pinned to its own width, the drawn widths differ in nothing but their inputs.
@@ -51,11 +56,12 @@ class BlockReconstruction(L.LightningModule):
         if self.pinned:  # K runs would compute nearly the same: learn from one of them
             pick = int(torch.randint(len(drawn), (), generator=self.draws))
             drawn, inputs = [drawn[pick]], [inputs[pick]]
-        outputs = [self.read(self.at(width, x)) for width, x in zip(drawn, inputs, strict=True)]
+        with together(*self.asked(drawn)) as soft:
+            outputs = [self.read(self.at(width, x)) for width, x in zip(drawn, inputs, strict=True)]
         target, weight = self.read(batch.target), None if batch.weight is None else self.read(batch.weight)
         units = None if self.starts is None else [self.starts[width] for width in drawn]
         reconstruction, own = self.recipe.objective(outputs, target, self.channel, weight, units)  # §1.8
-        rounding = self.regularizer(drawn, index, target)  # §1.5
+        rounding = self.regularizer(soft, index, target)  # §1.5
         loss = reconstruction + self.recipe.schedule.lambda_rounding * rounding
         told = index % self.recipe.schedule.log_every == 0 or index == self.recipe.schedule.iters - 1
         if told or not loss.is_cuda:  # a GPU would wait for the answer in every iteration
@@ -75,13 +81,21 @@ class BlockReconstruction(L.LightningModule):
                 f"finished blocks are kept for resume=true."
             )
 
-    def regularizer(self, drawn: list[BitWidth], index: int, like: Tensor) -> Tensor:
+    def regularizer(self, soft: list[tuple[float, Softened]], index: int, like: Tensor) -> Tensor:
         """sum of 1 - |2h(V) - 1|^beta over the weights, none in the warmup: what is learned there is the error alone,
         and then every h is pulled to 0 or 1, so that rounding it away at the commit costs nothing (PTMQ §1.5)."""
-        total = like.new_zeros(())
-        if not self.beta.active(index):
-            return total
-        return sum((w.regularizer({b.w for b in drawn}, self.beta(index)) for w in self.weights), total)
+        if not self.beta.active(index) or not soft:
+            return like.new_zeros(())
+        beta = like.new_full((), self.beta(index))
+        penalties = [of.penalty(beta) if share == 1 else of.penalty(beta) * share for share, of in soft]
+        return sum(penalties[1:], penalties[0])
+
+    def asked(self, drawn: list[BitWidth]) -> tuple[Asked, Asked]:
+        """The trainable layers, and the widths at which each runs where these are drawn."""
+        chosen = [self.widths[pair] for pair in drawn]
+        weights = [(w, sorted({widths[name].w for widths in chosen})) for name, w in self.named_weights]
+        inputs = self.activations if self.recipe.quantize_inputs else []
+        return weights, [(q, sorted({q.pin or widths[q.owner].a for widths in chosen})) for q in inputs]
 
     def draw(self) -> list[BitWidth]:
         """One width of each group, low to high."""
@@ -89,8 +103,7 @@ class BlockReconstruction(L.LightningModule):
 
     def at(self, width: BitWidth, x: Tensor) -> Tensor:
         """The unit at a width with soft rounding; x (B, ...)."""
-        widths = {name: layer.width(width) for name, layer in self.layers.items()}
-        select(self.block, widths, activations=self.recipe.quantize_inputs)
+        select(self.block, self.widths[width], activations=self.recipe.quantize_inputs)
         output: Tensor = self.block(x)
         return output
 
@@ -126,9 +139,9 @@ class BlockReconstruction(L.LightningModule):
         """Losses of this iteration to the loggers, against the run's iterations (`iter`)."""
         learned = {pair.w for pair in self.recipe.groups.pairs}
         h = [h for weight in self.weights for h in weight.undecided(learned)]
-        settled = sum(int(soft.settled(x)) for x in h) / max(sum(x.numel() for x in h), 1)
+        share = sum(int(settled(x)) for x in h) / max(sum(x.numel() for x in h), 1)
         self.latest = {f"loss/{width}": float(loss) for width, loss in zip(drawn, own, strict=True)}
-        self.latest |= {"loss/rounding": float(rounding), "beta": self.beta(index), "settled": settled}
+        self.latest |= {"loss/rounding": float(rounding), "beta": self.beta(index), "settled": share}
         step = self.place.iteration(index)
         where = {"iter": step, "block": self.place.index, "block_name": self.place.name}
         for logger in self.loggers:

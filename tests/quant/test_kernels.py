@@ -23,18 +23,21 @@ def both(function: Callable[..., Any], *args: Any) -> tuple[Any, Any]:
 def test_compiled_kernels_give_the_same_numbers() -> None:
     torch.manual_seed(0)
     x, grad, keep = torch.randn(70_001), torch.randn(70_001), (torch.rand(70_001) < 0.5).float()
-    step, zero, top = torch.tensor(0.21), torch.tensor(7.0), torch.tensor(15.0)
-    table = torch.arange(256, dtype=torch.uint8)
+    step, low, high = torch.tensor(0.21), torch.tensor(-7.0), torch.tensor(8.0)
+    table = torch.arange(256.0) - 7
     for mask, levels in ((keep, None), (None, None), (keep, table)):
-        plain, fast = both(kernels.quantize, x, step, zero, top, mask, levels)
+        plain, fast = both(kernels.quantize, x, step, low, high, mask, levels)
         assert torch.equal(plain[0], fast[0]) and torch.equal(plain[1], fast[1])
         torch.testing.assert_close(fast[2], plain[2], atol=1e-5, rtol=0)  # q - x/s, which may be fused
     _, inside, slope = plain
     torch.testing.assert_close(*both(kernels.quantize_backward, grad, inside, slope), atol=1e-2, rtol=1e-4)
     v, floor = torch.randn(9, 300), torch.randint(-8, 7, (9, 300)).float()
-    weights = both(kernels.soft_weight, v, floor, torch.rand(9, 1), torch.tensor(-8.0), torch.tensor(7.0))
-    torch.testing.assert_close(*weights)
-    torch.testing.assert_close(*both(kernels.penalty, v.flatten(), torch.tensor(7.5)), rtol=1e-5, atol=1e-5)
+    (h, slope), fast = both(kernels.rectify, v.flatten())
+    torch.testing.assert_close(fast, (h, slope))
+    soft = h.view(v.shape), slope.view(v.shape)
+    limits = torch.tensor(-8.0), torch.tensor(7.0)
+    torch.testing.assert_close(*both(kernels.soft_weight, *soft, floor, torch.rand(9, 1), *limits))
+    torch.testing.assert_close(*both(kernels.penalty, h, slope, torch.tensor(7.5)), rtol=1e-5, atol=1e-5)
 
 
 def test_leaving_the_context_brings_back_what_was_before(monkeypatch: pytest.MonkeyPatch) -> None:

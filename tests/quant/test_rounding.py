@@ -33,7 +33,7 @@ def test_a_fraction_of_zero_or_one_starts_where_the_gradient_still_flows() -> No
 
 
 def penalty(v: torch.Tensor, beta: float) -> float:
-    return float(kernels.penalty(v, v.new_tensor(beta))[0])
+    return float(kernels.penalty(*kernels.rectify(v), v.new_tensor(beta))[0])
 
 
 def test_the_regularizer_is_the_golden_one() -> None:
@@ -46,7 +46,7 @@ def test_the_regularizers_gradient_is_autograds() -> None:
     v = torch.linspace(-4, 4, 101, dtype=torch.float64, requires_grad=True)
     h = rounding.rectified_sigmoid(v)
     (1 - (2 * h - 1).abs().pow(7.5)).sum().backward()
-    torch.testing.assert_close(kernels.penalty(v.detach(), v.new_tensor(7.5))[1], v.grad)
+    torch.testing.assert_close(kernels.penalty(*kernels.rectify(v.detach()), v.new_tensor(7.5))[1], v.grad)
 
 
 def test_the_regularizer_is_zero_at_the_ends_and_one_in_the_middle() -> None:
