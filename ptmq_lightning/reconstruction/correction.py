@@ -4,12 +4,12 @@ Source: Nagel et al. 2019 (data-free quantization), §4.2, with the mean input m
 the float network's: a mean behind quantized layers instead would hold each layer to account for those before it, at
 one width's activations, and harms (PTMQ §9.4).
 
-What is ours: the correction is kept exact while a block is fitted, too (`means_kept`).
+What is ours: the correction is kept exact while a block is fitted, too (`means_kept`), as part of the layer's bias.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,35 +45,42 @@ def means_kept(block: nn.Module, means: Mapping[str, Tensor]) -> Iterator[None]:
     Args:
         means: of the layers' float inputs, by `mean_inputs`.
     """
-    handles = []
-    for name, weight in weights_of(block):
-        layer: Any = block.get_submodule(name)
-        if layer.biases is None:
-            used: list[Tensor] = []  # the weight of this run, so that it is made once
-            handles.append(weight.register_forward_hook(_noted(used)))
-            handles.append(layer.register_forward_hook(_kept(means[name], used)))
+    layers = [layer for name, _ in weights_of(block) if (layer := _keep_mean(block.get_submodule(name), means[name]))]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for layer in layers:
+            del layer.compute  # the class's own again
 
 
-def _noted(used: list[Tensor]) -> Callable[..., None]:
-    def hook(_weight: Any, _inputs: Any, output: Tensor) -> None:
-        used[:] = [output]
+def _keep_mean(layer: Any, mean: Tensor) -> Any:
+    """Let a layer compute with the bias b + <m, W> - <m, W^> instead of b, m the mean output's derivative by the weight
+    (O, ...): it is linear in it. The layer; None where it has biases of its own and stays as it is."""
+    if layer.biases is not None:
+        return None
+    weight, plain = layer.weight, layer.compute
+    exact = weight.at(None)
+    m = _derivative(layer, mean, exact)
+    kept = (exact * m).flatten(1).sum(1)
+    if layer.bias is not None:
+        kept += layer.bias
 
-    return hook
+    def compute(x: Tensor, found: Tensor, bias: Tensor | None) -> Tensor:
+        bias = bias if weight.bits is None else kept - (found * m).flatten(1).sum(1)
+        output: Tensor = plain(x, found, bias)
+        return output
+
+    layer.compute = compute
+    return layer
 
 
-def _kept(mean: Tensor, used: list[Tensor]) -> Callable[..., Tensor | None]:
-    def hook(layer: Any, _inputs: Any, output: Tensor) -> Tensor | None:
-        if layer.weight.bits is None:
-            return None
-        added = _added(layer, mean, used.pop() - layer.weight.at(None))
-        return output - added.reshape(-1, *[1] * (output.dim() - 1 - layer.channel % output.dim()))
-
-    return hook
+def _derivative(layer: Any, mean: Tensor, weight: Tensor) -> Tensor:
+    """Of the layer's mean output by its weight (O, ...), in which it is linear; mean (1, ...): of its input."""
+    weight = weight.detach().requires_grad_()
+    with torch.enable_grad():
+        _added(layer, mean, weight).sum().backward()
+    assert weight.grad is not None
+    return weight.grad
 
 
 def _added(layer: Any, mean: Tensor, difference: Tensor) -> Tensor:
