@@ -23,15 +23,17 @@ from ptmq_lightning.runtime.weights import MultiBitWeight
 
 
 class _SoftWeight(torch.autograd.Function):
-    """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s; h and slope are V's, and all have the
-    weight's shape (O, ...) but the step sizes (O,)."""
+    """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s.
+
+    v, floor: of the weight's shape (O, ...). h, slope: h(V) and dh/dV, (O, n). step: (O,). low, high: scalars.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, v: Tensor, h: Tensor, slope: Tensor, floor: Tensor, step: Tensor, low: Tensor, high: Tensor
     ) -> Tensor:
-        flat = h.flatten(1), slope.flatten(1), floor.flatten(1), step.unsqueeze(1)
-        weight, to_v, to_step = kernels.soft_weight(*flat, low, high)
+        flat = floor.flatten(1), step.unsqueeze(1)
+        weight, to_v, to_step = kernels.soft_weight(h, slope, *flat, low, high)
         ctx.save_for_backward(to_v, to_step)
         return weight.view(floor.shape)
 

@@ -18,7 +18,7 @@ from ptmq_lightning.quant import kernels
 
 
 class Soft(NamedTuple):
-    """A rounding variable, h of it and dh/dV, of one shape; gradients go to v."""
+    """A rounding variable V (O, ...), to which gradients go, h of it and dh/dV, each (O, n)."""
 
     v: Tensor
     h: Tensor
@@ -54,7 +54,7 @@ class Softened:
     def __iter__(self) -> Iterator[Soft]:
         sizes = [v.numel() for v in self.variables]
         for v, h, slope in zip(self.variables, self.h.split(sizes), self.slope.split(sizes), strict=True):
-            yield Soft(v, h.view(v.shape), slope.view(v.shape))
+            yield Soft(v, h.view(len(v), -1), slope.view(len(v), -1))
 
     def penalty(self, beta: Tensor) -> Tensor:
         """sum of 1 - |2h(V) - 1|^beta, a scalar (PTMQ §1.5); beta: a scalar."""
