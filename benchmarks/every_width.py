@@ -1,9 +1,13 @@
-"""Is every width better than nearest rounding? Nearest, the default, and the default as it was, in a short fit.
+"""Is every width better than nearest rounding, and what brings it there? Short runs of train.py, side by side.
 
-    PTMQ_DATA=DIR python benchmarks/every_width.py --work FOLDER
+    PTMQ_DATA=DIR python benchmarks/every_width.py --work FOLDER                # all pages
+    PTMQ_DATA=DIR python benchmarks/every_width.py --pages equalization
+
+- every_width: nearest, the default, and the default as it was, on ResNet-20.
+- equalization: what equalization and bias correction do for nearest rounding, on MobileOne-S0.
 
 One run of train.py a row, in a folder below FOLDER; what is finished there is not run again. The results go to
-benchmarks/results/every_width.{json,md}.
+benchmarks/results/PAGE.{json,md}.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +25,46 @@ from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
-FILE = ROOT / "benchmarks" / "results" / "every_width.json"
-SHARED = ["experiment=cifar_resnet20", "seed=0", "data.calibration_images=512"]
+RESULTS = ROOT / "benchmarks" / "results"
 SHORT = ["recon.iters=100", "recon.lr_activation=3e-3"]
-ROWS = {  # each at the rate of the rounding that suits its loss
-    "rtn": ["method=rtn"],
-    "ptmq, one plane for 4 to 8": [
-        *SHORT, "recon.lr_rounding=3e-2", "method.bias_correction=none", "loss.relative=false",
-        "rounding.planes=[[2],[3],[4,5,6,7,8]]",
-    ],
-    "ptmq": [*SHORT, "recon.lr_rounding=5e-2"],
+CORRECTED = "method.bias_correction=after"
+
+
+@dataclass(frozen=True)
+class Page:
+    """What a page compares. network: in words. shared: words of every command. rows: name -> words added to them."""
+
+    title: str
+    network: str
+    shared: list[str]
+    rows: dict[str, list[str]]
+
+
+PAGES = {
+    "every_width": Page(
+        "Every width beside nearest rounding",
+        "ResNet-20 on CIFAR-10",
+        ["experiment=cifar_resnet20", "seed=0", "data.calibration_images=512"],
+        {  # each at the rate of the rounding that suits its loss
+            "rtn": ["method=rtn"],
+            "ptmq, one plane for 4 to 8": [
+                *SHORT, "recon.lr_rounding=3e-2", "method.bias_correction=none", "loss.relative=false",
+                "rounding.planes=[[2],[3],[4,5,6,7,8]]",
+            ],
+            "ptmq": [*SHORT, "recon.lr_rounding=5e-2"],
+        },
+    ),
+    "equalization": Page(
+        "Equalization and bias correction before anything is learned",
+        "MobileOne-S0 on ImageNet",
+        ["experiment=imagenet_mobileone", "method=rtn", "seed=0", "data.calibration_images=256"],
+        {
+            "rtn": ["fold.equalize=false"],
+            "rtn, biases corrected": ["fold.equalize=false", CORRECTED],
+            "rtn, equalized": ["fold.equalize=true"],
+            "rtn, equalized, biases corrected": ["fold.equalize=true", CORRECTED],
+        },
+    ),
 }  # fmt: skip
 FIGURES = {
     "top1": "Top-1, %",
@@ -42,10 +77,13 @@ DIGITS = {"top1": 1, "agreement": 1, "logit_error": 4}
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, default=ROOT / "outputs" / "every_width")
-    work = parser.parse_args().work.resolve()
-    found = {name: measured([*SHARED, *added], work / name) for name, added in ROWS.items()}
-    write_atomically(FILE, json.dumps(found, indent=2) + "\n")
-    write_atomically(FILE.with_suffix(".md"), page(found))
+    parser.add_argument("--pages", nargs="+", choices=PAGES, default=list(PAGES))
+    options = parser.parse_args()
+    for name in options.pages:
+        asked, work = PAGES[name], options.work.resolve() / name
+        found = {row: measured([*asked.shared, *added], work / row) for row, added in asked.rows.items()}
+        write_atomically(RESULTS / f"{name}.json", json.dumps(found, indent=2) + "\n")
+        write_atomically(RESULTS / f"{name}.md", page(name, found))
 
 
 def measured(command: list[str], folder: Path) -> dict[str, Any]:
@@ -62,22 +100,22 @@ def measured(command: list[str], folder: Path) -> dict[str, Any]:
     }
 
 
-def page(found: dict[str, dict[str, Any]]) -> str:
+def page(name: str, found: dict[str, dict[str, Any]]) -> str:
     """A table for each figure, and the commands."""
     first = next(iter(found.values()))
     widths = list(first["rows"])
     parts = [
-        "# Every width beside nearest rounding",
-        "Made by `PTMQ_DATA=DIR python benchmarks/every_width.py`; ResNet-20 on CIFAR-10, one seed, "
+        f"# {PAGES[name].title}",
+        f"Made by `PTMQ_DATA=DIR python benchmarks/every_width.py --pages {name}`; {PAGES[name].network}, one seed, "
         f"{first['evaluation_images']} evaluation images, float {first['fp']:.1f} %.",
     ]
     for figure, title in FIGURES.items():
         lines = [f"| method | {' | '.join(widths)} |", "|---" + "|---:" * len(widths) + "|"]
-        for name, result in found.items():
+        for row, result in found.items():
             cells = [f"{result['rows'][width][figure]:.{DIGITS[figure]}f}" for width in widths]
-            lines.append(f"| {name} | {' | '.join(cells)} |")
+            lines.append(f"| {row} | {' | '.join(cells)} |")
         parts += [f"## {title}", "\n".join(lines)]
-    commands = [f"- {name}: `python train.py {' '.join(result['command'])}`" for name, result in found.items()]
+    commands = [f"- {row}: `python train.py {' '.join(result['command'])}`" for row, result in found.items()]
     return "\n\n".join([*parts, "## Commands", "\n".join(commands)]) + "\n"
 
 

@@ -27,6 +27,7 @@ from ptmq_lightning.artifact.manifest import MANIFEST, TENSORS, read_manifest
 from ptmq_lightning.data.module import calibration_images, draw_calibration
 from ptmq_lightning.data.sources import Sources, open_data
 from ptmq_lightning.evaluation.cost import size_bytes
+from ptmq_lightning.models.equalize import equalize
 from ptmq_lightning.models.fold import fold
 from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize
@@ -38,10 +39,10 @@ from ptmq_lightning.runtime.spec import BitAssignment
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-REAL = {  # network -> data, checkpoint, images, options of the fold
-    "cifar_resnet20": ("cifar10", "resnet20", 1000, {}),
-    "vit_t": ("imagenet", "vit_tiny_patch16_224", 350, {"reparam": True}),
-    "mobileone_s0": ("imagenet", "mobileone_s0_reparam", 350, {"equalize": True}),
+REAL = {  # network -> data, checkpoint, images, transforms after the fold
+    "cifar_resnet20": ("cifar10", "resnet20", 1000, ()),
+    "vit_t": ("imagenet", "vit_tiny_patch16_224", 350, (reparametrize,)),
+    "mobileone_s0": ("imagenet", "mobileone_s0_reparam", 350, (equalize,)),
 }
 RECIPES = {  # free widths and planes
     "one plane, all widths tied": ((), ONE_PLANE),
@@ -114,12 +115,13 @@ def data_of(name: str) -> tuple[Network, Sources]:
 def latents() -> list[dict[str, Any]]:
     """Relative logit error and top-1 of the latent float network of L bits, on real networks."""
     rows = []
-    for name, (*_, options) in REAL.items():
+    for name, (*_, transforms) in REAL.items():
         network, sources = data_of(name)
         gm = trace(network.module, network.preprocessing.input_size)
-        fold(gm, equalize=options.get("equalize", False))
-        if options.get("reparam"):
-            reparametrize(gm, calibration_images(sources.train, draw_calibration(sources.train, 32, 0, sources.val)))
+        fold(gm)
+        images = calibration_images(sources.train, draw_calibration(sources.train, 32, 0, sources.val))
+        for transform in transforms:
+            transform(gm, images)
         networks = {"FP32": gm} | {f"L={bits}": on_grid(gm, bits) for bits in range(8, 13)}
         logits = {key: [] for key in networks}
         labels = []

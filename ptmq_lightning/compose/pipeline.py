@@ -37,6 +37,7 @@ from ptmq_lightning.evaluation.accuracy import measure_accuracy
 from ptmq_lightning.export.foresee import require_exportable, unexportable
 from ptmq_lightning.models import zoo
 from ptmq_lightning.models.blocks import Block, cut, opaque_layers
+from ptmq_lightning.models.equalize import equalize
 from ptmq_lightning.models.faithful import require_same
 from ptmq_lightning.models.fold import FoldReport, fold
 from ptmq_lightning.models.graph import trace
@@ -53,7 +54,7 @@ from ptmq_lightning.runtime.model import MultiBitModel, device_of
 log = logging.getLogger(__name__)
 
 DIGITS_CACHE = Path("outputs/digits")
-FOLD_IMAGES = 32  # calibration images that the reparametrization looks at
+FOLD_IMAGES = 32  # calibration images that equalization and reparametrization look at
 
 
 def run(config: Config, path: Path) -> float:
@@ -176,7 +177,11 @@ def prepare(
     """
     module = plain(network.module)
     gm = trace(module, network.preprocessing.input_size)
-    report = fold(gm, equalize=config.equalize) if norms else FoldReport()
+    report = fold(gm) if norms else FoldReport()
+    if norms and config.equalize:
+        pairs = equalize(gm, images[:FOLD_IMAGES])
+        log.info("%d layers equalized with those that read them", len(pairs.folded))
+        log.debug("not equalized: %s", "; ".join(f"{what}: {why}" for what, why in pairs.kept))
     if config.reparam:
         report += reparametrize(gm, images[:FOLD_IMAGES])
     blocks = cut(gm, images[:2], name=network.name)

@@ -55,7 +55,7 @@ def rule(keys: str, **where: Any) -> Rule:
 
 
 RULES = (
-    Rule((*FIT, *METHOD, "method.bias_correction"), TRAINED),
+    Rule((*FIT, *METHOD, "method.bias_correction", "fold.equalize"), TRAINED),  # its norms stand between the layers
     Rule(tuple(key for key in (*FIT, *METHOD) if key != "recon.*"), NEAREST),
     rule("recon.iters recon.activation_iters recon.l* recon.warmup recon.beta_*", rounding__name=("nearest",)),
     Rule(("recon.*",), NEAREST | {"method.bias_correction": ("none",)}),
@@ -73,7 +73,7 @@ RULES = (
     rule("loss.tokens", loss__norm=("none",)),
     rule("loss.tokens", loss__weight=("fim", "aph")),
     rule("loss.tokens", method__unit=("layer",)),
-    rule("rounding.planes", rounding__name=("shared", "offset", "per_width", "ste", "flexround")),
+    rule("rounding.planes rounding.tolerance", rounding__name=("shared", "offset", "per_width", "ste", "flexround")),
     rule("rounding.init_width", rounding__name=("per_width",)),
     rule("step_size.anchor step_size.free_widths", step_size__name=("free", "power_of_two")),
     rule("allocate.*", allocate__name=("none",)),

@@ -105,7 +105,9 @@ class TrainerConfig:
 
 @dataclass(frozen=True)
 class FoldConfig:
-    equalize: bool = key(False, "balance channel ranges over ReLU; the same function, easier to quantize")
+    equalize: bool = key(
+        False, "balance channel ranges over ReLU by a few images; the same function, easier to quantize"
+    )
     reparam: bool = key(False, "one range for all channels behind a LayerNorm; likewise")
 
 

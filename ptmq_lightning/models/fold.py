@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, fx, nn
 
 from ptmq_lightning.models.absorb import FoldReport, absorb_input, absorb_output
-from ptmq_lightning.models.equalize import equalize as equalize_layers
 from ptmq_lightning.models.flow import carry, kind, per_channel, readers
 from ptmq_lightning.models.nodes import constants, module_of
 from ptmq_lightning.runtime.layers import QUANTIZABLE
@@ -25,11 +24,8 @@ _OTHER_NORMS = {"GroupNorm", "group_norm", "RMSNorm", "rms_norm", "InstanceNorm2
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-def fold(gm: fx.GraphModule, *, equalize: bool = False) -> FoldReport:
-    """Fold every norm and scale of a traced network (see `graph.trace`) that data flow allows; gm is changed.
-
-    equalize: balance the channel ranges of neighboring layers afterwards (`equalize.equalize`).
-    """
+def fold(gm: fx.GraphModule) -> FoldReport:
+    """Fold every norm and scale of a traced network (see `graph.trace`) that data flow allows; gm is changed."""
     report = FoldReport()
     for node in list(gm.graph.nodes):
         if isinstance(module_of(gm, node), QUANTIZABLE):
@@ -45,8 +41,6 @@ def fold(gm: fx.GraphModule, *, equalize: bool = False) -> FoldReport:
     gm.graph.eliminate_dead_code()
     gm.delete_all_unused_submodules()
     gm.recompile()
-    if equalize:
-        report += equalize_layers(gm)
     return report
 
 

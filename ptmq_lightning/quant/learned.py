@@ -32,6 +32,12 @@ class RoundingKeys:
     planes: list[list[int]] = key(
         factory=list, help="per_group: sets of weight widths that share a rounding; others: nearest"
     )
+    tolerance: float | None = key(
+        None,
+        "per_group: a width in no plane gets one of its own in the layers where nearest rounding's error is above this "
+        "share of the weight's power; null: in none",
+        least=0,
+    )
     init_width: int = key(4, "width whose fractions the rounding starts from", least=MIN_BITS, most=MAX_BITS)
     rate: float = key(1.0, "factor on recon.lr_rounding")
 
@@ -90,6 +96,10 @@ class LearnedWeight(SwitchableWeight):
     @abstractmethod
     def learned(self) -> list[nn.Parameter]:
         """The parameters of the rounding."""
+
+    def read_by(self) -> list[list[int]]:
+        """The weight widths that read each of the parameters of the rounding."""
+        return [list(self.frozen.widths) for _ in self.learned()]
 
     def variables(self, widths: Iterable[int]) -> dict[int, Tensor]:
         """V (O, ...) of those of these widths that are rounded softly, which the regularizer pulls to the ends of h;

@@ -7,7 +7,7 @@ The autograd functions keep only what the gradient needs; the arithmetic is runt
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -56,7 +56,7 @@ class SoftWeight(LearnedWeight):
 
     def __init__(self, frozen: MultiBitWeight, keys: RoundingKeys, *, learn_step_sizes: bool) -> None:
         super().__init__(frozen, keys, learn_step_sizes=learn_step_sizes)
-        self.plane_of = self.planes(frozen.widths, keys)
+        self.plane_of = self.planes(frozen, keys)
         positions = {b: grid.position(frozen.latent, rho) for b, rho in zip(frozen.widths, frozen.ratios, strict=True)}
         self.floors = {bits: torch.floor(u) for bits, u in positions.items()}
         self._limits = {
@@ -72,7 +72,7 @@ class SoftWeight(LearnedWeight):
 
     @classmethod
     @abstractmethod
-    def planes(cls, widths: Sequence[int], keys: RoundingKeys) -> dict[int, int]:
+    def planes(cls, weight: MultiBitWeight, keys: RoundingKeys) -> dict[int, int]:
         """Weight width -> plane; a width that is left out is rounded to nearest."""
 
     def starts(self, fractions: dict[int, Tensor]) -> list[Tensor]:
@@ -91,6 +91,10 @@ class SoftWeight(LearnedWeight):
 
     def learned(self) -> list[nn.Parameter]:
         return list(self.v)
+
+    def read_by(self) -> list[list[int]]:
+        rows = sorted(set(self.plane_of.values()))
+        return [[bits for bits, plane in self.plane_of.items() if plane == row] for row in rows]
 
     def undecided(self, widths: set[int]) -> list[Tensor]:
         own = [b for b in self.frozen.widths if b in widths] or self.frozen.widths[-1:]  # none: a pinned layer's
@@ -130,8 +134,8 @@ class Shared(SoftWeight):
     """One binary R for all widths, the paper's."""
 
     @classmethod
-    def planes(cls, widths: Sequence[int], keys: RoundingKeys) -> dict[int, int]:
-        return {bits: 0 for bits in widths}
+    def planes(cls, weight: MultiBitWeight, keys: RoundingKeys) -> dict[int, int]:
+        return {bits: 0 for bits in weight.widths}
 
 
 @ROUNDINGS.register("offset")
@@ -158,11 +162,14 @@ class Offset(Shared):
 
 @ROUNDINGS.register("per_group")
 class PerGroup(SoftWeight):
-    """One R for each listed set of weight widths; a width in none of them is rounded to nearest.
+    """One R for each listed set of weight widths; a width in none of them is rounded to nearest, but where that is far
+    off.
 
     The wide widths need no R: with a step size of their own and their biases corrected, nearest rounding is level with
     a rounding that is learned for one width alone, while an R that several of them share is wrong for most
-    (PTMQ §1.4).
+    (PTMQ §1.4). Which widths are wide, the weight says: some mobile networks have layers with a few large weights in
+    every channel, where 5 bits are as coarse as 4 are elsewhere. A width that is not listed has an R of its own in the
+    layers where nearest rounding's error is more than `tolerance` of the weight's power.
     """
 
     @classmethod
@@ -173,9 +180,12 @@ class PerGroup(SoftWeight):
             )
 
     @classmethod
-    def planes(cls, widths: Sequence[int], keys: RoundingKeys) -> dict[int, int]:
+    def planes(cls, weight: MultiBitWeight, keys: RoundingKeys) -> dict[int, int]:
         listed = {bits: row for row, plane in enumerate(keys.planes) for bits in plane}
-        chosen = {b: listed[b] for b in widths if b in listed}
+        chosen = {b: listed[b] for b in weight.widths if b in listed}
+        if keys.tolerance is not None:
+            off = (b for b in weight.widths if b not in listed and _error(weight, b) > keys.tolerance)
+            chosen |= {b: len(keys.planes) + b for b in off}
         used = sorted(set(chosen.values()))
         return {bits: used.index(row) for bits, row in chosen.items()}
 
@@ -185,5 +195,12 @@ class PerWidth(SoftWeight):
     """One R for each width."""
 
     @classmethod
-    def planes(cls, widths: Sequence[int], keys: RoundingKeys) -> dict[int, int]:
-        return {bits: row for row, bits in enumerate(widths)}
+    def planes(cls, weight: MultiBitWeight, keys: RoundingKeys) -> dict[int, int]:
+        return {bits: row for row, bits in enumerate(weight.widths)}
+
+
+def _error(weight: MultiBitWeight, bits: int) -> float:
+    """sum (W^ - W)^2 / sum W^2 at a width."""
+    exact = weight.at(None)
+    power = float(exact.square().sum())
+    return float((weight.at(bits) - exact).square().sum()) / power if power else 0.0

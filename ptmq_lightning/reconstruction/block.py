@@ -8,7 +8,9 @@ asked for, of their weights receive gradients; Adam leaves alone what has none.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import statistics
+from collections import defaultdict
+from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 import lightning as L
@@ -76,8 +78,8 @@ class BlockReconstruction(L.LightningModule):
             s = self.recipe.schedule
             raise ModelError(
                 f"the loss of {self.place.name} is {float(loss)} in iteration {index} of {s.iters}; expected a finite "
-                f"number. Lower recon.lr_rounding ({s.rounding_rate:g}), recon.lr_activation ({s.lr_activation:g}) or "
-                f"recon.lr_weight_step_size ({s.lr_weight_step_size:g}), or look for features that are not finite; "
+                f"number. Lower recon.lr_rounding ({s.rounding_rate():g}), recon.lr_activation ({s.lr_activation:g}) "
+                f"or recon.lr_weight_step_size ({s.lr_weight_step_size:g}), or look for features that are not finite; "
                 f"finished blocks are kept for resume=true."
             )
 
@@ -124,15 +126,24 @@ class BlockReconstruction(L.LightningModule):
         of activations and weights."""
         s, cosine = self.recipe.schedule, _cosine(self.recipe.schedule.iters)
         inputs = self.activations if self.recipe.quantize_inputs else []
+        roundings: dict[float, list[nn.Parameter]] = defaultdict(list)
+        for name, weight in self.named_weights:
+            for parameter, widths in zip(weight.learned(), weight.read_by(), strict=True):
+                roundings[self.share(name, widths)].append(parameter)
+        factor = self.recipe.rounding.rate
         return [
-            (
-                [p for weight in self.weights for p in weight.learned()],
-                s.rounding_rate * self.recipe.rounding.rate,
-                _constant,
-            ),
+            *((found, s.rounding_rate(share) * factor, _constant) for share, found in roundings.items()),
             ([p for q in inputs for p in q.log_step.values() if p.requires_grad], s.lr_activation, cosine),
             ([p for weight in self.weights for p in weight.log_gain.values()], s.lr_weight_step_size, cosine),
         ]
+
+    def share(self, layer: str, widths: Collection[int]) -> float:
+        """Of the iterations, those that draw a pair at which the layer runs at one of these weight widths."""
+        missed = (
+            statistics.mean(self.widths[pair][layer].w not in widths for pair in group)
+            for group in self.recipe.groups.groups
+        )
+        return 1 - math.prod(missed)
 
     @torch.no_grad()
     def report(self, index: int, drawn: list[BitWidth], own: list[Tensor], rounding: Tensor) -> None:

@@ -38,10 +38,11 @@ class Schedule:
     beta_end: float = key(2.0, "exponent of the regularizer at the end")
     log_every: int = key(50, "iterations from one line of metrics to the next", least=1)
 
-    @property
-    def rounding_rate(self) -> float:
-        """lr_rounding, or the one with which the rounding can travel as far in a short fit as in a long one."""
-        return min(TRAVEL / self.iters, FASTEST) if self.lr_rounding is None else self.lr_rounding
+    def rounding_rate(self, share: float = 1.0) -> float:
+        """Of a rounding that is drawn in a share of the iterations: lr_rounding, or the rate at which it can travel as
+        far in a short fit as in a long one; the less it is drawn the higher, so that it settles, too."""
+        rate = min(TRAVEL / self.iters, FASTEST) if self.lr_rounding is None else self.lr_rounding
+        return rate if share == 1 else min(rate / share, max(rate, FASTEST)) if share else 0.0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ptmq_lightning.models import fold, graph, zoo
 from ptmq_lightning.models.equalize import equalize
+from ptmq_lightning.runtime.hooks import watched_inputs
 
 
 def chain(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
@@ -22,49 +23,98 @@ def chain(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     return layers.eval()
 
 
+def images_of(module: nn.Module | None = None) -> torch.Tensor:
+    images = torch.randn(4, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    return images if module is None else images.to(next(module.parameters()).dtype)
+
+
+def inputs_of(gm: nn.Module, name: str, images: torch.Tensor) -> torch.Tensor:
+    """What a layer reads, (N, C, ...)."""
+    seen = []
+    with watched_inputs({name: gm.get_submodule(name)}, lambda _, x: seen.append(x)), torch.no_grad():
+        gm(images)
+    return seen[0]
+
+
 def test_equalizing_is_exact_but_for_rounding(error):
-    module, images = chain().double(), torch.randn(4, 4, 6, 6, dtype=torch.float64)
+    module = chain().double()
+    images = images_of(module)
     gm = graph.trace(module, (4, 6, 6))
-    report = equalize(gm)
+    report = equalize(gm, images)
     assert [what for what, _ in report.folded] == [f"{i} (equalization)" for i in (0, 2, 4)]
     with torch.no_grad():
         assert error(gm(images), module(images)) < 1e-12
+        assert not torch.equal(gm.get_submodule("0").weight, module[0].weight)
 
 
-def test_neighboring_layers_end_with_equal_channel_ranges():
-    gm = graph.trace(chain(), (4, 6, 6))
-    equalize(gm)
-    rows = gm.get_submodule("0").weight.abs().flatten(1).amax(1)
-    columns = gm.get_submodule("2").weight.abs().flatten(1).amax(1)
-    alive = columns > 0
-    torch.testing.assert_close(rows[alive], columns[alive], rtol=1e-2, atol=0)  # sweeps stop at 1e-3 per pair
+def test_the_channels_that_a_depthwise_layer_reads_end_with_equal_peaks():
+    module = chain()
+    with torch.no_grad():
+        module[0].weight *= torch.logspace(-1, 0, 8).reshape(-1, 1, 1, 1)
+    gm = graph.trace(module, (4, 6, 6))
+    equalize(gm, images_of(), batch=3)  # two batches: the peak is that of all
+    peaks = inputs_of(gm, "2", images_of()).amax((0, 2, 3))
+    alive = torch.arange(8) != 3  # its kernel is all zero
+    torch.testing.assert_close(peaks[alive], peaks[alive][0].expand(7))
+
+
+def test_elsewhere_half_of_the_spread_goes_to_the_weights():
+    """s_c = sqrt(p_c / w_c), with the same mean of the logarithms."""
+    module = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    with torch.no_grad():
+        module[0].weight.zero_(), module[0].bias.copy_(torch.tensor([16.0, 1.0]))
+        module[2].weight.copy_(torch.tensor([[0.5, 1.0], [0.25, 0.5]]))  # columns at 1/2 and 1 of the rows' ranges
+    gm = graph.trace(module, (3,))
+    equalize(gm, torch.zeros(2, 3))
+    wanted = torch.tensor([32.0, 1.0]).sqrt() / torch.tensor(32.0).pow(0.25)  # divided by their geometric mean
+    torch.testing.assert_close(gm.get_submodule("0").bias, torch.tensor([16.0, 1.0]) / wanted)
+    torch.testing.assert_close(gm.get_submodule("2").weight, module[2].weight * wanted)
+
+
+def test_a_channel_that_is_hardly_seen_is_not_blown_up():
+    """Other images may show more of it: its peak counts as a hundredth of the mean."""
+    module = nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 1, groups=2)).eval()
+    with torch.no_grad():
+        module[0].weight.zero_(), module[0].bias.copy_(torch.tensor([1.0, 0.0]))
+    gm = graph.trace(module, (2, 4, 4))
+    equalize(gm, torch.zeros(1, 2, 4, 4))
+    kept = (module[2].weight / gm.get_submodule("2").weight).detach().flatten()
+    assert kept[1] / kept[0] == pytest.approx(200)  # 1 by a hundredth of the mean of 1 and 0
 
 
 def test_a_channel_without_weights_stays_as_it_is():
     module = chain()
     gm = graph.trace(module, (4, 6, 6))
-    equalize(gm)
+    equalize(gm, images_of())
     assert torch.equal(gm.get_submodule("0").weight[3], module[0].weight[3])
     assert torch.equal(gm.get_submodule("2").weight[3], torch.zeros(1, 3, 3))
+
+
+def test_images_that_show_nothing_change_nothing():
+    module = nn.Sequential(nn.Conv2d(2, 3, 1, bias=False), nn.ReLU(), nn.Conv2d(3, 2, 1)).eval()
+    gm = graph.trace(module, (2, 4, 4))
+    equalize(gm, torch.zeros(1, 2, 4, 4))
+    assert torch.equal(gm.get_submodule("0").weight, module[0].weight)
+    assert torch.equal(gm.get_submodule("2").weight, module[2].weight)
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU6, nn.GELU, nn.SiLU])
 def test_other_activations_are_reported_and_nothing_is_changed(activation):
     module = chain(activation)
     gm = graph.trace(module, (4, 6, 6))
-    report = equalize(gm)
+    report = equalize(gm, images_of())
     assert report.folded == []
     assert report.kept[0] == ("0 (equalization)", f"read by _1 ({activation.__name__})")
-    images = torch.randn(2, 4, 6, 6)
     with torch.no_grad():
-        assert torch.equal(gm(images), module(images))
+        assert torch.equal(gm(images_of()), module(images_of()))
 
 
-def test_folding_equalizes_on_request(case, error):
+def test_every_kind_of_network_stays_the_same_function(case, error):
     gm = copy.deepcopy(case.traced).double()
     with torch.no_grad():
         expected = gm(case.images.double())
-        fold.fold(gm, equalize=True)
+        fold.fold(gm)
+        equalize(gm, case.images.double())
         assert error(gm(case.images.double()), expected) < 1e-12
 
 
@@ -73,14 +123,16 @@ def test_the_real_mobileone_is_equalized_within_1e_5(data_root, error):
     gm = graph.trace(net.module, (3, 224, 224))
     images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
 
-    def spread() -> float:
-        """Largest channel range over the median one, worst layer."""
-        ranges = [m.weight.abs().flatten(1).amax(1) for m in gm.modules() if isinstance(m, nn.Conv2d)]
-        return max((r.max() / r.median()).item() for r in ranges)
+    def spread(name: str) -> float:
+        """The largest peak of a channel over the median one."""
+        peaks = inputs_of(gm, name, images).abs().amax((0, 2, 3))
+        return (peaks.max() / peaks.median()).item()
 
     with torch.no_grad():
-        before = spread()
-        report = fold.fold(gm, equalize=True)
+        fold.fold(gm)
+        before = [spread(name) for name in ("stages.0.2.reparam_conv", "stages.0.3.reparam_conv")]
+        report = equalize(gm, images)
         assert len(report.folded) == 43
-        assert before > 30 and spread() < 3
+        depthwise, pointwise = (spread(name) for name in ("stages.0.2.reparam_conv", "stages.0.3.reparam_conv"))
+        assert depthwise == pytest.approx(1, abs=1e-3) and pointwise < before[1] and before[0] > 2
         assert error(gm(images), net.module(images)) < 1e-5

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from ptmq_lightning.quant import kernels, rounding
-from ptmq_lightning.quant.planes import SoftWeight
+from ptmq_lightning.quant.planes import PerGroup, SoftWeight
 from ptmq_lightning.quant.rounding import BetaSchedule
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
+from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.golden_values import golden
 
 
@@ -61,6 +66,11 @@ def test_beta_is_the_golden_one() -> None:
     assert not schedule.active(199) and schedule.active(200)
 
 
+def weight_of(widths: tuple[int, ...], weight: torch.Tensor | None = None) -> MultiBitWeight:
+    weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) if weight is None else weight
+    return MultiBitWeight(*grid.latent(weight), widths, weight_steps(weight, widths, StepSize()))
+
+
 @pytest.mark.parametrize(
     ("how", "expected"),
     [
@@ -73,7 +83,20 @@ def test_beta_is_the_golden_one() -> None:
 )
 def test_widths_find_their_plane(how: RoundingKeys, expected: dict[int, int]) -> None:
     kind = ROUNDINGS[how.name]
-    assert issubclass(kind, SoftWeight) and kind.planes((2, 3, 4, 8), how) == expected
+    assert issubclass(kind, SoftWeight) and kind.planes(weight_of((2, 3, 4, 8)), how) == expected
+
+
+def test_a_wide_width_has_a_plane_where_nearest_rounding_is_far_off() -> None:
+    widths = (2, 3, 4, 5, 6, 8)
+    weight = weight_of(widths)
+    exact = weight.at(None)
+    errors = {b: float((weight.at(b) - exact).square().sum() / exact.square().sum()) for b in widths}
+    how = partial(RoundingKeys, "per_group", planes=[[2], [4, 3]])
+    assert PerGroup.planes(weight, how(tolerance=errors[6] * 0.99)) == {2: 0, 3: 1, 4: 1, 5: 2, 6: 3}
+    assert PerGroup.planes(weight, how(tolerance=errors[6] * 1.01)) == {2: 0, 3: 1, 4: 1, 5: 2}
+    assert PerGroup.planes(weight, how(tolerance=errors[5] * 1.01)) == {2: 0, 3: 1, 4: 1}  # the listed ones always
+    assert PerGroup.planes(weight, how()) == {2: 0, 3: 1, 4: 1}
+    assert PerGroup.planes(weight_of(widths, torch.zeros(4, 9)), how(tolerance=0.0)) == {2: 0, 3: 1, 4: 1}
 
 
 def test_an_unknown_kind_is_refused() -> None:

@@ -122,8 +122,26 @@ def test_rounding_learns_at_a_constant_rate_and_steps_on_a_cosine_to_zero(how: R
 
 @pytest.mark.parametrize(("iters", "rate"), [(10, 0.1), (50, 0.1), (100, 0.05), (500, 0.01), (20_000, 0.00025)])
 def test_the_rate_of_the_rounding_follows_the_number_of_iterations(iters: int, rate: float) -> None:
-    assert Schedule(iters=iters).rounding_rate == pytest.approx(rate)
-    assert Schedule(iters=iters, lr_rounding=0.0).rounding_rate == 0
+    assert Schedule(iters=iters).rounding_rate() == pytest.approx(rate)
+    assert Schedule(iters=iters, lr_rounding=0.0).rounding_rate() == 0
+
+
+def test_a_rounding_that_is_drawn_now_and_then_has_a_higher_rate() -> None:
+    """5 bits are one of a group of two: drawn in half of the iterations."""
+    told = Schedule(iters=8, lr_rounding=0.02)
+    how = RoundingKeys("per_group", planes=[[3, 4], [5]])
+    module = module_of(small_model(), 1, replace(RECIPE, rounding=how, schedule=told))
+    rates = {
+        id(parameter): group["lr"]
+        for group in module.configure_optimizers()["optimizer"].param_groups  # type: ignore[index]
+        for parameter in group["params"]
+    }
+    for weight in module.weights:
+        if weight.frozen.widths != (8,):
+            shared, own = weight.learned()
+            assert (rates[id(shared)], rates[id(own)]) == pytest.approx((0.02, 0.04))
+    assert told.rounding_rate(0.01) == 0.1  # no faster: Adam would step over the ends
+    assert Schedule(iters=8, lr_rounding=0.3).rounding_rate(0.5) == 0.3 and told.rounding_rate(0.0) == 0
 
 
 def test_the_regularizer_joins_the_loss_when_the_warmup_is_over() -> None:
