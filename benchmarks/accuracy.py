@@ -38,8 +38,10 @@ sys.path.insert(0, str(ROOT))
 
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
+from ptmq_lightning.config.declared import default_of, every_value  # noqa: E402
 from ptmq_lightning.config.parts import activation_iters  # noqa: E402
 from ptmq_lightning.config.reads import unread  # noqa: E402
+from ptmq_lightning.config.schema import Config  # noqa: E402
 from ptmq_lightning.report.record import read_results  # noqa: E402
 from ptmq_lightning.report.tables import DIGITS, Line, summarize  # noqa: E402
 from ptmq_lightning.runtime.errors import ConfigError  # noqa: E402
@@ -171,7 +173,10 @@ def identity(note: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def meaning(note: dict[str, Any]) -> str:
-    """A hash of the configuration that a cell's command composes now, wherever the data lie; "" where it is refused."""
+    """A hash of the configuration that a cell's command composes now, wherever the data lie; "" where it is refused.
+
+    Keys at their declared values are left out, so that a new key whose value changes nothing leaves a cell as it is.
+    """
     try:
         return meaning_of(overrides_of(note))
     except ConfigError:
@@ -180,8 +185,9 @@ def meaning(note: dict[str, Any]) -> str:
 
 @functools.cache
 def meaning_of(overrides: tuple[str, ...]) -> str:
-    config = asdict(resolved(overrides))
-    text = json.dumps({key: config[key] for key in config if key not in IDLE}, sort_keys=True)
+    values = every_value(Config, asdict(resolved(overrides)))
+    chosen = {name: value for name, field, value in values if value != default_of(field)}
+    text = json.dumps({name: chosen[name] for name in chosen if name.split(".")[0] not in IDLE}, sort_keys=True)
     return hashlib.sha256(text.replace(os.environ["PTMQ_DATA"], "PTMQ_DATA").encode()).hexdigest()[:16]
 
 

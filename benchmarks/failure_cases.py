@@ -289,7 +289,7 @@ MACHINE = [
     train("another process in the same folder, with resume", "resume=true", "another process", 2, occupied("run")),
     train("Ctrl-C while the data is opened", "", "interrupted", 130, interrupt("build:")),
     train("Ctrl-C in the fit", "recon.iters=200", "interrupted", 130, interrupt("block 2/5")),
-    train("Ctrl-C in the evaluation", "", "interrupted", 130, interrupt("allocate:")),
+    train("Ctrl-C in the evaluation", "", "interrupted", 130, interrupt("reconstruct:")),
     train("a rate that makes losses infinite", "recon.lr_activation=1e30 recon.lr_rounding=1e30", "block", 1),
     train("no GPU", "trainer=gpu", "GPU", 2),
     ptmq("an export to a full disk", f"{EXPORT} --out small/out", "space", 1, no_space("small", 0.01)),

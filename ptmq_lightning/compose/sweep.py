@@ -94,7 +94,7 @@ def run_job(run: Callable[[], float]) -> float:
     """One job of a sweep, noted in its root; nan where it failed: the other jobs go on."""
     hydra = HydraConfig.get()
     root, folder = Path(hydra.sweep.dir), Path(hydra.runtime.output_dir)
-    job = Job(hydra.job.num, tuple(hydra.overrides.task), folder.relative_to(root.resolve()).as_posix())
+    job = Job(hydra.job.num, tuple(hydra.overrides.task), folder.resolve().relative_to(root.resolve()).as_posix())
     sweeps.note(root, job)
     before, started = _made(folder), time.monotonic()
     try:

@@ -172,6 +172,16 @@ def test_another_sweep_in_the_same_root_is_refused(tmp_path: Path) -> None:
     assert (code, out) == (2, "") and "here holds another sweep (mixer=none,case1)" in err
 
 
+def test_outputs_may_be_a_link_to_another_disk(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "outputs").symlink_to(tmp_path / "disk")
+    for again in (False, True):  # the root is to be made, then it is there
+        code, out, err = command(tmp_path, *SWEEP)
+        assert code == 0, err
+        assert ("were there already" in out) == again
+    assert len(list((tmp_path / "disk").rglob("results.json"))) == 4
+
+
 def test_a_sweep_that_runs_already_is_refused(tmp_path: Path) -> None:
     (tmp_path / "here").mkdir()
     with FileLock(tmp_path / "here" / ".ptmq-sweep"):
@@ -218,14 +228,15 @@ def test_a_killed_sweep_ends_in_the_table_of_an_undisturbed_one(launcher: tuple[
     (tmp_path / "killed" / "outputs").symlink_to(tmp_path / "float")  # the float network of the first one
     (tmp_path / "float").mkdir()
     (tmp_path / "whole" / "outputs" / "digits").rename(tmp_path / "float" / "digits")
-    for seen in (0, 1, 3):  # blocks or runs that are finished at the kill
+    for awaited in ("block_*.json", "block_*.json", "results.json"):  # killed at the next one
+        before = set((tmp_path / "float").rglob(awaited))
         process = started(tmp_path / "killed", *words)
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
-            made = [*(tmp_path / "float").rglob("block_*.json"), *(tmp_path / "float" / "sweep").rglob("results.json")]
-            if len(made) > seen:
+            if set((tmp_path / "float").rglob(awaited)) - before:
                 break
-            time.sleep(0.2)
+            time.sleep(0.02)
+        assert process.poll() is None, f"the sweep ended before it was killed: {process.communicate()}"
         os.killpg(process.pid, signal.SIGKILL)  # its own session: jobs too
         process.communicate()
     out, err = (last := started(tmp_path / "killed", *words)).communicate()
