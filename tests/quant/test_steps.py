@@ -11,7 +11,7 @@ from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import quantizers_of
-from tests.networks import small_model
+from tests.networks import images, small_model
 from tests.quant import plain
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -101,12 +101,15 @@ def test_a_zero_channel_gets_a_positive_step() -> None:
     assert (weight_steps(torch.zeros(3, 4), WIDTHS, StepSize("free")) > 0).all()
 
 
-def test_calibration_reaches_every_quantizer_and_repeats() -> None:
-    first, second = small_model(), small_model()
+def test_calibration_reaches_every_quantizer_repeats_and_tells_how_far_it_is() -> None:
+    first, second, told = small_model(), small_model(calibrated=False), []
+    search.calibrate(second, images(), progress=lambda *at: told.append(at))
     steps = [(q.steps, q.zero_points) for _, q in quantizers_of(first)]
     assert steps and all(q.calibrated for _, q in quantizers_of(first))
     for (step, zero), (_, other) in zip(steps, quantizers_of(second), strict=True):
         assert torch.equal(step, other.steps) and torch.equal(zero, other.zero_points)
+    tensors = len(steps)
+    assert told == [(16, 16, "image"), *((done, tensors, "tensor") for done in range(1, tensors + 1))]
 
 
 def test_an_unknown_way_to_tie_step_sizes_is_refused() -> None:

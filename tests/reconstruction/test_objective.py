@@ -61,6 +61,21 @@ def test_one_width_alone_is_one_plain_error(form: str, tensors: dict[str, Tensor
     torch.testing.assert_close(found, own[0])
 
 
+@pytest.mark.parametrize("form", ["gd_figure", "gd_direct", "gd_chain", "mse"])
+def test_units_are_each_outputs_own_and_the_lowest_ones_between_two_outputs(
+    form: str, tensors: dict[str, Tensor]
+) -> None:
+    found, outputs = objective(form), [tensors["low"], tensors["mid"], tensors["high"]]
+    plain, own = found(outputs, tensors["target"], 1)
+    same, _ = found(outputs, tensors["target"], 1, None, [4.0, 4.0, 4.0])
+    torch.testing.assert_close(same, plain / 4)
+    told, mine = found(outputs, tensors["target"], 1, None, [2.0, 5.0, 8.0])
+    torch.testing.assert_close(mine, [error / unit for error, unit in zip(own, (2.0, 5.0, 8.0), strict=True)])
+    expected = {"gd_figure": plain / 2, "gd_direct": sum(mine), "mse": sum(mine) / 3}
+    if form in expected:
+        torch.testing.assert_close(told, expected[form])
+
+
 def test_stop_gradient_keeps_the_lower_widths_from_pulling_the_highest(tensors: dict[str, Tensor]) -> None:
     loss(objective("gd_figure", stop_gradient=True, gammas=[0.0, 1.0, 1.0]), tensors).backward()
     assert tensors["high"].grad is not None and not tensors["high"].grad.any()

@@ -16,7 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptmq_lightning.reconstruction.cache import predict_bytes, widest_stream
+from ptmq_lightning.reconstruction.cache import StreamRoom, predict_bytes, widest_stream
 from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
 from ptmq_lightning.reconstruction.store import InMemory, Kept, OnDisk, OnHost, Room, Store, TensorRoom
@@ -96,6 +96,13 @@ def test_streams_take_one_room_for_the_whole_network() -> None:
     few, many = (replace(RECIPE, mixer=mixer(name)) for name in ("float", "matched"))
     more = predict_bytes(model, x, many) - predict_bytes(model, x, few)
     assert more == len(GROUPS.pairs) * widest_stream(model, x) * len(x) * 4
+
+
+def test_a_network_of_one_block_has_no_streams() -> None:
+    model, x = small_model(), images()
+    del model.blocks[1:]
+    assert widest_stream(model, x) == 0
+    assert StreamRoom(InMemory(), GROUPS.pairs, len(x), 0, x).behind(x) == {}
 
 
 def test_files_have_no_name_while_they_are_used_and_are_gone_with_the_features(tmp_path: Path) -> None:
