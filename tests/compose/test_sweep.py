@@ -228,7 +228,7 @@ def test_a_killed_sweep_ends_in_the_table_of_an_undisturbed_one(launcher: tuple[
     (tmp_path / "killed" / "outputs").symlink_to(tmp_path / "float")  # the float network of the first one
     (tmp_path / "float").mkdir()
     (tmp_path / "whole" / "outputs" / "digits").rename(tmp_path / "float" / "digits")
-    for awaited in ("block_*.json", "block_*.json", "results.json"):  # killed at the next one
+    for awaited in ("block_*.json", "block_*.json", "mixer-*/results.json"):  # killed at the next one
         before = set((tmp_path / "float").rglob(awaited))
         process = started(tmp_path / "killed", *words)
         deadline = time.monotonic() + 120
