@@ -184,7 +184,7 @@ class PerGroup(SoftWeight):
         listed = {bits: row for row, plane in enumerate(keys.planes) for bits in plane}
         chosen = {b: listed[b] for b in weight.widths if b in listed}
         if keys.tolerance is not None:
-            off = (b for b in weight.widths if b not in listed and _error(weight, b) > keys.tolerance)
+            off = (b for b in weight.widths if b not in listed and error_of(weight, b) > keys.tolerance)
             chosen |= {b: len(keys.planes) + b for b in off}
         used = sorted(set(chosen.values()))
         return {bits: used.index(row) for bits, row in chosen.items()}
@@ -199,7 +199,7 @@ class PerWidth(SoftWeight):
         return {bits: row for row, bits in enumerate(weight.widths)}
 
 
-def _error(weight: MultiBitWeight, bits: int) -> float:
+def error_of(weight: MultiBitWeight, bits: int) -> float:
     """sum (W^ - W)^2 / sum W^2 at a width."""
     exact = weight.at(None)
     power = float(exact.square().sum())

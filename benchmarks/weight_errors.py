@@ -1,0 +1,77 @@
+"""How far nearest rounding is off in the layers of a network, and which widths get a plane of their own by it.
+
+    PTMQ_DATA=DIR python benchmarks/weight_errors.py
+
+The error of a layer at a width: sum (W^ - W)^2 / sum W^2 of its weight, folded and equalized as in the default method,
+at the step sizes that the search finds. Where it is above `rounding.tolerance`, the layer learns a rounding for that
+width, too. Results: benchmarks/results/weight_errors.{json,md}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import ptmq_lightning  # noqa: F401  # isort: skip  # the torchvision cure comes first
+
+from ptmq_lightning.compose import pipeline
+from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.quant.planes import error_of
+from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.model import weights_of
+
+FILE = Path(__file__).resolve().parent / "results" / "weight_errors.json"
+EXPERIMENTS = ("cifar_resnet20", "cifar_vit", "imagenet_lite0", "imagenet_mobileone", "imagenet_vit_t")
+IMAGES = 64  # enough for the fold
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    for name in parser.parse_args().experiments:
+        found[name] = rows(name)
+        write_atomically(FILE, json.dumps(found, indent=2) + "\n")
+    write_atomically(FILE.with_suffix(".md"), page(found))
+
+
+def rows(experiment: str) -> list[dict[str, Any]]:
+    """For each width, over the layers that are not pinned to one: the median and the largest error, and the share of
+    the weights that are in layers above the tolerance."""
+    config = configuration([f"experiment={experiment}", f"data.calibration_images={IMAGES}"])
+    sources, indices = pipeline.find(config)
+    network = pipeline.build(config.model)
+    sources, images = pipeline.load(config, network, sources, indices)
+    model = pipeline.quantize(pipeline.prepare(network, images, config.fold), config, network)
+    weights = [w for block in model.blocks for n, w in weights_of(block) if not model.layers[n].pinned]
+    tolerance, result = config.rounding.tolerance, []
+    for bits in weights[0].widths:
+        errors = [error_of(weight, bits) for weight in weights]
+        above = sum(w.latent.numel() for w, error in zip(weights, errors, strict=True) if error > tolerance)
+        share = above / sum(w.latent.numel() for w in weights)
+        result.append({"bits": bits, "median": statistics.median(errors), "largest": max(errors), "above": share})
+    return result
+
+
+def page(found: dict[str, list[dict[str, Any]]]) -> str:
+    """benchmarks/results/weight_errors.md."""
+    lines = [
+        "# Nearest rounding's error, layer by layer",
+        "",
+        "Made by `PTMQ_DATA=DIR python benchmarks/weight_errors.py`: share of a weight's power, over the layers.",
+        "",
+        "| experiment | bits | median layer | worst layer | weights in layers above `rounding.tolerance`, % |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, widths in found.items():
+        for row in widths:
+            figures = f"{row['median']:.5f} | {row['largest']:.5f} | {100 * row['above']:.0f}"
+            lines.append(f"| {name} | {row['bits']} | {figures} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
