@@ -7,7 +7,8 @@
 A mutant flips a comparison, exchanges + and -, * and /, moves a whole number by one, negates a condition, or drops a
 statement. It survives where the room's own quick tests pass all the same. Chosen by seed; the repository itself is not
 touched: every mutant runs in a copy. Each result is written at once to benchmarks/results/mutants/ROOM.json, so that a
-run that was stopped goes on where it was; benchmarks/results/mutants.md is the page of all rooms.
+run that was stopped goes on where it was; what was found of code that is no longer there is dropped.
+benchmarks/results/mutants.md is the page of all rooms.
 
 A survivor is `equivalent` where no test could see it; that is a person's word, written into the file by hand with why.
 """
@@ -111,7 +112,7 @@ def attempt(room: str, most: int, seed: int) -> None:
     """Break up to `most` places of a room, those that were not tried before; each row says whether it survived."""
     every = places(room)
     chosen = random.Random(seed).sample(every, min(most, len(every)))
-    result = read(room) or {"places": len(every), "seed": seed, "tried": []}
+    result = so_far(room, every) | {"seed": seed}
     done = {key_of(row) for row in result["tried"]}
     with a_copy() as copy:
         for mutant in (m for m in chosen if m.key not in done):
@@ -120,16 +121,22 @@ def attempt(room: str, most: int, seed: int) -> None:
 
 
 def again(room: str) -> None:
-    """Try a room's survivors once more: `survived_again` says what its mended tests see. What is no longer there is
-    said to be gone."""
-    result = read(room) or {"tried": []}
-    today = {mutant.key: mutant for mutant in places(room)}
+    """Try a room's survivors once more: `survived_again` says what its mended tests see."""
+    every = places(room)
+    result, today = so_far(room, every), {mutant.key: mutant for mutant in every}
+    write(room, result)
     with a_copy() as copy:
         for row in result["tried"]:
             if row["survived"] and "equivalent" not in row and row.get("survived_again", True):
-                mutant = today.get(key_of(row))
-                row["survived_again"] = None if mutant is None else survives(copy, room, mutant)
+                row["survived_again"] = survives(copy, room, today[key_of(row)])
                 write(room, result)
+
+
+def so_far(room: str, every: list[Mutant]) -> dict[str, Any]:
+    """What was found of a room's places of today; what was found of code that is no longer there is dropped."""
+    before, lines = read(room) or {"tried": []}, {mutant.key: mutant.line for mutant in every}
+    rows = [row | {"line": lines[key_of(row)]} for row in before["tried"] if key_of(row) in lines]
+    return before | {"places": len(every), "tried": rows}
 
 
 @contextmanager
@@ -232,7 +239,7 @@ def left(result: dict[str, Any]) -> list[dict[str, Any]]:
     """The survivors that are still there."""
     return [
         row for row in result["tried"]
-        if row["survived"] and "equivalent" not in row and row.get("survived_again", True) is True
+        if row["survived"] and "equivalent" not in row and row.get("survived_again", True)
     ]  # fmt: skip
 
 
