@@ -11,7 +11,7 @@ from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import quantizers_of
-from tests.networks import small_model
+from tests.networks import images, small_model
 from tests.quant import plain
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -102,7 +102,8 @@ def test_a_zero_channel_gets_a_positive_step() -> None:
 
 
 def test_calibration_reaches_every_quantizer_and_repeats() -> None:
-    first, second = small_model(), small_model()
+    first, second = small_model(), small_model(calibrated=False)
+    search.calibrate(second, images())  # anew: small_model() gives copies of one calibrated model
     steps = [(q.steps, q.zero_points) for _, q in quantizers_of(first)]
     assert steps and all(q.calibrated for _, q in quantizers_of(first))
     for (step, zero), (_, other) in zip(steps, quantizers_of(second), strict=True):
