@@ -150,8 +150,8 @@ def measure(name: str, repeats: int, given: list[str]) -> dict[str, Any]:
     }
 
 
-def fit_of(name: str, given: list[str]) -> tuple[Fit, nn.Module]:
-    """The default method's fit of a block, every layer at the drawn widths; and the folded float block."""
+def fit_of(name: str, given: list[str], device: str = "cpu") -> tuple[Fit, nn.Module]:
+    """The default method's fit of a block, every layer at the drawn widths; and the folded float block, on the CPU."""
     build, shape = BLOCKS[name]
     block, images = build().eval(), torch.randn(2 * BATCH, *shape)
     features = block(images[:1])
@@ -164,7 +164,8 @@ def fit_of(name: str, given: list[str]) -> tuple[Fit, nn.Module]:
     graph = trace(network, shape)
     fold(graph)
     folded = cut(graph, images[:2], name=name)[0].module
-    model = ptmq.quantize(network, images, overrides=overrides)
+    model = ptmq.quantize(network, images, overrides=overrides).to(device)
+    images = images.to(device)
     recipe = parts.recipes(config, model)[0]
     unit = next(UNITS[recipe.unit].units(model.chain[0], nn.Sequential(*list(model.blocks)[1:])))
     streams = {key: images + torch.randn_like(images) / 10 for key in recipe.mixer.streams(recipe.groups)}
@@ -181,7 +182,7 @@ class Step:
         self.weight = weight = fit.recipe.objective.error_weight(fit)
         fit.starts = fit.nearest_errors(weight)
         means = mean_inputs(block, fit.inputs.fp, BATCH)
-        make_trainable(block, fit.recipe, MaskBank(0, fit.recipe.drop))
+        make_trainable(block, fit.recipe, MaskBank(0, fit.recipe.drop, fit.target.device))
         self.kept = ExitStack()
         self.kept.enter_context(means_kept(block, means))
         self.module = BlockReconstruction(fit)
