@@ -55,9 +55,9 @@ def call(command: list[str]) -> int:
     name, *arguments = command
     if name == "ptmq":
         return device.main(arguments)
+    if name == "report":
+        return report.main(arguments)
     sys.argv = [f"{name}.py", *arguments]
-    if name == "tables":
-        return int(report.main() or 0)
     if name == "killed":
         keep = folder.RunFolder.keep
 
