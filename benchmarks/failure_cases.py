@@ -17,6 +17,7 @@ from benchmarks.failure_setups import (
     EVIL,
     SMOKE,
     Setup,
+    busy,
     checkpoint,
     cut,
     first,
@@ -131,7 +132,7 @@ TYPED = [
     train("widths that are no pairs", "bits.groups=4", "bits.groups", 2),
     train("an average of 99 bits", "allocate=greedy allocate.averages=[99]", "averages", 2),
     train("no calibration images", "data.calibration_images=0", "calibration_images", 2),
-    train("a word without =", "mixer", "mixer", 2),
+    train("a word without =", "mixer", "KEY=VALUE", 2),
     train("an open bracket", "bits.groups=[", "[", 2),
     train("a new key", "+nonsense.key=1", "nonsense", 2),
     train("a configuration that is none", "--config-name=nothing", "nothing", 2),
@@ -342,6 +343,7 @@ MACHINE = [
     train("a rate that makes losses infinite", "recon.lr_activation=1e30 recon.lr_rounding=1e30", "block", 1),
     train("no GPU", "trainer=gpu", "GPU", 2),
     ptmq("an export to a full disk", f"{EXPORT} --out small/out", "space", 1, no_space("small", 0.01)),
+    ptmq("a page at a port that another program has", "demo multi --runtime web --port 28765", "28765", 2, *WEB, busy(28765)),
     ptmq("an export to a read-only folder", f"{EXPORT} --out fixed/out", "fixed", 1, read_only("fixed")),
 ]  # fmt: skip
 

@@ -243,6 +243,17 @@ def interrupt(after: str) -> Setup:
     return lambda at: setattr(at, "interrupt", after)
 
 
+def busy(port: int) -> Setup:
+    """Another program listens at the port."""
+
+    def step(at: At) -> None:
+        from socket import create_server
+
+        at.held.enter_context(create_server(("127.0.0.1", port)))
+
+    return step
+
+
 def occupied(path: str) -> Setup:
     """Another process runs in the folder."""
 
