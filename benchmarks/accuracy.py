@@ -31,11 +31,10 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from matplotlib.figure import Figure
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.accuracy_figure import TITLES, draw  # noqa: E402
 from ptmq_lightning.compose import cli  # noqa: E402
 from ptmq_lightning.compose.folder import RunFolder  # noqa: E402
 from ptmq_lightning.config.declared import default_of, every_value  # noqa: E402
@@ -318,7 +317,7 @@ def write(options: argparse.Namespace) -> None:
     record = {
         "commands": commands(done, widths),
         "settings": list(options.set),
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")},
+        "machine": _machine(file["json"], options.only_table),
         **shared,
         "rows": [_row(line) for line in lines],
         "costs": spent,
@@ -327,7 +326,16 @@ def write(options: argparse.Namespace) -> None:
     write_atomically(file["json"], json.dumps(record, indent=2) + "\n")
     write_atomically(file["csv"], csv_text(record["rows"][0], (row.values() for row in record["rows"])))
     write_atomically(file["md"], _markdown(record, lines, widths))
-    draw(lines, widths, shared["fp"], file["png"])
+    title = ", ".join([TITLES.get(options.experiment, options.experiment), *options.set])
+    draw(lines, widths, shared["fp"], title, file["png"])
+
+
+def _machine(file: Path, only_table: bool) -> dict[str, Any]:
+    """Where the cells were run: where the table alone is made, that is what the results say already."""
+    if only_table and file.exists():
+        found: dict[str, Any] = json.loads(file.read_text())["machine"]
+        return found
+    return {"processor": _processor(), "cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")}
 
 
 def _processor() -> str:
@@ -395,26 +403,6 @@ def _text(cell: Any, value: str) -> str:
         return "-"
     digits = DIGITS[value]
     return f"{cell.mean:.{digits}f}" + ("" if cell.spread is None else f" ± {cell.spread:.{digits}f} ({cell.runs})")
-
-
-def draw(lines: Sequence[Line], widths: Sequence[str], fp: dict[str, Any], file: Path) -> None:
-    """Accuracy and logit error against bits, a line per method, dashed where its name carries overrides."""
-    figure = Figure(figsize=(10, 5), layout="constrained")
-    axes = figure.subplots(1, 2)
-    for axis, value, title in zip(axes, ("top1", "logit_error"), ("top-1, %", "relative logit error"), strict=True):
-        for method in dict.fromkeys(line.settings[0] for line in lines):
-            mine = {line.config: line.cells[value] for line in lines if line.settings[0] == method}
-            there = [(number, cell) for number, width in enumerate(widths) if (cell := mine.get(width)) is not None]
-            axis.errorbar(
-                [number for number, _ in there], [cell.mean for _, cell in there],
-                yerr=[cell.spread or 0 for _, cell in there], label=method, marker="o", markersize=3, capsize=2,
-                linewidth=2.5 if method == "ptmq" else 1.2, linestyle="--" if "+" in method else "-",
-            )  # fmt: skip
-        axis.set(xticks=range(len(widths)), xticklabels=widths, ylabel=title)
-    axes[0].axhline(fp["top1"], color="gray", linestyle=":", label="float")
-    axes[1].set_yscale("log")
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
-    figure.savefig(file, dpi=150)
 
 
 def main() -> int:

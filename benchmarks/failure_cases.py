@@ -1,7 +1,7 @@
 """The table of benchmarks/failures.py: a line for each thing that goes wrong.
 
 Case(situation, command, what the message must name, exit code, how it is set up). Commands run in a folder with a
-finished run (run/), one that was killed in its third block (killed/), exports (onnx/ static, any/ switchable),
+finished run (run/), one that was killed in its third block (killed/), exports (onnx/ static, multi/ one file),
 pictures/ in class folders, cat.png and images.npy.
 """
 
@@ -17,6 +17,7 @@ from benchmarks.failure_setups import (
     EVIL,
     SMOKE,
     Setup,
+    busy,
     checkpoint,
     cut,
     first,
@@ -60,6 +61,10 @@ def ptmq(situation: str, arguments: str, named: str, code: int, *setup: Setup) -
     return Case(situation, ["ptmq", *shlex.split(arguments)], named, code, setup)
 
 
+def report(situation: str, arguments: str, named: str, code: int, *setup: Setup) -> Case:
+    return Case(situation, ["report", *shlex.split(arguments)], named, code, setup)
+
+
 def info(**changed: Any) -> Setup:
     return forge(MANIFEST, lambda m: m["info"].update(changed))
 
@@ -97,6 +102,11 @@ LAYER = {"name": "a", "block": 0, "kind": "linear", "weight_shape": [2, 3], "pin
 RESUME = "resume=true hydra.run.dir=killed"
 BENCH = "bench run/model --rounds 1 --export onnx"
 EXPORT = "export run/model --images images.npy --bits w8a8"
+ALLOCATE = "allocate run/model --images images.npy"
+WEB = tuple(
+    write(f"web/{name}") for name in ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
+)
+PRICED = f"{ALLOCATE} --prices prices.csv --price-limit 5"
 
 TYPED = [
     train("a key with a slip of the pen", "recon.itres=5", "recon.iters", 2),
@@ -122,7 +132,7 @@ TYPED = [
     train("widths that are no pairs", "bits.groups=4", "bits.groups", 2),
     train("an average of 99 bits", "allocate=greedy allocate.averages=[99]", "averages", 2),
     train("no calibration images", "data.calibration_images=0", "calibration_images", 2),
-    train("a word without =", "mixer", "mixer", 2),
+    train("a word without =", "mixer", "KEY=VALUE", 2),
     train("an open bracket", "bits.groups=[", "[", 2),
     train("a new key", "+nonsense.key=1", "nonsense", 2),
     train("a configuration that is none", "--config-name=nothing", "nothing", 2),
@@ -145,7 +155,27 @@ TYPED = [
     ptmq("an export at a width that is none", "export run/model --images images.npy --bits w1a1", "w1a1", 2),
     ptmq("an export form that is none", f"{EXPORT} --form flexible", "flexible", 2),
     ptmq("OpenVINO with one graph for all widths", f"{EXPORT} --backend openvino --form switchable", "static", 2),
-    Case("a table of nothing", ["tables", "nothing"], "nothing", 2),
+    ptmq("a target that is none", f"{EXPORT} --backend tensorflow", "tensorflow", 2),
+    ptmq("one file for all widths for a target without it", f"{EXPORT} --backend litert --form multi", "static", 2),
+    ptmq("a processor for a target that has none", f"{EXPORT} --device ethos-u55-128", "device", 2),
+    ptmq("an allocation that asks for nothing", ALLOCATE, "--size-mb", 2),
+    ptmq("a negative size", f"{ALLOCATE} --size-mb -1", "--size-mb", 2),
+    ptmq("a size that no assignment has", f"{ALLOCATE} --size-mb 0.000001", "size", 2),
+    ptmq("an average below the narrowest width", f"{ALLOCATE} --avg-w 1", "2", 2),
+    ptmq("a search that is none", f"{ALLOCATE} --avg-w 4 --search magic", "magic", 2),
+    ptmq("a sensitivity that is none", f"{ALLOCATE} --avg-w 4 --sensitivity guess", "guess", 2),
+    ptmq("a limit of prices without prices", f"{ALLOCATE} --price-limit 5", "--prices", 2),
+    ptmq("a port that is none", "demo multi --runtime web --port 99999", "--port", 2, *WEB),
+    ptmq("a page of an export that has one width a file", "demo onnx --runtime web", "--form multi", 2, *WEB),
+    ptmq("a page without onnxruntime-web", "demo multi", "npm install", 2),
+    report("a table of nothing", "nothing", "nothing", 2),
+    report("a table by a key that is none", "run --by mixr", "mixr", 2),
+    report("a table of a width that was not measured", "run --rows w3a3", "w3a3", 2),
+    report("a table of a figure that is none", "run --values accuracy", "accuracy", 2),
+    report("one figure that is none", "run --pivot accuracy", "accuracy", 2),
+    report("a mean over a key that is none", "run --over sed", "sed", 2),
+    report("a form that is none", "run --form xml", "xml", 2),
+    report("a figure of a kind that is none", "run --plot figure.gif", "figure.gif", 2),
 ]
 
 GIVEN = [
@@ -191,6 +221,15 @@ GIVEN = [
          lambda at: setups.np.save(at / "flat.npy", setups.np.zeros((4, 3, 8, 8), setups.np.float32))),
     ptmq("an export over other files", f"{EXPORT} --out pictures", "pictures", 1),
     ptmq("an export over a file", f"{EXPORT} --out cat.png", "cat.png", 1),
+    ptmq("images for an allocation that are missing", "allocate run/model --images nothing --avg-w 4", "nothing", 2),
+    ptmq("prices that are missing", PRICED, "prices.csv", 2),
+    ptmq("prices of other layers", PRICED, "layer", 2, write("prices.csv", "layer,pair,cycles\nnothing,w8a8,5\n")),
+    ptmq("prices without columns", PRICED, "prices.csv", 2, write("prices.csv", "1,2,3\n")),
+    ptmq("tables of an allocation in the place of a file", f"{ALLOCATE} --avg-w 4 --out cat.png", "cat.png", 1),
+    ptmq("a page over a file", "demo multi --runtime web --out cat.png", "cat.png", 2, *WEB),
+    ptmq("a page over other files", "demo multi --runtime web --out pictures", "pictures", 2, *WEB),
+    ptmq("a page with pictures that are missing", "demo multi --runtime web --images nothing", "nothing", 1, *WEB),
+    report("a figure in a folder that is a file", "run --plot cat.png/figure.png", "cat.png", 1),
 ]  # fmt: skip
 
 DAMAGED = [
@@ -219,7 +258,18 @@ DAMAGED = [
     ptmq("an export with a cut file", BENCH, "w8a8.onnx", 1, cut("onnx/w8a8.onnx")),
     ptmq("an export with a pipe", BENCH, "w8a8.onnx", 1, pipe("onnx/w8a8.onnx")),
     ptmq("an export without a manifest", BENCH, "export.json", 1, remove("onnx/export.json")),
-    Case("a cut record of a run in a table", ["tables", "run"], "results.json", 2, (cut("run/results.json"),)),
+    ptmq("a page of an artifact instead of an export", "demo run/model --runtime web", "export.json", 1, *WEB),
+    ptmq(
+        "a page of a cut file for all widths",
+        "demo multi --runtime web --no-serve",
+        "model.onnx",
+        1,
+        *WEB,
+        cut("multi/model.onnx"),
+    ),
+    ptmq("an allocation of a damaged artifact", f"{ALLOCATE} --avg-w 4", "sha256", 1, flip(TENSORS)),
+    report("a cut record of a run in a table", "run", "results.json", 2, cut("run/results.json")),
+    report("a run's configuration that is no YAML", "run", "config.yaml", 2, write("run/config.yaml", "a: [")),
 ]
 
 HOSTILE = [
@@ -293,6 +343,7 @@ MACHINE = [
     train("a rate that makes losses infinite", "recon.lr_activation=1e30 recon.lr_rounding=1e30", "block", 1),
     train("no GPU", "trainer=gpu", "GPU", 2),
     ptmq("an export to a full disk", f"{EXPORT} --out small/out", "space", 1, no_space("small", 0.01)),
+    ptmq("a page at a port that another program has", "demo multi --runtime web --port 28765", "28765", 2, *WEB, busy(28765)),
     ptmq("an export to a read-only folder", f"{EXPORT} --out fixed/out", "fixed", 1, read_only("fixed")),
 ]  # fmt: skip
 

@@ -55,9 +55,9 @@ def call(command: list[str]) -> int:
     name, *arguments = command
     if name == "ptmq":
         return device.main(arguments)
+    if name == "report":
+        return report.main(arguments)
     sys.argv = [f"{name}.py", *arguments]
-    if name == "tables":
-        return int(report.main() or 0)
     if name == "killed":
         keep = folder.RunFolder.keep
 
@@ -241,6 +241,17 @@ def limit(size: int) -> Setup:
 
 def interrupt(after: str) -> Setup:
     return lambda at: setattr(at, "interrupt", after)
+
+
+def busy(port: int) -> Setup:
+    """Another program listens at the port."""
+
+    def step(at: At) -> None:
+        from socket import create_server
+
+        at.held.enter_context(create_server(("127.0.0.1", port)))
+
+    return step
 
 
 def occupied(path: str) -> Setup:

@@ -5,7 +5,7 @@
 
 benchmarks/failure_cases.py is the table: a situation, how it is set up, the command, what its message must name, its
 exit code. Everything is imported once; each case is a fork of that process in a folder of its own, which holds a
-finished run, one that was killed, an export and pictures. Recorded are the exit code, the last message, whether a
+finished run, one that was killed, two exports and pictures. Recorded are the exit code, the last message, whether a
 traceback was printed, whether the finished run is byte for byte what it was, the seconds (without those in which the
 processor was somebody else's) and the peak of memory.
 Results: benchmarks/results/failures.json, docs/failures.md.
@@ -41,7 +41,15 @@ RESULTS, PAGE = ROOT / "benchmarks" / "results" / "failures.json", ROOT / "docs"
 SECONDS, BYTES, PATIENCE = 10.0, 2 << 30, 300.0  # of a case; wall seconds after which it is killed as hanging
 IMPORTS = (
     *("compose.cli", "compose.pipeline", "compose.export", "device.cli", "device.predict", "device.bench_cli"),
-    *("device.export_cli", "device.info", "artifact.verify", "report.page", "report.command"),
+    *(
+        "device.export_cli",
+        "device.allocate_cli",
+        "device.demo",
+        "device.info",
+        "artifact.verify",
+        "report.page",
+        "report.command",
+    ),
 )
 PACKAGES = ("lightning.pytorch", "timm", "PIL.PngImagePlugin", "onnx", "onnxruntime", "wandb", "safetensors.torch")
 EXPORT = ["ptmq", "export", "run/model", "--images", "images.npy"]
@@ -91,39 +99,19 @@ def warm() -> None:
     torch.set_num_threads(1)
     for name in IMPORTS:
         importlib.import_module(f"ptmq_lightning.{name}")
-    for name in (
-        "lightning.pytorch",
-        "timm",
-        "PIL.PngImagePlugin",
-        "onnx",
-        "onnxruntime",
-        "wandb",
-        "safetensors.torch",
-    ):
+    for name in PACKAGES:
         importlib.import_module(name)
 
 
 def prepare(base: Path) -> None:
-    """The folder that each case gets a copy of: run/, killed/, onnx/, pictures/, cat.png, outputs/."""
+    """The folder that each case gets a copy of: run/, killed/, onnx/, multi/, pictures/, cat.png, outputs/."""
     base.mkdir()
     setups.pictures(base)
     for command in (
         ["train", *setups.SMOKE, "hydra.run.dir=run"],
         ["killed", *setups.SMOKE, "hydra.run.dir=killed"],
-        ["ptmq", "export", "run/model", "--images", "images.npy", "--bits", "w8a8", "--out", "onnx"],
-        [
-            "ptmq",
-            "export",
-            "run/model",
-            "--images",
-            "images.npy",
-            "--bits",
-            "w8a8,w4a4",
-            "--out",
-            "any",
-            "--form",
-            "switchable",
-        ],
+        [*EXPORT, "--bits", "w8a8", "--out", "onnx"],
+        [*EXPORT, "--bits", "w8a8,w4a4", "--out", "multi", "--form", "multi"],
     ):
         code, text, _ = forked(command, base)
         if code not in (0, 9):
@@ -156,7 +144,7 @@ def provoke(case: Case, base: Path, folder: Path) -> tuple[dict[str, Any], str]:
 
 def shown(command: list[str]) -> str:
     """The command without what all runs share."""
-    name = "train.py" if command[0] == "train" else command[0]
+    name = {"train": "train.py", "report": "python -m ptmq_lightning.report"}.get(command[0], command[0])
     return " ".join([name, *(part for part in command[1:] if part not in (*setups.SMOKE, "hydra.run.dir=run"))])
 
 

@@ -15,6 +15,7 @@ import hashlib
 import json
 import math
 import statistics
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,18 +23,21 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.accuracy_figure import TITLES
+from ptmq_lightning.report import style
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "accuracy.png"
-NETWORKS = {  # of benchmarks/results/accuracy_NAME.json: its title
-    "cifar_resnet20": "ResNet-20, CIFAR-10",
-    "imagenet_vit_t": "ViT-Tiny, ImageNet",
-}
-METHODS = {  # in the order of drawing: label, color (Okabe and Ito's, for the color-blind), marker, shift to the side
-    "rtn": ("nearest rounding: one model", "#7F7F7F", "^", 0.0),
-    "qdrop": ("QDrop: a model for each width", "#D55E00", "s", 0.13),
-    "qdrop+placement.gelu=table": ("QDrop with ptmq's GELU tables", "#E69F00", "D", 0.26),
-    "ptmq": ("ptmq: one model for all widths", "#0072B2", "o", -0.13),
+NETWORKS = {name: TITLES[name] for name in ("cifar_resnet20", "imagenet_vit_t")}  # of results/accuracy_NAME.json
+METHODS = {  # in the order of drawing: label, marker, shift to the side; colors are those of every figure
+    "rtn": ("nearest rounding: one model", "^", 0.0),
+    "qdrop": ("QDrop: a model for each width", "s", 0.13),
+    "qdrop+placement.gelu=table": ("QDrop with ptmq's GELU tables", "D", 0.26),
+    "ptmq": ("ptmq: one model for all widths", "o", -0.13),
 }
 VARIANTS = {"ptmq": ("ptmq", "ptmq+recon.lr_rounding=0.03")}  # rows of one method: ViT-Tiny has a rate of its own
 BITS = range(2, 9)
@@ -117,11 +121,12 @@ def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
 
 def _panel(axes: Axes, record: dict[str, Any], title: str) -> None:
     axes.axhline(record["fp"]["top1"], color=INK, linestyle=":", linewidth=1.2, label=FLOAT)
-    for method, (label, color, marker, shift) in METHODS.items():
+    for method, (label, marker, shift) in METHODS.items():
         for number, part in enumerate(stretches(points(record, method))):
             axes.errorbar(
                 [point.bits + shift for point in part], [point.top1 for point in part],
-                yerr=[point.error for point in part], label=label if number == 0 else None, color=color, marker=marker,
+                yerr=[point.error for point in part], label=label if number == 0 else None,
+                color=style.color_of(method, 0), marker=marker, linestyle="--" if "+" in method else "-",
                 markersize=4.5, linewidth=1.6, capsize=2.5, elinewidth=1.1,
             )  # fmt: skip
     axes.set_title(title, fontsize=10, color=INK)

@@ -40,6 +40,7 @@ def options(tmp_path: Path, **changes: Any) -> argparse.Namespace:
     asked = {
         "experiment": "cifar_resnet20", "methods": ["rtn", "qdrop", "ptmq+rounding=ste"], "bits": ["w3a3", "w4a4"],
         "seeds": [0, 1], "set": ["recon.iters=9"], "work": tmp_path / "work", "results": tmp_path / "results",
+        "only_table": False,
     }  # fmt: skip
     return argparse.Namespace(**asked | changes)
 

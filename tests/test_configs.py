@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from ptmq_lightning.compose.cli import configuration, main
+from ptmq_lightning.compose.cli import configuration, explain, main
 from ptmq_lightning.compose.words import PATHS, quoted_paths, run_label, run_name
 from ptmq_lightning.config.declared import every_key
 from ptmq_lightning.config.schema import Config
@@ -422,3 +423,15 @@ def test_averages_that_no_assignment_can_have_are_refused() -> None:
 def test_a_table_of_prices_and_its_limits_come_together() -> None:
     assert "allocate.price_limits" in message("allocate=greedy", "allocate.prices=cycles.csv")
     assert "allocate.prices=None" in message("allocate=greedy", "allocate.price_limits=[100]")
+
+
+@pytest.mark.parametrize(("word", "named"), [("mixer", "KEY=VALUE"), ("bits.groups=[", "cannot read bits.groups=[")])
+def test_what_cannot_be_parsed_is_named_with_its_cure(word: str, named: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        configuration([word])
+    assert named in str(error.value) and "expected" in str(error.value)
+
+
+def test_of_an_option_with_a_wrong_key_the_key_is_named() -> None:
+    message = "In 'rounding/mine': ConfigKeyError raised while composing:\nKey 'shap' not in 'RoundingKeys'\n  more"
+    assert explain(ConfigCompositionException(message)).endswith("composing: Key 'shap' not in 'RoundingKeys'")

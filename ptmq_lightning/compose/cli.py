@@ -129,14 +129,22 @@ def explain(error: Exception) -> str:
         return f"{group}={option} is no option{near}; expected {group}={'|'.join(options)}{pairs}"
     message, cause = str(error).strip(), error.__cause__
     if isinstance(error, OverrideParseException):
-        return f"{message.splitlines()[0]}; {how_to_quote(error.override)}"
+        if error.override and "=" not in error.override:
+            return f"found the word {error.override!r}; expected KEY=VALUE, such as mixer=case1"
+        return f"cannot read {error.override or 'the command'} ({_first(message)}); {how_to_quote(error.override)}"
     if found := re.match(r"Could not override '([^'@]+)'", message):
         inside = re.match(r"Key '([^']+)' (?:is )?not in", str(cause))
         return unknown(found.group(1), inside.group(1) if inside else None)
     if re.match(r"Error merging override bits\.(groups|extra)=", message):
         return f"{message.splitlines()[0].removeprefix('Error merging override ')} holds no pairs; {PAIR_FORM}"
     lines = [message, str(cause).strip()] if cause is not None else [message]
-    return "; ".join(dict.fromkeys(line.splitlines()[0] for line in lines if line))
+    return "; ".join(dict.fromkeys(_first(line) for line in lines if line))
+
+
+def _first(text: str) -> str:
+    """The first line, and the next where it ends in a colon."""
+    first, *rest = text.splitlines()
+    return f"{first} {rest[0].strip()}" if rest and first.endswith(":") else first
 
 
 def _prepare() -> None:

@@ -10,6 +10,7 @@ from ptmq_lightning.export.folder import WEIGHTS
 from ptmq_lightning.export.targets import backends, devices, forms
 
 EXPORT_IMAGES = 64
+MOST_PORT = 65535
 
 
 def of_export(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +51,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """The type of a number of a port."""
+    if not text.isdigit() or int(text) > MOST_PORT:
+        raise argparse.ArgumentTypeError(f"found {text!r}; expected a whole number from 0 to {MOST_PORT}")
+    return int(text)
+
+
 def _which(text: str) -> int | str:
     return int(text) if text.isdigit() else text
 
@@ -83,7 +91,7 @@ def of_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="OUT", type=Path, help="folder to write (default: DIR beside it, -demo)")
     runtime = "dist folder of the npm package onnxruntime-web (default: node_modules/onnxruntime-web/dist)"
     parser.add_argument("--runtime", metavar="PATH", type=Path, help=runtime)
-    parser.add_argument("--port", type=int, default=8765, help="on this machine alone; 0 takes any (8765)")
+    parser.add_argument("--port", type=port, default=8765, help="on this machine alone; 0 takes any (8765)")
     parser.add_argument("--no-serve", action="store_true", help="write the folder and end")
 
 

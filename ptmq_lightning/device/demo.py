@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> Iterator[str]:
     """Write the page and serve it until it is interrupted.
 
     Raises:
-        ConfigError: an export of another form, a runtime that is not there, a folder that holds something else.
+        ConfigError: an export of another form, a runtime that is not there, a folder that holds something else, a port
+            that another program has.
     """
     place = options.folder.resolve()
     out = options.out or place.with_name(f"{place.name}-demo")
@@ -107,8 +108,14 @@ def runtime_in(given: Path | None) -> Path:
 
 
 def server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """A server of a folder on the loopback address, which no other machine reaches."""
-    return ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
+    """A server of a folder on the loopback address, which no other machine reaches. Raises ConfigError."""
+    try:
+        return ThreadingHTTPServer((LOOPBACK, port), partial(_Handler, directory=str(folder)))
+    except OSError as error:
+        raise ConfigError(
+            f"cannot serve the page at port {port} ({error.strerror}); expected a port that no other program has. "
+            f"Choose one with --port; 0 takes any."
+        ) from error
 
 
 class _Handler(SimpleHTTPRequestHandler):

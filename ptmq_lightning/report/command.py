@@ -15,9 +15,9 @@ from pathlib import Path
 from ptmq_lightning.report import forms, style
 from ptmq_lightning.report.answer import SHORT, by_itself
 from ptmq_lightning.report.figures import compare
-from ptmq_lightning.report.runs import collect
+from ptmq_lightning.report.runs import collect, require_keys
 from ptmq_lightning.report.tables import whole
-from ptmq_lightning.runtime.errors import ConfigError, PTMQError
+from ptmq_lightning.runtime.errors import ConfigError, PTMQError, of_system
 from ptmq_lightning.runtime.files import write_atomically
 
 FORMS: dict[str, Callable[..., str]] = {
@@ -36,12 +36,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except PTMQError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
+    except OSError as error:
+        print(f"error: {of_system(error)}", file=sys.stderr)
+        return 1
     print(text, end="")
     return 0
 
 
 def _report(options: argparse.Namespace) -> str:
     records = collect(options.folders)
+    require_keys(records, options.over)
     by = by_itself(records, options.over) if options.by is None else options.by
     values = [options.pivot] if options.pivot else options.values
     lines = whole(records, by=by, values=values, rows=options.rows, over=options.over)

@@ -48,10 +48,33 @@ def _records(file: Path) -> Iterator[dict[str, Any]]:
     if job and job.state not in FINISHED:
         return  # what lies there is of an earlier start
     run |= {"run": str(file.parent), "chosen": job.chosen(sweep.swept) if sweep and job else {}, "float": fp}
-    run["settings"] = yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else {}
+    run["settings"] = _settings(config) if config.exists() else {}
     run["seconds"] = sum(seconds for stage, seconds in results["seconds"].items() if stage not in ONCE)
     for row in results["rows"]:
         yield {**run, **row, "drop": fp["top1"] - row["top1"]}
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    try:
+        found = yaml.safe_load(config.read_text(encoding="utf-8"))
+        if isinstance(found, dict):
+            return found
+        why = f"found {type(found).__name__}"
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        why = str(error).splitlines()[0]
+    raise ConfigError(f"{config} cannot be read ({why}); expected the keys that a run writes; repeat the run")
+
+
+def require_keys(records: Sequence[Record], over: Sequence[str]) -> None:
+    """Refuse keys to average over that no run has: a slip of the pen would change nothing. Raises ConfigError."""
+    for key in over:
+        if not any(_has(record, key) for record in records):
+            raise ConfigError(f"{key} is no key of these runs; give dotted keys of their config.yaml with --over")
+
+
+def _has(record: Record, key: str) -> bool:
+    known = (*record.get("chosen", {}), *record, *(name for name, _ in flat(record["settings"])))
+    return any(name == key or name.startswith(f"{key}.") for name in known)
 
 
 def setting(record: Record, key: str) -> str:

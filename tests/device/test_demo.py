@@ -18,6 +18,7 @@ from ptmq_lightning.device import cli, demo
 from ptmq_lightning.device.pictures import open_picture
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.session import Session
+from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.preprocessing import Preprocessing
 from tests.device.chromium import CHROMIUM, tab
@@ -117,6 +118,20 @@ def test_the_page_is_served_on_loopback_with_the_types_that_browsers_ask_for(
             with urllib.request.urlopen(address + name) as answer:
                 types[name] = answer.headers["Content-Type"]
         assert list(types.values()) == ["text/html", "text/javascript", "application/wasm", "application/json"]
+
+
+def test_a_port_that_another_program_has_is_named(tmp_path: Path) -> None:
+    with served(tmp_path) as address:
+        port = int(address.rstrip("/").rpartition(":")[2])
+        with pytest.raises(ConfigError, match=f"port {port} .*--port"):
+            demo.server(tmp_path, port)
+
+
+@pytest.mark.parametrize("port", ["65536", "-1", "http"])
+def test_a_port_that_is_none_is_refused(port: str, export: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["demo", str(export), "--port", port])
+    assert "--port" in (text := capsys.readouterr().err) and "0 to 65535" in text
 
 
 class served:

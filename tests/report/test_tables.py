@@ -149,6 +149,28 @@ def test_a_key_that_no_config_has_is_an_error(run: MakeRun) -> None:
     assert str(error.value) == f"loss.shape is not in {folder}/config.yaml; give a dotted key of it with --by"
 
 
+def test_a_mean_over_a_key_that_no_config_has_is_an_error(run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(run("case3", 0, 90.0))
+    assert main([folder, "--over", "sed"]) == 2
+    assert "sed is no key" in capsys.readouterr().err
+    assert main([folder, "--over", "seed,mixer"]) == 0
+
+
+@pytest.mark.parametrize("text", ["a: [", "- a", ""])
+def test_a_configuration_that_cannot_be_read_is_named(
+    text: str, run: MakeRun, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file := run("case3", 0, 90.0) / "config.yaml").write_text(text)
+    assert main([str(file.parent)]) == 2
+    assert f"error: {file} cannot be read" in capsys.readouterr().err
+
+
+def test_a_figure_that_the_system_refuses_is_one_line(run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = run("case3", 0, 90.0)
+    assert main([str(folder), "--plot", str(folder / "config.yaml" / "figure.png")]) == 1
+    assert "config.yaml" in (text := capsys.readouterr().err) and text.count("\n") == 1
+
+
 def test_a_bit_width_that_no_run_has_is_an_error(run: MakeRun) -> None:
     with pytest.raises(ConfigError) as error:
         table(collect([run("case3", 0, 90.0)]), by=[], rows=["w2a2"])
