@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.reconstruction.losses import LOSSES
-from ptmq_lightning.reconstruction.objective import Objective
+from ptmq_lightning.reconstruction.objective import Objective, distance
 from ptmq_lightning.runtime.errors import ConfigError
 from tests.golden_values import golden
 from tests.networks import objective
@@ -59,6 +59,14 @@ def test_figure_with_equal_outputs_is_one_plain_error(tensors: dict[str, Tensor]
 def test_one_width_alone_is_one_plain_error(form: str, tensors: dict[str, Tensor]) -> None:
     found, own = objective(form)([tensors["low"]], tensors["target"], 1)
     torch.testing.assert_close(found, own[0])
+
+
+def test_distances_between_two_outputs_are_in_the_lowest_ones_unit(tensors: dict[str, Tensor]) -> None:
+    outputs, target, units = [tensors["low"], tensors["high"]], tensors["target"], [2.0, 5.0]
+    (low, high), between = objective("gd_chain")(outputs, target, 1)[1], distance(*outputs, channel=1)
+    found, own = objective("gd_chain", chain_k=0.25)(outputs, target, 1, units=units)
+    assert [float(x) for x in own] == pytest.approx([float(low) / 2, float(high) / 5])
+    assert float(found) == pytest.approx(float(high / 5 + 0.75 * low / 2 + 0.25 * between / 2))
 
 
 def test_stop_gradient_keeps_the_lower_widths_from_pulling_the_highest(tensors: dict[str, Tensor]) -> None:
