@@ -11,7 +11,7 @@ from ptmq_lightning.quant.steps import StepSize, weight_steps
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import quantizers_of
-from tests.networks import small_model
+from tests.networks import images, small_model
 from tests.quant import plain
 
 WIDTHS = (2, 3, 4, 6, 8)
@@ -107,6 +107,15 @@ def test_calibration_reaches_every_quantizer_and_repeats() -> None:
     assert steps and all(q.calibrated for _, q in quantizers_of(first))
     for (step, zero), (_, other) in zip(steps, quantizers_of(second), strict=True):
         assert torch.equal(step, other.steps) and torch.equal(zero, other.zero_points)
+
+
+def test_calibration_tells_how_far_it_is() -> None:
+    told: list[tuple[int, int, str]] = []
+    model = small_model(calibrated=False)
+    search.calibrate(model, images(10), batch=4, progress=lambda *where: told.append(where))
+    count = len(list(quantizers_of(model)))
+    assert told[:3] == [(4, 10, "image"), (8, 10, "image"), (10, 10, "image")]
+    assert told[3:] == [(number, count, "tensor") for number in range(1, count + 1)]
 
 
 def test_an_unknown_way_to_tie_step_sizes_is_refused() -> None:
