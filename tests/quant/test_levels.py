@@ -209,6 +209,15 @@ def test_a_distribution_holds_every_value_to_a_thousandth_and_what_it_counts() -
     torch.testing.assert_close(weight[values.argsort()], counts / 8)
 
 
+def test_a_value_is_told_as_the_middle_of_its_bin() -> None:
+    distribution = Distribution()
+    distribution.count(torch.tensor([[1.0, 1 + 2**-11, -1.0, 1 + 2**-10]]), None)  # bins of 2**-10 at 1
+    values, counts = (told.tolist() for told in distribution.seen())
+    middle = 1 + 2**-11
+    expected = {middle: 0.5, middle + 2**-10: 0.25, -middle: 0.25}
+    assert dict(zip(values, counts, strict=True)) == expected
+
+
 def test_a_value_of_a_large_token_counts_less() -> None:
     spread = Distribution()
     spread.count(torch.tensor([[1.0, 1.0], [10.0, 10.0]]), 2.0)

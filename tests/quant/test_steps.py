@@ -112,6 +112,15 @@ def test_calibration_reaches_every_quantizer_repeats_and_tells_how_far_it_is() -
     assert told == [(16, 16, "image"), *((done, tensors, "tensor") for done in range(1, tensors + 1))]
 
 
+def test_calibration_tells_how_far_it_is() -> None:
+    told: list[tuple[int, int, str]] = []
+    model = small_model(calibrated=False)
+    search.calibrate(model, images(10), batch=4, progress=lambda *where: told.append(where))
+    count = len(list(quantizers_of(model)))
+    assert told[:3] == [(4, 10, "image"), (8, 10, "image"), (10, 10, "image")]
+    assert told[3:] == [(number, count, "tensor") for number in range(1, count + 1)]
+
+
 def test_an_unknown_way_to_tie_step_sizes_is_refused() -> None:
     with pytest.raises(ConfigError) as found:
         StepSize("tied")

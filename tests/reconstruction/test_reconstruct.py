@@ -52,6 +52,16 @@ def fit_of(model: MultiBitModel, index: int, recipe: Recipe = RECIPE) -> Fit:
     return Fit(recipe, unit, Features(x, dict.fromkeys(GROUPS.pairs, x)), target, x, place)
 
 
+@pytest.mark.parametrize(
+    ("shape", "channel"),
+    [((2, 8, 5, 6), 1), ((2, 5, 6, 8), 3), ((2, 8, 5, 8), 1), ((2, 5, 6, 7), 1), ((2, 6, 8), 2), ((2, 8), 1)],
+    ids=["feature map", "channels last", "both as long", "neither", "tokens", "logits"],
+)
+def test_channels_are_where_the_last_layer_has_them(shape: tuple[int, ...], channel: int) -> None:
+    assert channel_dim(small_model().blocks[1], torch.empty(shape)) == channel  # its last layer has 8 channels
+    assert channel_dim(torch.nn.ReLU(), torch.empty(shape)) == {4: 1, 3: 2, 2: 1}[len(shape)]
+
+
 def frozen_tensors(model: MultiBitModel) -> dict[str, Tensor]:
     return {
         f"{name}.{part}": getattr(weight, part).clone()
@@ -174,7 +184,8 @@ def test_learning_beats_nearest_rounding_at_the_narrowest_width(kind: str) -> No
 
 def test_a_seeded_fit_keeps_its_loss_curve() -> None:
     results = reconstruct_model(small_model(), images(), RECIPE, trainer)
-    again = reconstruct_model(small_model(), images(), RECIPE, trainer)
+    # said or not: nothing came before a first pass
+    again = reconstruct_model(small_model(), images(), RECIPE, trainer, from_block=0, before=(0, 0))
     assert [r.losses for r in results] == [r.losses for r in again]
     last = results[-2].losses
     # pinned to 5 %: other processors sum in another order, and eight steps amplify that little

@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from ptmq_lightning.reconstruction.cache import StreamRoom, predict_bytes, widest_stream
+from ptmq_lightning.reconstruction.cache import predict_bytes, widest_stream
 from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.reconstruction.reconstruct import reconstruct_model
 from ptmq_lightning.reconstruction.store import InMemory, Kept, OnDisk, OnHost, Room, Store, TensorRoom
 from ptmq_lightning.runtime.errors import ConfigError, ModelError
+from ptmq_lightning.runtime.model import MultiBitModel
 from tests.networks import GROUPS, RECIPE, images, mixer, objective, small_model, trainer
 
 CPU = torch.device("cpu")
@@ -98,11 +99,12 @@ def test_streams_take_one_room_for_the_whole_network() -> None:
     assert more == len(GROUPS.pairs) * widest_stream(model, x) * len(x) * 4
 
 
-def test_a_network_of_one_block_has_no_streams() -> None:
-    model, x = small_model(), images()
-    del model.blocks[1:]
+def test_a_network_of_one_block_has_no_stream() -> None:
+    whole, x = small_model(), images()
+    first = {name: layer for name, layer in whole.layers.items() if layer.block == 0}
+    model = MultiBitModel(whole.blocks[:1], whole.block_names[:1], first, whole.pairs)
     assert widest_stream(model, x) == 0
-    assert StreamRoom(InMemory(), GROUPS.pairs, len(x), 0, x).behind(x) == {}
+    assert predict_bytes(model, x, RECIPE) == x.nbytes + model(x).nbytes  # a block's float input and target alone
 
 
 def test_files_have_no_name_while_they_are_used_and_are_gone_with_the_features(tmp_path: Path) -> None:
@@ -143,9 +145,14 @@ def test_rows_of_a_file_are_read_as_they_were_written_whatever_else_is_in_their_
     dtype: torch.dtype, tmp_path: Path
 ) -> None:
     x = torch.randn(6, 2, 3).to(dtype)
-    kept = OnDisk(tmp_path, CPU).room(6, 10, x).kept(x.shape)
+    store = OnDisk(tmp_path, CPU)
+    kept = store.room(6, 10, x).kept(x.shape)
     for first in range(0, 6, 4):
         kept[first : first + 4] = x[first : first + 4]
+    (file,), row = [room.file.fileno() for room in store.rooms], 10 * x.element_size()
+    # the room is reserved to the byte, and no row waits in a buffer, where a failed write would be told too late
+    assert os.fstat(file).st_size == 6 * row
+    assert os.pread(file, 6 * x.element_size(), 5 * row) == x[5].view(torch.uint8).numpy().tobytes()
     assert torch.equal(kept[torch.tensor([4, 0, 4])], x[[4, 0, 4]])
     assert torch.equal(kept[1:3], x[1:3]) and torch.equal(kept[:], x)
 
