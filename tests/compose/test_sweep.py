@@ -243,3 +243,13 @@ def test_a_killed_sweep_ends_in_the_table_of_an_undisturbed_one(launcher: tuple[
     assert last.returncode == 0, err
     assert "runs were there already" in out
     assert figures(root_of(tmp_path / "float")) == figures(root_of(tmp_path / "whole"))
+
+
+def test_optuna_is_answered_with_top1_and_a_killed_search_goes_on(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.direction=maximize", "hydra.sweeper.sampler.seed=0"]
+    words = ["-m", "mixer=choice(none,case1)", *search, "hydra.sweeper.n_trials=4"]
+    first, again = (Start.of(tmp_path, *words, "hydra.sweeper.n_jobs=1") for _ in range(2))
+    best = max(float(line["top1_mean"]) for line in first.lines if line["config"] == "w4a4")
+    assert first.code == again.code == 0 and f"Best value: {best}" in first.err + first.out
+    assert len(again.states) == 4 and set(again.states) == {"there already"}
