@@ -28,7 +28,6 @@ from ptmq_lightning.report.sweeps import Sweep, begin, read_sweep
 from ptmq_lightning.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
-TEXTS = (".md", ".csv", ".json", ".svg", ".log")
 SWEEP = ["-m", "mixer=none,case1", "seed=0,1"]
 TEXTS = (".md", ".csv", ".json", ".svg", ".log")
 
