@@ -6,9 +6,10 @@
 Each tool gets the float network and the calibration images of the experiment, and is measured on the images of
 `accuracy.py`, in its own runtime: the figures stand beside the rows w8a8 of the accuracy tables. quantize_static:
 its pre-processing, then QDQ with a scale per channel and its other defaults, which takes at most MOST images, as it
-holds every tensor of every image. NNCF: `nncf.quantize` with its defaults (300 images, biases corrected) on the
-network as OpenVINO reads it. `pip install nncf` first: it is not in our environment. Seconds are of the processor, for
-the quantization alone. Results, one after the other: benchmarks/results/w8a8.{json,md}.
+holds every tensor of every image; of a transformer its products alone: with all operators ViT-Tiny is at chance. NNCF:
+`nncf.quantize` with its defaults (300 images, biases corrected) on the network as OpenVINO reads it; of a transformer
+with the model type that it has for these. `pip install nncf` first: it is not in our environment. Seconds are of the
+processor, for the quantization alone. Results, one after the other: benchmarks/results/w8a8.{json,md}.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def with_onnxruntime(module: nn.Module, images: Tensor, folder: Path) -> tuple[R
     )  # fmt: skip
     start = time.process_time()
     quant_pre_process(plain, ready)
-    quantize_static(ready, made, _Reader(images), per_channel=True, activation_type=QuantType.QUInt8)
+    ops = ["Conv", "Gemm", "MatMul"] if _transformer(module) else None
+    told_types = {"activation_type": QuantType.QUInt8, "op_types_to_quantize": ops}
+    quantize_static(ready, made, _Reader(images), per_channel=True, **told_types)
     seconds = time.process_time() - start
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -90,6 +93,10 @@ def with_onnxruntime(module: nn.Module, images: Tensor, folder: Path) -> tuple[R
     told = {"bytes": Path(made).stat().st_size, "seconds": seconds, "images": len(images)}
     version = {"version": f"onnxruntime {onnxruntime.__version__}"}
     return lambda x: torch.from_numpy(session.run(["y"], {"x": x.numpy()})[0]), told | version
+
+
+def _transformer(module: nn.Module) -> bool:
+    return any(isinstance(part, nn.LayerNorm) for part in module.modules())
 
 
 class _Reader(CalibrationDataReader):  # type: ignore[misc]
@@ -110,7 +117,8 @@ def with_nncf(module: nn.Module, images: Tensor, folder: Path) -> tuple[Run, dic
     model = openvino.convert_model(module, example_input=images[:2])
     model.reshape([-1, *images.shape[1:]])
     start = time.process_time()
-    made = nncf.quantize(model, nncf.Dataset(images.unsqueeze(1).numpy()))
+    kind = nncf.ModelType.TRANSFORMER if _transformer(module) else None
+    made = nncf.quantize(model, nncf.Dataset(images.unsqueeze(1).numpy()), model_type=kind)
     seconds = time.process_time() - start
     file = folder / "made.xml"
     openvino.save_model(made, file)

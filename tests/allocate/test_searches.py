@@ -115,3 +115,9 @@ def test_what_the_solver_prints_is_no_line_of_the_output() -> None:
     root = Path(__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True, timeout=300)
     assert done.stdout == "done\n", done.stderr
+
+
+def test_without_scipy_the_exact_search_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ptmq_lightning.runtime.extras.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"scipy cannot be imported; expected the extra 'allocate'"):
+        SEARCHES["milp"](random_problem(0, layers=3), 0)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -65,6 +66,18 @@ def committed(kind: str, step_size: str = "free", kinds: Mapping[str, RoundingKe
     )
     model.info = INFO
     return model
+
+
+def test_biases_of_every_width_come_back_and_others_are_refused(tmp_path: Path) -> None:
+    model = committed("nearest")
+    name, weight = next(iter(weights_of(model.blocks[0])))
+    layer: Any = model.blocks[0].get_submodule(name)
+    layer.biases = torch.randn(weight.steps.shape)
+    again = artifact.load(artifact.save(model, tmp_path / "model"))
+    assert torch.equal(again.blocks[0].get_submodule(name).biases, layer.biases)  # type: ignore[arg-type]
+    layer.biases = layer.biases[:, :-1].clone()
+    with pytest.raises(ArtifactError, match=r"has biases of shape"):  # what is written is read back at once
+        artifact.save(model, tmp_path / "odd")
 
 
 @pytest.fixture

@@ -101,6 +101,7 @@ BOMBS: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {  # -> what 
     "three million pairs": (lambda m: m.update(pairs=[[4, 4]] * 3_000_000), "bytes"),
     "a million layers": (lambda m: m.update(layers=[LAYER] * 1_000_000), "bytes"),
     "too many layers": (lambda m: m.update(layers=[LAYER] * 20_000), "layers"),
+    "too many classes": (lambda m: m["info"].update(classes=["x"] * 100_001), "info.classes"),
     "too many pairs": (lambda m: m.update(pairs=[[4, 4]] * 1000), "pairs"),
     "a weight of every memory": (
         module("fc", weight={"packing": "latent", "shape": [2**20, 2**20], "widths": [4, 8], "kind": "nearest",

@@ -13,6 +13,7 @@ from ptmq_lightning.runtime.hooks import watched_inputs
 
 def chain(activation: type[nn.Module] = nn.ReLU) -> nn.Sequential:
     """Pointwise, depthwise, grouped: ranges far apart, one channel all zero."""
+    torch.manual_seed(0)
     layers = nn.Sequential(
         nn.Conv2d(4, 8, 1), activation(), nn.Conv2d(8, 8, 3, padding=1, groups=8), activation(),
         nn.Conv2d(8, 6, 1, groups=2), activation(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
