@@ -1,0 +1,33 @@
+"""The comparison with other tools at 8 bits runs on a small network, and its page says what was found."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks import w8a8
+
+pytestmark = pytest.mark.runtimes
+
+
+def test_a_small_network_is_quantized_and_measured(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
+    images = torch.randn(24, 3, 8, 8)
+    with torch.no_grad():
+        labels = module(images).argmax(1)
+    run, told = w8a8.with_onnxruntime(module, images, tmp_path)
+    figures = w8a8.measured(module, run, zip(images.split(5), labels.split(5), strict=True))
+    assert told["bytes"] > 0 and told["images"] == 24 and told["version"].startswith("onnxruntime")
+    assert figures["top1"] == figures["agreement"] and figures["evaluation_images"] == 24
+    assert 0 < figures["logit_error"] < 1e-2
+
+
+def test_the_page_follows_from_the_results() -> None:
+    found = json.loads(w8a8.FILE.read_text(encoding="utf-8"))
+    assert set(found) == set(w8a8.EXPERIMENTS) and all(set(tools) == set(w8a8.TOOLS) for tools in found.values())
+    assert w8a8.FILE.with_suffix(".md").read_text(encoding="utf-8") == w8a8.page(found)
