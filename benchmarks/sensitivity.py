@@ -27,6 +27,7 @@ from ptmq_lightning.allocate.rules import weight_bits
 from ptmq_lightning.allocate.sensitivity import Sensitivity, measure_layers
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.config.schema import Config
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel
@@ -51,12 +52,17 @@ def main() -> None:
         write_atomically(FILE.with_suffix(".md"), table(found))
 
 
-def of_run(overrides: list[str]) -> tuple[MultiBitModel, Tensor]:
-    """The network of a run, rounded to nearest, and its calibration images."""
-    config = configuration([*overrides, "bits=uniform"])
+def rounded(config: Config) -> tuple[MultiBitModel, Tensor]:
+    """The network of a run, rounded to nearest and not calibrated, and its calibration images."""
     network = pipeline.build(config.model)
     _, images = pipeline.load(config, network, *pipeline.find(config))
-    model = pipeline.quantize(pipeline.prepare(network, images, config.fold), config, network)
+    return pipeline.quantize(pipeline.prepare(network, images, config.fold), config, network), images
+
+
+def of_run(overrides: list[str]) -> tuple[MultiBitModel, Tensor]:
+    """The same at uniform widths, calibrated."""
+    config = configuration([*overrides, "bits=uniform"])
+    model, images = rounded(config)
     calibrate(model, images[: config.data.step_size_images])
     return model, images
 

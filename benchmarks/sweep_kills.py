@@ -31,6 +31,7 @@ if __package__ in (None, ""):
 
 from benchmarks.kills import different, processor_seconds
 from ptmq_lightning.report.sweeps import THERE, read_sweep
+from ptmq_lightning.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -75,8 +76,8 @@ def main() -> None:
 
 def write(record: dict[str, Any]) -> None:
     file = RESULTS / "sweep_kills.json"
-    file.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-    file.with_suffix(".md").write_text(page(record), encoding="utf-8")
+    write_atomically(file, json.dumps(record, indent=1) + "\n")
+    write_atomically(file.with_suffix(".md"), page(record))
 
 
 def measure(command: Sequence[str], way: Way, processor: float) -> dict[str, Any]:
@@ -104,7 +105,7 @@ def measure(command: Sequence[str], way: Way, processor: float) -> dict[str, Any
     if code != 0:
         raise SystemExit(f"the sweep ended with {code}:\n{text[-3000:]}")
     found = {"processor": round(used, 1), "kills": kills}
-    noted.write_text(json.dumps(found) + "\n", encoding="utf-8")
+    write_atomically(noted, json.dumps(found) + "\n")
     return found
 
 

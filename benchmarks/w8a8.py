@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -33,6 +34,10 @@ from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor, nn
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.accuracy_figure import TITLES
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.data.module import eval_loader
@@ -41,17 +46,14 @@ from ptmq_lightning.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
 FILE = ROOT / "benchmarks" / "results" / "w8a8.json"
-EXPERIMENTS = ("cifar_resnet20", "cifar_vit", "imagenet_lite0", "imagenet_mobileone", "imagenet_vit_t")
 MOST = 128  # calibration images of quantize_static
-COLUMNS = {"top1": "top-1 %", "agreement": "agreement %", "logit_error": "logit error", "bytes": "bytes",
-           "seconds": "CPU s", "images": "calibration images"}  # fmt: skip
 
 Run = Callable[[Tensor], Tensor]  # (B, C, H, W) -> logits (B, classes)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--experiments", nargs="+", choices=TITLES, default=list(TITLES))
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--val-images", type=int, help="evaluation images; null: those of the experiment")
     parser.add_argument("--results", type=Path, default=FILE)
@@ -84,8 +86,9 @@ def with_onnxruntime(module: nn.Module, images: Tensor, folder: Path) -> tuple[R
     start = time.process_time()
     quant_pre_process(plain, ready)
     ops = ["Conv", "Gemm", "MatMul"] if _transformer(module) else None
-    told_types = {"activation_type": QuantType.QUInt8, "op_types_to_quantize": ops}
-    quantize_static(ready, made, _Reader(images), per_channel=True, **told_types)
+    quantize_static(
+        ready, made, _Reader(images), per_channel=True, activation_type=QuantType.QUInt8, op_types_to_quantize=ops
+    )
     seconds = time.process_time() - start
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -134,15 +137,14 @@ TOOLS = {"onnxruntime": with_onnxruntime, "nncf": with_nncf}
 @torch.inference_mode()
 def measured(module: nn.Module, run: Run, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, Any]:
     """Accuracy of a quantized network beside its float one."""
-    tally, count = None, 0
+    tally = None
     for images, labels in batches:
         fp, logits = module(images), run(images)
         tally = tally or Tally(fp.shape[1], fp.device)
         tally.add([logits], [fp], [labels])
-        count += len(images)
     assert tally is not None
     figures = {"top1": tally.top(1), "agreement": tally.agreement(), "logit_error": tally.logit_error()}
-    return figures | {"evaluation_images": count}
+    return figures | {"evaluation_images": tally.images}
 
 
 def page(found: dict[str, Any]) -> str:
@@ -152,8 +154,9 @@ def page(found: dict[str, Any]) -> str:
         "",
         "Made by `PTMQ_DATA=DIR python benchmarks/w8a8.py`, which says how.",
         "",
-        f"| experiment | tool | {' | '.join(COLUMNS.values())} | evaluation images |",
-        "|---|---" + "|--:" * (len(COLUMNS) + 1) + "|",
+        "| experiment | tool | top-1 % | agreement % | logit error | bytes | CPU s | calibration images | "
+        "evaluation images |",
+        "|---|---" + "|--:" * 7 + "|",
     ]
     for name, tools in found.items():
         for row in tools.values():

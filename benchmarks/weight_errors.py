@@ -12,25 +12,29 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
 import ptmq_lightning  # noqa: F401  # isort: skip  # the torchvision cure comes first
 
-from ptmq_lightning.compose import pipeline
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.accuracy_figure import TITLES
+from benchmarks.sensitivity import rounded
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.quant.planes import error_of
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import weights_of
 
 FILE = Path(__file__).resolve().parent / "results" / "weight_errors.json"
-EXPERIMENTS = ("cifar_resnet20", "cifar_vit", "imagenet_lite0", "imagenet_mobileone", "imagenet_vit_t")
 IMAGES = 64  # enough for the fold
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", nargs="+", choices=EXPERIMENTS, default=list(EXPERIMENTS))
+    parser.add_argument("--experiments", nargs="+", choices=TITLES, default=list(TITLES))
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     for name in parser.parse_args().experiments:
         found[name] = rows(name)
@@ -42,10 +46,7 @@ def rows(experiment: str) -> list[dict[str, Any]]:
     """For each width, over the layers that are not pinned to one: the median and the largest error, and the share of
     the weights that are in layers above the tolerance."""
     config = configuration([f"experiment={experiment}", f"data.calibration_images={IMAGES}"])
-    sources, indices = pipeline.find(config)
-    network = pipeline.build(config.model)
-    sources, images = pipeline.load(config, network, sources, indices)
-    model = pipeline.quantize(pipeline.prepare(network, images, config.fold), config, network)
+    model, _ = rounded(config)
     weights = [w for block in model.blocks for n, w in weights_of(block) if not model.layers[n].pinned]
     tolerance, result = config.rounding.tolerance, []
     for bits in weights[0].widths:

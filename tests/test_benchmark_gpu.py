@@ -42,7 +42,7 @@ def test_every_column_is_filled_on_a_cpu_but_those_of_a_gpu(monkeypatch: pytest.
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-def test_a_graph_of_a_step_has_the_steps_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_of_a_step_learns_at_every_replay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "BLOCKS", SMALL)
     step = speed.Step(speed.fit_of("resnet", [], "cuda")[0])
     replay = gpu.as_graph(step)

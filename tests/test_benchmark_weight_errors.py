@@ -6,11 +6,12 @@ import json
 from itertools import pairwise
 
 from benchmarks import every_width, weight_errors
+from benchmarks.accuracy_figure import TITLES
 
 
 def test_the_page_of_weight_errors_follows_from_the_results() -> None:
     found = json.loads(weight_errors.FILE.read_text(encoding="utf-8"))
-    assert set(found) == set(weight_errors.EXPERIMENTS)
+    assert set(found) == set(TITLES)
     assert weight_errors.FILE.with_suffix(".md").read_text(encoding="utf-8") == weight_errors.page(found)
     for rows in found.values():
         assert [row["bits"] for row in rows] == [2, 3, 4, 5, 6, 7, 8]

@@ -42,7 +42,7 @@ class Schedule:
         """Of a rounding that is drawn in a share of the iterations: lr_rounding, or the rate at which it can travel as
         far in a short fit as in a long one; the less it is drawn the higher, so that it settles, too."""
         rate = min(TRAVEL / self.iters, FASTEST) if self.lr_rounding is None else self.lr_rounding
-        return rate if share == 1 else min(rate / share, max(rate, FASTEST)) if share else 0.0
+        return min(rate / share, max(rate, FASTEST)) if share else 0.0
 
 
 @dataclass(frozen=True)

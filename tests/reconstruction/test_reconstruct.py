@@ -310,22 +310,3 @@ def test_a_draw_that_learns_nothing_is_passed_over() -> None:
     recipe = replace(recipe, schedule=Schedule(iters=8, batch=8))
     model = small_model(pairs=recipe.groups.pairs)
     assert len(reconstruct_model(model, images(), recipe, trainer)) == len(model.blocks)
-
-
-@pytest.mark.parametrize(
-    ("shape", "channel"),
-    [
-        ((2, 8, 4, 5), 1),  # a feature map
-        ((2, 4, 5, 8), 3),  # its channels last, as long as the last layer's output
-        ((2, 8, 8, 8), 1),  # either would do
-        ((2, 4, 5, 6), 1),  # neither: behind the last layer channels were moved or joined
-        ((2, 8, 6), 2),  # tokens
-        ((2, 8), 1),  # logits
-    ],
-)
-def test_channels_are_found_by_the_length_of_the_last_layers_output(shape: tuple[int, ...], channel: int) -> None:
-    assert channel_dim(small_model(calibrated=False).blocks[1], torch.zeros(shape)) == channel  # of 8 channels
-
-
-def test_a_block_without_layers_has_its_channels_where_feature_maps_have_them() -> None:
-    assert channel_dim(torch.nn.ReLU(), torch.zeros(2, 4, 5, 8)) == 1
