@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from benchmarks import w8a8
 from benchmarks.accuracy_figure import TITLES
 
 pytestmark = pytest.mark.runtimes
 
 
-def test_a_small_network_is_quantized_and_measured(tmp_path: Path) -> None:
+@pytest.fixture
+def w8a8() -> Any:
+    """Imported here: at the top, the packages behind it would be loaded into every test process, which then lose the
+    file of their captured output to one of them."""
+    from benchmarks import w8a8 as benchmark
+
+    return benchmark
+
+
+def test_a_small_network_is_quantized_and_measured(w8a8: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
     images = torch.randn(24, 3, 8, 8)
@@ -28,7 +37,7 @@ def test_a_small_network_is_quantized_and_measured(tmp_path: Path) -> None:
     assert 0 < figures["logit_error"] < 1e-2
 
 
-def test_the_page_follows_from_the_results() -> None:
+def test_the_page_follows_from_the_results(w8a8: Any) -> None:
     found = json.loads(w8a8.FILE.read_text(encoding="utf-8"))
     assert set(found) == set(TITLES) and all(set(tools) == set(w8a8.TOOLS) for tools in found.values())
     assert w8a8.FILE.with_suffix(".md").read_text(encoding="utf-8") == w8a8.page(found)
