@@ -11,15 +11,21 @@ from torch import Tensor
 from ptmq_lightning.compose.caching import choose_store
 from ptmq_lightning.compose.compiling import compiles
 from ptmq_lightning.compose.folder import RunFolder
+from ptmq_lightning.compose.free import free_memory
 from ptmq_lightning.compose.memory import old_objects_set_aside, release_freed_memory
 from ptmq_lightning.compose.progress import Progress
 from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.quant import kernels
 from ptmq_lightning.reconstruction.cache import predict_bytes
+from ptmq_lightning.reconstruction.place import Place
+from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.reconstruction.reconstruct import BlockResult, reconstruct_model
+from ptmq_lightning.reconstruction.tuning import tune
 from ptmq_lightning.report.step_sizes import StepSizes
 from ptmq_lightning.runtime.model import MultiBitModel
+
+WHOLE = "whole network"
 
 
 def learn(
@@ -64,4 +70,20 @@ def learn(
                     model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before, store=store
                 )
         before = (before[0] + units[1], before[1] + units[1] * recipe.schedule.iters)
+    if passes and config.tune.iters != 0:
+        place = Place(before[0], before[0] + 1, WHOLE, before[1], len(model.blocks), config.seed)
+        with old_objects_set_aside(), kernels.compiled(fast):
+            tune_with(model, images, passes[0], config, loggers, place)
     return results
+
+
+def tune_with(
+    model: MultiBitModel, images: Tensor, recipe: Recipe, config: Config, loggers: Sequence[Logger], place: Place
+) -> None:
+    """The pass over the whole network at once, behind those over its blocks."""
+
+    def new_trainer() -> L.Trainer:
+        progress = Progress(config.tune.iterations(recipe), first_block=place.index, explained=False)
+        return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
+
+    tune(model, images, recipe, config.tune, new_trainer, place, free=free_memory(images.device))

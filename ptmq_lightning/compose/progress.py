@@ -22,10 +22,17 @@ class Progress(Callback):
     """
 
     def __init__(
-        self, iters: int, *, first_block: int = 0, every: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self,
+        iters: int,
+        *,
+        first_block: int = 0,
+        explained: bool = True,
+        every: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         super().__init__()
         self.iters, self.first_block, self.every, self.clock = iters, first_block, every, clock
+        self.explained = explained  # a line says what the first one's figures are
         self.started = self.shown = clock()
 
     def on_train_batch_end(self, trainer: Trainer, module: Any, *_: Any) -> None:
@@ -33,7 +40,7 @@ class Progress(Callback):
         now, index = self.clock(), trainer.global_step
         if not trainer.is_global_zero:
             return
-        if index == 1 and module.place.index == self.first_block:
+        if self.explained and index == 1 and module.place.index == self.first_block:
             log.info("%s", EXPLAINED)
         at, left = module.place, clock_time(self._left(module, index))
         done = at.index + index / self.iters

@@ -22,7 +22,7 @@ NEAREST = {"rounding.name": ("nearest",)}
 PAIRED = {"loss.name": ("gd_direct", "gd_chain", "mse")}  # no mixture, no gammas
 GIVEN = ("any value but null",)
 EXPORTED: Mapping[str, Values] = {"export.name": backends, "artifact": GIVEN}  # no run
-FIT = ("recon.*", "mixer.*", "loss.*", "rounding.*", "step_size.learn")
+FIT = ("recon.*", "tune.*", "mixer.*", "loss.*", "rounding.*", "step_size.learn")
 METHOD = ("method.unit", "method.quantize", "method.activation", "method.drop")
 
 
@@ -56,9 +56,11 @@ def rule(keys: str, **where: Any) -> Rule:
 
 RULES = (
     Rule((*FIT, *METHOD, "method.bias_correction", "fold.equalize"), TRAINED),  # its norms stand between the layers
-    Rule(tuple(key for key in (*FIT, *METHOD) if key != "recon.*"), NEAREST),
-    rule("recon.iters recon.activation_iters recon.l* recon.warmup recon.beta_*", rounding__name=("nearest",)),
-    Rule(("recon.*",), NEAREST | {"method.bias_correction": ("none",)}),
+    Rule(tuple(key for key in (*FIT, *METHOD) if key not in ("recon.*", "tune.*")), NEAREST),
+    rule("recon.activation_iters recon.lr_* recon.lambda_* recon.warmup recon.beta_*", rounding__name=("nearest",)),
+    rule("recon.iters recon.log_every", rounding__name=("nearest",), tune__iters=(0,)),
+    Rule(("recon.*", "tune.*"), NEAREST | {"method.bias_correction": ("none",)}),
+    rule("tune.rate", tune__iters=(0,)),
     Rule(("trainer.cache",), TRAINED),
     Rule(("trainer.cache",), EXPORTED),
     Rule(("trainer.cache",), NEAREST | {"method.bias_correction": ("none",)}),

@@ -20,6 +20,7 @@ from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.reconstruction.losses import LossKeys
 from ptmq_lightning.reconstruction.mixer import MixerKeys
 from ptmq_lightning.reconstruction.recipe import MethodKeys, Schedule
+from ptmq_lightning.reconstruction.tuning import TuneKeys
 from ptmq_lightning.report.keys import LoggerKeys
 from ptmq_lightning.runtime.keys import key
 
@@ -159,6 +160,7 @@ class Config:
     logger: LoggerKeys = key(help="where metrics go besides metrics.csv")
     export: ExportConfig = key(help="the model written for another runtime, or artifact=DIR without a run")
     recon: ReconConfig = key(help="the schedule of each fit")
+    tune: TuneKeys = key(help="a last pass over the whole network: step sizes and biases by the error of its logits")
     fold: FoldConfig = key(help="what is done to the float network before it is cut")
     artifact: str | None = key(None, "folder of the artifact that is exported")
     seed: int = key(0, "of the calibration draw and of everything random in the fit", least=0, most=MOST_SEED)

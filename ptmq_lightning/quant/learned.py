@@ -114,6 +114,13 @@ class LearnedWeight(SwitchableWeight):
     def committed(self) -> MultiBitWeight:
         """The runtime weight with what was learned."""
 
+    def with_step_sizes(self) -> MultiBitWeight:
+        """The runtime weight with the learned step sizes, the same integers, and nothing said about their rounding."""
+        frozen = self.frozen
+        weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, self.step_sizes(), frozen.ratios)
+        weight.select(self.bits)
+        return weight
+
 
 @ROUNDINGS.register("nearest")
 class Nearest(LearnedWeight):

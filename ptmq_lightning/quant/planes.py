@@ -121,11 +121,9 @@ class SoftWeight(LearnedWeight):
     @torch.no_grad()
     def committed(self) -> MultiBitWeight:
         """The runtime weight with the learned rounding and step sizes; the integers are the same."""
-        frozen = self.frozen
-        weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, self.step_sizes(), frozen.ratios)
+        weight = self.with_step_sizes()
         if self.plane_of:
             weight.set_rounding(self.stored, self.decided(), self.plane_of)
-        weight.select(self.bits)
         return weight
 
 

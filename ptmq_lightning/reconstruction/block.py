@@ -124,7 +124,7 @@ class BlockReconstruction(L.LightningModule):
     def groups_of_parameters(self) -> list[tuple[list[nn.Parameter], float, Callable[[int], float]]]:
         """What is learned: parameters, rate and its factor over the iterations, for the rounding and for the step sizes
         of activations and weights."""
-        s, cosine = self.recipe.schedule, _cosine(self.recipe.schedule.iters)
+        s, falling = self.recipe.schedule, cosine(self.recipe.schedule.iters)
         inputs = self.activations if self.recipe.quantize_inputs else []
         roundings: dict[float, list[nn.Parameter]] = defaultdict(list)
         for name, weight in self.named_weights:
@@ -133,8 +133,8 @@ class BlockReconstruction(L.LightningModule):
         factor = self.recipe.rounding.rate
         return [
             *((found, s.rounding_rate(share) * factor, _constant) for share, found in roundings.items()),
-            ([p for q in inputs for p in q.log_step.values() if p.requires_grad], s.lr_activation, cosine),
-            ([p for weight in self.weights for p in weight.log_gain.values()], s.lr_weight_step_size, cosine),
+            ([p for q in inputs for p in q.log_step.values() if p.requires_grad], s.lr_activation, falling),
+            ([p for weight in self.weights for p in weight.log_gain.values()], s.lr_weight_step_size, falling),
         ]
 
     def share(self, layer: str, widths: Collection[int]) -> float:
@@ -163,5 +163,6 @@ def _constant(_index: int) -> float:
     return 1.0
 
 
-def _cosine(iters: int) -> Callable[[int], float]:
+def cosine(iters: int) -> Callable[[int], float]:
+    """A factor of a rate by the iteration: from 1 to 0."""
     return lambda index: 0.5 * (1 + math.cos(math.pi * min(index, iters) / iters))

@@ -1,0 +1,34 @@
+"""A committed weight whose integers stay and whose step sizes are learned."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ptmq_lightning.quant.learned import LearnedWeight, RoundingKeys
+from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.weights import MultiBitWeight
+
+
+class KeptCodes(LearnedWeight):
+    """W^ = q s: the codes q (O, ...) of every width as they were committed, with gradients to the steps s (O,)."""
+
+    def __init__(self, frozen: MultiBitWeight) -> None:
+        super().__init__(frozen, RoundingKeys("nearest"), learn_step_sizes=True)
+        self.codes = {bits: frozen.code(bits) for bits in frozen.widths}
+
+    def learned(self) -> list[nn.Parameter]:
+        return []
+
+    def forward(self) -> Tensor:
+        if self.bits is None:
+            return self.frozen.at(None)
+        codes = self.codes[self.bits].float()
+        return codes.mul_(grid.per_channel(self.step_size(self.bits), codes))
+
+    @torch.no_grad()
+    def committed(self) -> MultiBitWeight:
+        """The same integers and rounding with the learned step sizes."""
+        weight = self.with_step_sizes()
+        weight.set_rounding(self.frozen.kind, self.frozen.rounding, self.frozen.plane_of)
+        return weight
