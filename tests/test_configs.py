@@ -195,13 +195,13 @@ def test_an_unknown_key_is_answered_with_the_nearest_ones_and_its_siblings() -> 
 def test_an_unknown_group_is_answered_with_the_nearest_one() -> None:
     assert message("mixr=case3") == (
         "mixr is no key (nearest: mixer); the groups and keys are model, data, bits, allocate, placement, mixer, loss, "
-        "rounding, step_size, finetune, method, trainer, logger, export, recon, fold, artifact, seed, resume, "
+        "rounding, step_size, finetune, method, trainer, logger, export, recon, tune, fold, artifact, seed, resume, "
         "experiment"
     )
 
 
 def test_a_key_without_its_group_is_answered_with_the_whole_key() -> None:
-    assert message("iters=100").startswith("iters is no key (nearest: recon.iters); ")
+    assert message("iters=100").startswith("iters is no key (nearest: recon.iters, tune.iters); ")
 
 
 def test_a_key_that_nothing_reads_cannot_be_added() -> None:

@@ -56,7 +56,8 @@ def rule(keys: str, **where: Any) -> Rule:
 
 RULES = (
     Rule((*FIT, *METHOD, "method.bias_correction", "fold.equalize"), TRAINED),  # its norms stand between the layers
-    Rule(tuple(key for key in (*FIT, *METHOD) if key not in ("recon.*", "tune.*")), NEAREST),
+    Rule(("mixer.*", "loss.*", "rounding.*", *METHOD), NEAREST),
+    Rule(("step_size.learn",), NEAREST | {"tune.iters": (0,)}),
     rule("recon.activation_iters recon.lr_* recon.lambda_* recon.warmup recon.beta_*", rounding__name=("nearest",)),
     rule("recon.iters recon.log_every", rounding__name=("nearest",), tune__iters=(0,)),
     Rule(("recon.*", "tune.*"), NEAREST | {"method.bias_correction": ("none",)}),

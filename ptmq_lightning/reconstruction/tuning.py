@@ -6,7 +6,7 @@ seen. Step sizes and biases can take part of it back, and every weight width has
 Source: the end-to-end training of quantization parameters of EfficientQAT (Chen et al. 2024, §3.3), which learns the
 steps of one width with labels. What is ours: all widths, biases too, no labels: the loss is the relative squared error
 of the logits. (A divergence of probabilities fits a network whose calibration images it was trained on to answers that
-it is sure of anyway.) Rates are in levels of each width; the pass is undone where held-out images are worse for it.
+it is sure of anyway.) Rates are in levels of each width; the pass is undone where held-out images are clearly worse for it.
 
 N calibration images, B batch, O output channels.
 """
@@ -42,6 +42,7 @@ from ptmq_lightning.runtime.spec import BitWidth
 
 HELD_OUT, MOST_HELD_OUT = 8, 128  # one image in so many is not learned from, and no more than that
 ENOUGH = 1000
+WORSE = 1.1  # the blocks were fitted on these images too: their error before the pass is smaller than on others
 SHARE = 0.5  # of the free memory, for what a pass forward keeps for the pass back
 LEARNED = ("log_gain", "log_step", "shift")  # step sizes of weights and activations, biases: a parameter per width
 log = logging.getLogger(__name__)
@@ -80,7 +81,7 @@ def tune(
         free: bytes of memory that may be taken; None: not known.
 
     Returns:
-        whether the model is better for it; else it is as it was.
+        whether what was learned stays; else the model is as it was.
     """
     batch, held = recipe.schedule.batch, max(1, min(len(images) // HELD_OUT, MOST_HELD_OUT))
     with passthrough(model):
@@ -88,7 +89,10 @@ def tune(
     seen = slice(held if held < len(images) else 0, None)
     before, kept = errors(model, recipe, images[:held], logits[:held]), _Before(model)
     module = Tuning(model, recipe, keys, place, before, output_scales(model, images[:batch]))
-    module.thrifty = free is not None and batch * module.bytes_kept(images[:1]) > SHARE * free
+    kept_bytes = batch * module.bytes_kept(images[:1])
+    module.thrifty = free is not None and kept_bytes > SHARE * free
+    how = "more than half of what is free, so that blocks are run twice" if module.thrifty else "in memory"
+    log.info("whole network: a pass forward keeps %d MiB for the pass back, %s", kept_bytes >> 20, how)
     batches = loader(Features(images[seen], {}), logits[seen], batch=batch, iters=module.iters, seed=place.unit_seed)
     module.train()  # as Lightning expects; nothing in a folded network minds
     new_trainer().fit(module, batches)
@@ -96,12 +100,12 @@ def tune(
     module.to(images.device)  # the Trainer leaves it on the CPU
     module.commit()
     after = errors(model, recipe, images[:held], logits[:held])
-    better = statistics.geometric_mean(after[pair] / before[pair] for pair in before) < 1
+    stays = statistics.geometric_mean(after[pair] / before[pair] for pair in before) < WORSE
     told = "  ".join(f"{pair} {before[pair]:.3g} -> {after[pair]:.3g}" for pair in before)
-    log.info("%slogit error of %d held-out images  %s", "" if better else "undone: ", held, told)
-    if not better:
+    log.info("%slogit error of %d held-out images  %s", "" if stays else "undone: ", held, told)
+    if not stays:
         kept.put_back()
-    return better
+    return stays
 
 
 class Tuning(L.LightningModule):
