@@ -6,7 +6,8 @@ seen. Step sizes and biases can take part of it back, and every weight width has
 Source: the end-to-end training of quantization parameters of EfficientQAT (Chen et al. 2024, §3.3), which learns the
 steps of one width with labels. What is ours: all widths, biases too, no labels: the loss is the relative squared error
 of the logits. (A divergence of probabilities fits a network whose calibration images it was trained on to answers that
-it is sure of anyway.) Rates are in levels of each width; the pass is undone where held-out images are clearly worse for it.
+it is sure of anyway.) Rates are in levels of each width. The pass is undone where held-out images are clearly worse for
+it.
 
 N calibration images, B batch, O output channels.
 """
