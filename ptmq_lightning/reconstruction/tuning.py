@@ -42,7 +42,7 @@ from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, qu
 from ptmq_lightning.runtime.spec import BitWidth
 
 HELD_OUT, MOST_HELD_OUT = 8, 128  # one image in so many is not learned from, and no more than that
-ENOUGH = 1000
+ENOUGH = 500
 WORSE = 1.1  # the blocks were fitted on these images too: their error before the pass is smaller than on others
 SHARE = 0.5  # of the free memory, for what a pass forward keeps for the pass back
 LEARNED = ("log_gain", "log_step", "shift")  # step sizes of weights and activations, biases: a parameter per width
