@@ -25,7 +25,7 @@ TITLES = {
 }  # fmt: skip
 LINEAR = 2.0  # points of drop
 TICKS = (-5, -2, -1, 0, 1, 2, 5, 10, 20, 50, 100)
-SHIFT = 0.4  # from the first method to the last, in distances between widths
+SHIFT, WIDEST = 0.1, 0.5  # from a method to the next, and from the first to the last, in distances between widths
 MARKERS = "osD^vPX*"
 
 
@@ -33,12 +33,12 @@ def draw(lines: Sequence[Line], widths: Sequence[str], fp: Mapping[str, Any], ti
     """A panel of drops and one of logit errors, a line per method; bars are standard deviations over seeds."""
     figure = Figure(figsize=(10, 5.4), layout="constrained", facecolor="white")
     figure.suptitle(title, fontweight="bold")
-    drops, errors = figure.subplots(1, 2)
+    drops, errors = figure.subplots(1, 2, gridspec_kw={"wspace": 0.06})
     methods = list(dict.fromkeys(line.settings[0] for line in lines))
-    looks = looks_of(methods)
+    looks, reach = looks_of(methods), min(SHIFT * (len(methods) - 1), WIDEST)
     for number, method in enumerate(methods):
         found = {line.config: line.cells for line in lines if line.settings[0] == method}
-        shift = SHIFT * (number / max(1, len(methods) - 1) - 0.5)
+        shift = reach * (number / max(1, len(methods) - 1) - 0.5)
         for axis, value in ((drops, "top1"), (errors, "logit_error")):
             there = {width: cell for width, cells in found.items() if (cell := cells[value]) is not None}
             for part, stretch in enumerate(stretches(there, widths)):
@@ -82,7 +82,8 @@ def _line(
     """fp: the float network's top-1, of which the means are what is lost; None: as they are."""
     at = [widths.index(width) + shift for width in stretch]
     means = [cell.mean if fp is None else fp - cell.mean for cell in stretch.values()]
-    axis.errorbar(at, means, yerr=[cell.spread or 0 for cell in stretch.values()], markersize=4, capsize=2, **look)
+    spreads = [cell.spread or 0 for cell in stretch.values()]
+    axis.errorbar(at, means, yerr=spreads, markersize=4, capsize=2, elinewidth=1, **look)
 
 
 def _axes(drops: Axes, errors: Axes, widths: Sequence[str], fp: float) -> None:

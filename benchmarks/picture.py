@@ -2,11 +2,12 @@
 
     python benchmarks/picture.py
 
-A line joins two measured neighbors alone: where a method was not measured at a width of the axis, its line is
-interrupted. Methods stand a little beside each other, so that none hides another. The bars are one standard error of
-top-1, which has two sources that are added in quadrature: the finite number of test images (the same images for every
-method) and, where there is more than one, the seeds. The picture carries a digest of its numbers, by which a test tells
-whether it is still that of the results.
+The axis of a panel begins a few points below the float network, so that one point is seen; what lies below it stands
+at the lower edge with its number. A line joins two measured neighbors alone: where a method was not measured at a width
+of the axis, its line is interrupted. Methods stand a little beside each other, so that none hides another. The bars are
+one standard error of top-1, which has two sources that are added in quadrature: the finite number of test images (the
+same images for every method) and, where there is more than one, the seeds. The picture carries a digest of its numbers
+and axes, by which a test tells whether it is still that of the results.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ from ptmq_lightning.report import style
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PICTURE = ROOT / "docs" / "accuracy.png"
-NETWORKS = {name: TITLES[name] for name in ("cifar_resnet20", "imagenet_vit_t")}  # of results/accuracy_NAME.json
+NETWORKS = {
+    "cifar_resnet20": 5.0,
+    "imagenet_vit_t": 12.0,
+}  # of results/accuracy_NAME.json: points of the axis below float
 METHODS = {  # in the order of drawing: label, marker, shift to the side; colors are those of every figure
     "rtn": ("nearest rounding: one model", "^", 0.0),
     "qdrop": ("QDrop: a model for each width", "s", 0.13),
@@ -43,7 +47,7 @@ VARIANTS = {  # rows of one method: ViT-Tiny was measured at a rate of its own, 
     "ptmq": ("ptmq", "ptmq+recon.lr_rounding=0.03+rounding.tolerance=null"),
 }
 BITS = range(2, 9)
-INK = "#333333"
+INK, PAPER = "#333333", {"facecolor": "white", "edgecolor": "none", "pad": 1}
 FLOAT = "float network"
 
 
@@ -97,18 +101,23 @@ def records() -> dict[str, dict[str, Any]]:
 def digest(found: dict[str, dict[str, Any]]) -> str:
     """Of every number that is drawn."""
     drawn = {
-        name: [record["fp"]["top1"], [[asdict(point) for point in points(record, method)] for method in METHODS]]
+        name: [
+            NETWORKS[name],
+            record["fp"]["top1"],
+            [[asdict(point) for point in points(record, method)] for method in METHODS],
+        ]
         for name, record in found.items()
     }
     return hashlib.sha256(json.dumps(drawn).encode()).hexdigest()
 
 
 def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
-    figure = Figure(figsize=(9, 3.8), layout="constrained", facecolor="white")
+    figure = Figure(figsize=(9, 4.4), layout="constrained", facecolor="white")
     figure.suptitle("Accuracy against bits: one model at every width", color=INK, fontweight="bold")
-    panels = figure.subplots(1, len(found), sharey=True)
+    panels = figure.subplots(1, len(found))
     for axes, (name, record) in zip(panels, found.items(), strict=True):
         _panel(axes, record, NETWORKS[name])
+        axes.set_title(TITLES[name], fontsize=10, color=INK)
     panels[0].set_ylabel("top-1 (%), ± 1 standard error", color=INK)
     shown: dict[str, Any] = {}
     for axes in panels:
@@ -121,24 +130,44 @@ def draw(found: dict[str, dict[str, Any]], file: Path) -> None:
     figure.savefig(file, dpi=160, metadata={"Description": digest(found), "Software": ""})
 
 
-def _panel(axes: Axes, record: dict[str, Any], title: str) -> None:
-    axes.axhline(record["fp"]["top1"], color=INK, linestyle=":", linewidth=1.2, label=FLOAT)
+def _panel(axes: Axes, record: dict[str, Any], below: float) -> None:
+    """below: points of the axis under the float network's top-1."""
+    fp = record["fp"]["top1"]
+    axes.axhline(fp, color=INK, linestyle=":", linewidth=1.2, label=FLOAT)
+    drawn = {method: points(record, method) for method in METHODS}
     for method, (label, marker, shift) in METHODS.items():
-        for number, part in enumerate(stretches(points(record, method))):
+        for number, part in enumerate(stretches(drawn[method])):
             axes.errorbar(
                 [point.bits + shift for point in part], [point.top1 for point in part],
                 yerr=[point.error for point in part], label=label if number == 0 else None,
                 color=style.color_of(method, 0), marker=marker, linestyle="--" if "+" in method else "-",
                 markersize=4.5, linewidth=1.6, capsize=2.5, elinewidth=1.1,
             )  # fmt: skip
-    axes.set_title(title, fontsize=10, color=INK)
+    ends = [point.top1 + point.error for found in drawn.values() for point in found]
+    axes.set_ylim(fp - below, max(fp, *ends) + below / 20)
+    _fallen(axes, drawn)
     axes.set_xticks(list(BITS), [pair(bits) for bits in BITS])
-    axes.set_xlabel("bits of weights (w) and activations (a)", color=INK)
-    axes.set_ylim(0, 100)
+    axes.set_xlim(BITS[0] - 0.5, BITS[-1] + 0.5)
+    cut = f"the axis begins at {fp - below:.1f} %; ↓ lies below it"
+    axes.set_xlabel(f"bits of weights (w) and activations (a)\n{cut}", color=INK)
     axes.tick_params(colors=INK)
-    axes.grid(axis="y", color="#DDDDDD", linewidth=0.7)
+    axes.grid(axis="y", color=style.QUIET, linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _fallen(axes: Axes, drawn: dict[str, list[Point]]) -> None:
+    """The results that lie below the axis: an arrow at the edge and the number, one above the other at a width."""
+    bottom, top = axes.get_ylim()
+    seen: dict[int, int] = {}
+    for method, found in drawn.items():
+        for point in found:
+            if point.top1 < bottom:
+                row = seen[point.bits] = seen.get(point.bits, -1) + 1
+                axes.text(
+                    point.bits, bottom + (0.02 + 0.06 * row) * (top - bottom), f"↓ {point.top1:.1f}",
+                    color=style.color_of(method, 0), ha="center", fontsize=9, fontweight="bold", bbox=PAPER,
+                )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from benchmarks import picture, readme
@@ -77,6 +78,26 @@ def test_a_line_of_the_picture_joins_measured_neighbors_alone() -> None:
 def test_a_bar_of_the_picture_holds_the_error_of_images_and_of_seeds() -> None:
     assert picture.standard_error([50.0], 100) == pytest.approx(5.0)
     assert picture.standard_error([48.0, 52.0], 100) == pytest.approx((5.0**2 + 2.0**2) ** 0.5)
+
+
+def test_the_picture_shows_one_point_and_names_what_its_axis_leaves_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda self, *_, **__: made.append(self))
+    monkeypatch.setattr(picture, "METHODS", {name: picture.METHODS[name] for name in ("rtn", "ptmq")})
+    rows = {"rtn": {"w2a4": 10.4, "w8a8": 90.0}, "ptmq": {"w2a4": 89.0, "w8a8": 90.0}}
+    cells = [
+        {"method": name, "rows": [{"config": pair, "top1": top1} for pair, top1 in found.items()]}
+        for name, found in rows.items()
+    ]
+    record = {"fp": {"top1": 90.0}, "evaluation_images": 1000, "cells": cells}
+    picture.draw({"cifar_resnet20": record, "imagenet_vit_t": record}, tmp_path / "accuracy.png")
+    axes = made[0].axes[0]
+    low, high = (axes.transAxes.inverted().transform(axes.transData.transform((2, y)))[1] for y in (89.0, 90.0))
+    assert high - low > 0.1
+    assert [text.get_text() for text in axes.texts] == ["↓ 10.4"]
+    assert "the axis begins at 85.0 %" in axes.get_xlabel()
 
 
 def test_the_points_of_the_picture_are_the_means_of_the_table() -> None:
