@@ -44,6 +44,7 @@ from ptmq_lightning.runtime.spec import BitWidth
 HELD_OUT, MOST_HELD_OUT = 8, 128  # one image in so many is not learned from, and no more than that
 ENOUGH = 500
 WORSE = 1.1  # the blocks were fitted on these images too: their error before the pass is smaller than on others
+NOTHING = 1e-12  # so that a network without logits, or a width without an error, divides nothing by zero
 SHARE = 0.5  # of the free memory, for what a pass forward keeps for the pass back
 LEARNED = ("log_gain", "log_step", "shift")  # step sizes of weights and activations, biases: a parameter per width
 log = logging.getLogger(__name__)
@@ -281,7 +282,7 @@ def _widths(model: MultiBitModel, pair: BitWidth) -> dict[str, BitWidth]:
 
 def relative_error(logits: Tensor, target: Tensor) -> Tensor:
     """sum (y - y')^2 / sum y^2 over the logits y (B, classes) of the float network."""
-    return (logits - target).square().sum() / target.square().sum()
+    return (logits - target).square().sum() / target.square().sum().clamp_min(NOTHING)
 
 
 @torch.no_grad()
@@ -290,7 +291,8 @@ def errors(model: MultiBitModel, recipe: Recipe, images: Tensor, logits: Tensor)
     found = {}
     for pair in recipe.groups.pairs:
         with at_bits(model, pair):
-            found[pair] = float(relative_error(map_batches(model, images, recipe.schedule.batch), logits))
+            error = relative_error(map_batches(model, images, recipe.schedule.batch), logits)
+            found[pair] = max(float(error), NOTHING)
     return found
 
 

@@ -151,3 +151,13 @@ def test_a_switched_model_runs_on_what_was_learned() -> None:
     assert tuned(model)
     with at_bits(model, "w3a3"):
         assert not torch.equal(first, model(images()))
+
+
+def test_a_network_whose_logits_are_all_zero_is_left_in_peace() -> None:
+    model = small_model()
+    head = model.blocks[-1].get_submodule(list(weights_of(model.blocks[-1]))[-1][0])
+    head.weight.latent.zero_()
+    if head.bias is not None:
+        head.bias.zero_()
+    assert tuned(model)
+    assert all(bool(tensor.isfinite().all()) for tensor in tensors(model).values())
