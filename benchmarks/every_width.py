@@ -5,6 +5,7 @@
 
 - every_width: nearest, the default as decision 11 chose it, and the one before, on ResNet-20.
 - equalization: what equalization and bias correction do for nearest rounding, on MobileOne-S0.
+- stored_bits: what a plane more or less is worth, on ResNet-20.
 
 One run of train.py a row, in a folder below FOLDER; what is finished there is not run again. The results go to
 benchmarks/results/PAGE.{json,md}.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -21,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ptmq_lightning.artifact.artifact import load
 from ptmq_lightning.report.record import read_results
 from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.model import weights_of
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -66,6 +70,18 @@ PAGES = {
             "rtn, equalized, biases corrected": ["fold.equalize=true", CORRECTED],
         },
     ),
+    "stored_bits": Page(
+        "Stored bits against error",
+        "ResNet-20 on CIFAR-10",
+        ["experiment=cifar_resnet20", "recon=brief", "seed=0"],
+        {
+            "no plane": ["rounding=nearest"],
+            "one plane for all": ["rounding=shared"],
+            "planes for 2, 3, 4 (the default)": [],
+            "planes for 2, 3, 4 and for 5 to 8": ["rounding.planes=[[2],[3],[4],[5,6,7,8]]"],
+            "a plane for each": ["rounding=per_width"],
+        },
+    ),
 }  # fmt: skip
 FIGURES = {
     "top1": "Top-1, %",
@@ -97,8 +113,15 @@ def measured(command: list[str], folder: Path) -> dict[str, Any]:
         "command": command,
         "evaluation_images": results["evaluation_images"],
         "fp": results["fp"]["top1"],
+        "bits": stored_bits(folder / "model"),
         "rows": {row["config"]: {figure: row[figure] for figure in FIGURES} for row in results["rows"]},
     }
+
+
+def stored_bits(model: Path) -> float:
+    """Bits of the artifact's file for each weight of its layers; steps, biases and what else it holds included."""
+    weights = sum(math.prod(weight.shape) for _, weight in weights_of(load(model)))
+    return 8 * (model / "model.safetensors").stat().st_size / weights
 
 
 def page(name: str, found: dict[str, dict[str, Any]]) -> str:
@@ -111,9 +134,11 @@ def page(name: str, found: dict[str, dict[str, Any]]) -> str:
         f"{first['evaluation_images']} evaluation images, float {first['fp']:.1f} %.",
     ]
     for figure, title in FIGURES.items():
-        lines = [f"| method | {' | '.join(widths)} |", "|---" + "|---:" * len(widths) + "|"]
+        stored = ["bits a weight"] * all("bits" in result for result in found.values())
+        lines = [f"| method | {' | '.join([*stored, *widths])} |", "|---" + "|---:" * len([*stored, *widths]) + "|"]
         for row, result in found.items():
-            cells = [f"{result['rows'][width][figure]:.{DIGITS[figure]}f}" for width in widths]
+            cells = [f"{result['bits']:.1f}" for _ in stored]
+            cells += [f"{result['rows'][width][figure]:.{DIGITS[figure]}f}" for width in widths]
             lines.append(f"| {row} | {' | '.join(cells)} |")
         parts += [f"## {title}", "\n".join(lines)]
     commands = [f"- {row}: `python train.py {' '.join(result['command'])}`" for row, result in found.items()]
