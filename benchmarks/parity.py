@@ -235,7 +235,11 @@ def before_and_after(found: dict[str, Any]) -> str:
             before, after = (rows["onnx", width] for rows in both)
             texts = [[f"{row['agreement']:.1f}", f"{row['top1_simulated']:.2f}, {row['top1']:.2f}",
                       f"{row['logit_error']:.4f}"] for row in (before, after)]  # fmt: skip
-            cells = [f"{name} ({found[name]['images']})", width, *(text for pair in zip(*texts) for text in pair)]
+            cells = [
+                f"{name} ({found[name]['images']})",
+                width,
+                *(text for pair in zip(*texts, strict=True) for text in pair),
+            ]
             lines.append(f"| {' | '.join(cells)} | {both[1]['simulation', width]['agreement']:.1f} |")
     return "\n".join(lines)
 

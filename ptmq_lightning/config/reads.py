@@ -59,6 +59,7 @@ RULES = (
     Rule(tuple(key for key in (*FIT, *METHOD) if key != "recon.*"), NEAREST),
     rule("recon.iters recon.activation_iters recon.l* recon.warmup recon.beta_*", rounding__name=("nearest",)),
     Rule(("recon.*",), NEAREST | {"method.bias_correction": ("none",)}),
+    Rule(("placement.deploy",), TRAINED),  # norms would stand between a layer and its rounding; nothing is exported
     Rule(("trainer.cache",), TRAINED),
     Rule(("trainer.cache",), EXPORTED),
     Rule(("trainer.cache",), NEAREST | {"method.bias_correction": ("none",)}),
