@@ -4,6 +4,12 @@
     PTMQ_DATA=DIR python benchmarks/parity.py --artifact cifar_resnet20=outputs/cifar_resnet20/default/model
     PTMQ_DATA=DIR python benchmarks/parity.py --cases cifar_resnet20+deploy --artifact cifar_resnet20+deploy=DIR
 
+The fitted models of the table "Before and after", each with placement.deploy=none and onnx:
+
+    train.py experiment=cifar_resnet20 recon.iters=60 bits.extra=[w4a8]
+    train.py experiment=imagenet_mobileone recon.iters=30 bits.groups=[[w4a4],[w6a6,w8a8]] bits.extra=[w4a8]
+        data.calibration_images=128 data.step_size_images=64
+
 A case whose name ends in "+deploy" is the network with placement.deploy=onnx. One without an artifact is rounded to
 nearest and calibrated here, which the comparison does not mind: both sides run the same integers. Widths that a model
 was not prepared for are left out. The rows "simulation" say how far the simulation is from itself where the images

@@ -2,7 +2,8 @@
 
 Source: PTMQ §1.10, §1.11 (first/last rule), §2 (weights go to the latent grid here, once). One quantizer per tensor: it
 sits behind the node that makes the tensor and serves all who read it in the block (shortcuts too); its owner is the
-first layer that reads it. The image and the logits are not quantized.
+first layer that reads it. The image and the logits are not quantized (the image by placement.edge=8bit and
+placement.deploy).
 """
 
 from __future__ import annotations
