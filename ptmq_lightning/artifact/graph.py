@@ -1,9 +1,9 @@
 """A block's fx graph as plain data and back: names from closed tables, no pickle, nothing else can be reached.
 
-A node is {"name", "op", "target", "args", "kwargs"}. In arguments JSON stands for itself, and what JSON cannot tell is
-tagged: {"node": name}, {"tuple": [...]}, {"slice": [start, stop, step]}, {"const": "torch.float32"} (dtypes, Ellipsis,
-infinities). A called module is {"type", "spec"} (and for a weight layer {"bias", "biases", "weight"}); all tensors
-travel apart, by path.
+A node is {"name", "op", "target", "args", "kwargs"}; get_attr reads a tensor, or the quantizer that a layer is told. In
+arguments JSON stands for itself, and what JSON cannot tell is tagged: {"node": name}, {"tuple": [...]}, {"slice":
+[start, stop, step]}, {"const": "torch.float32"} (dtypes, Ellipsis, infinities). A called module is {"type", "spec"}
+(and for a weight layer {"bias", "biases", "weight"}); all tensors travel apart, by path.
 fx turns a graph into Python source, so every name that comes from a file is checked before it gets there.
 """
 
@@ -30,7 +30,7 @@ from ptmq_lightning.artifact.tables import (
     constructor_value,
 )
 from ptmq_lightning.runtime.errors import ArtifactError
-from ptmq_lightning.runtime.layers import QUANTIZABLE, WEIGHT_LAYERS, ActivationQuantizer, QuantMatmul
+from ptmq_lightning.runtime.layers import QUANTIZABLE, WEIGHT_LAYERS, ActivationQuantizer, QuantMatmul, WeightLayer
 from ptmq_lightning.runtime.weights import CommittedWeight, MultiBitWeight
 
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -48,7 +48,9 @@ def describe(gm: fx.GraphModule) -> tuple[dict[str, Any], dict[str, Tensor]]:
             modules[node.target] = _describe_module(node.target, module := gm.get_submodule(node.target))
             tensors |= {f"{node.target}.{name}": tensor for name, tensor in module.state_dict().items()}
         elif node.op == "get_attr":
-            tensors[node.target] = functools.reduce(getattr, node.target.split("."), gm)  # type: ignore[assignment]
+            held: Any = functools.reduce(getattr, node.target.split("."), gm)
+            if not isinstance(held, ActivationQuantizer):  # which its call describes
+                tensors[node.target] = held
     return {"nodes": nodes, "modules": modules}, tensors
 
 
@@ -135,9 +137,10 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphM
     RuntimeError or SyntaxError for data that is no graph at all.
     """
     nodes = data["nodes"]
-    paths = [node["target"] for node in nodes if node["op"] == "get_attr"]
+    modules = data["modules"]
+    paths = [node["target"] for node in nodes if node["op"] == "get_attr" and not _is_quantizer(node, modules)]
     parts: dict[str, Any] = {path: tensors[path] for path in paths}
-    parts |= {path: _rebuild_module(path, entry, tensors) for path, entry in data["modules"].items()}
+    parts |= {path: _rebuild_module(path, entry, tensors) for path, entry in modules.items()}
     ops = [node["op"] for node in nodes]
     if (ops[0], ops[-1]) != ("placeholder", "output") or ops.count("placeholder") + ops.count("output") != 2:
         _refuse("with other than one input and one output", "an input, operations and an output")
@@ -146,6 +149,9 @@ def rebuild(data: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> fx.GraphM
     for node in nodes:
         known[node["name"]] = _add(graph, node, known, parts)
     gm = fx.GraphModule(parts, graph)
+    for node in graph.find_nodes(op="get_attr"):
+        if node.target in modules and not all(_told(user, node, parts) for user in node.users):
+            _refuse(f"that computes with the quantizer {node.target!r}", "it as the argument 'quantizer' of a layer")
     for path, part in parts.items():
         if functools.reduce(getattr, path.split("."), gm) is not part:
             _refuse(f"with two things at {path!r}", "one")
@@ -173,6 +179,17 @@ def _add(graph: fx.Graph, node: Mapping[str, Any], known: Mapping[str, fx.Node],
     elif not _PATH.fullmatch(target) or any(map(keyword.iskeyword, target.split("."))):
         _refuse(f"with the path {target!r}", "names of letters, digits, _ and - that are no keywords, joined by dots")
     return graph.create_node(op, target, args, kwargs, name)
+
+
+def _is_quantizer(node: Mapping[str, Any], modules: Mapping[str, Any]) -> bool:
+    """Whether a get_attr node reads no tensor but a quantizer, which a layer is told (runtime.layers)."""
+    return node["target"] in modules and modules[node["target"]]["type"] == "ActivationQuantizer"
+
+
+def _told(user: fx.Node, quantizer: fx.Node, parts: Mapping[str, Any]) -> bool:
+    """Whether a node is a layer that counts its bias in the quantizer's step, and does nothing else with it."""
+    layer = parts.get(str(user.target)) if user.op == "call_module" else None
+    return isinstance(layer, WeightLayer) and user.kwargs == {"quantizer": quantizer} and quantizer not in user.args
 
 
 def _identifier(name: Any) -> str:

@@ -19,6 +19,7 @@ from ptmq_lightning.artifact.graph import require_storable
 from ptmq_lightning.artifact.hub import card
 from ptmq_lightning.compose import process, trained
 from ptmq_lightning.compose.class_names import class_names, require_classes
+from ptmq_lightning.compose.deploy import add_roundings
 from ptmq_lightning.compose.digits import train_digits
 from ptmq_lightning.compose.export import export_own
 from ptmq_lightning.compose.folder import RunFolder
@@ -206,6 +207,8 @@ def quantize(blocks: Sequence[Block], config: Config, network: Network) -> Multi
     model = insert(
         blocks, parts.pairs(config.bits), config.placement, config.step_size, progress=Left("insert", "layer")
     )
+    if config.placement.deploy != "none":
+        add_roundings(model, network.preprocessing.input_size)
     groups = parts.groups(config.bits)
     model.info = ModelInfo(network.name, network.source, preprocessing=network.preprocessing, groups=groups)
     return model

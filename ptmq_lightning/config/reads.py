@@ -62,6 +62,7 @@ RULES = (
     rule("recon.iters recon.log_every", rounding__name=("nearest",), tune__iters=(0,)),
     Rule(("recon.*", "tune.*"), NEAREST | {"method.bias_correction": ("none",)}),
     rule("tune.rate", tune__iters=(0,)),
+    Rule(("placement.deploy",), TRAINED),  # norms would stand between a layer and its rounding; nothing is exported
     Rule(("trainer.cache",), TRAINED),
     Rule(("trainer.cache",), EXPORTED),
     Rule(("trainer.cache",), NEAREST | {"method.bias_correction": ("none",)}),

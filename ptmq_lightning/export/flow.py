@@ -89,7 +89,7 @@ def operations(model: MultiBitModel | Chain, images: Tensor) -> list[Op]:
 def _block(index: int, block: fx.GraphModule, before: Op | None, ops: list[Op]) -> Op:
     """Append the operations of a block; returns the one that makes its output."""
     known: dict[fx.Node, Op] = {}
-    look_up: Any = known.__getitem__
+    look_up: Any = known.get
     for node in block.graph.nodes:
         if node.op == "output":
             result: Op = known[node.args[0]]
@@ -97,13 +97,15 @@ def _block(index: int, block: fx.GraphModule, before: Op | None, ops: list[Op]) 
         if node.op == "placeholder" and before is not None:
             known[node] = before
             continue
+        if node.op == "get_attr" and isinstance(_attribute(block, str(node.target)), nn.Module):
+            continue  # the quantizer in whose step a layer counts its bias: no tensor
         op = known[node] = Op(_name(index, node), _key(block, node))
         op.where = str(node.meta.get("path", ""))
         op.args, op.kwargs = (map_arg(a, look_up) for a in (node.args, node.kwargs))
         if node.op == "call_module":
             op.path, op.module = str(node.target), block.get_submodule(str(node.target))
         elif node.op == "get_attr":
-            op.path, op.value = str(node.target), _tensor(block, str(node.target))
+            op.path, op.value = str(node.target), _attribute(block, str(node.target)).detach()
         ops.append(op)
     raise AssertionError("a graph without an output")
 
@@ -122,12 +124,11 @@ def _name(index: int, node: fx.Node) -> str:
     return f"{index}.{node.name}"
 
 
-def _tensor(block: fx.GraphModule, path: str) -> Tensor:
+def _attribute(block: fx.GraphModule, path: str) -> Any:
     value: Any = block
     for part in path.split("."):
         value = getattr(value, part)
-    assert isinstance(value, Tensor)
-    return value.detach()
+    return value
 
 
 def _inputs(op: Op) -> list[Op]:

@@ -253,7 +253,7 @@ class Converter:
             return []
         if f"{op.path}.bias_scale" not in w.parameters:
             return [w.parameter(name)]
-        if self.clip == "values":
+        if self.clip == "values" and not op.kwargs:  # else the simulation rounds it too
             return [w.parameter(f"{op.path}.bias_float")]
         scale = w.parameter(f"{op.path}.bias_scale")
         zeros = w.constant(np.zeros_like(w.parameters[scale], dtype=np.int32), np.int32)

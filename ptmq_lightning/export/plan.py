@@ -3,7 +3,8 @@
 A layer's output that is only clipped, moved or scaled before its quantizer becomes integers at once: rounding is
 monotone, so ReLU, ReLU6 and max pooling commute with it, and what only moves values does it on bytes. ONNX Runtime has
 no integer convolution with a float output, so that one which the simulation keeps in float (before a shortcut is added)
-gets 8 bits over its range on real images: the only rounding that the simulation does not have.
+gets 8 bits over its range on real images: with the image's and those of biases, the roundings that the simulation has
+only where compose.deploy put them in.
 """
 
 from __future__ import annotations

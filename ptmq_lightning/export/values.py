@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
-from ptmq_lightning.runtime.spec import BitAssignment
+from ptmq_lightning.runtime.spec import HELD_BITS, BitAssignment
 from ptmq_lightning.runtime.weights import CommittedWeight
 
 Array = NDArray[Any]
@@ -166,7 +166,7 @@ def _use_free_bits(codes: Array, step: Array, bits: int) -> tuple[Array, Array]:
     s_a * s_w in which the int32 bias is counted. It stops at 7 bits, [-64, 63], so that the sum of two products fits
     the 16 bits of processors without VNNI.
     """
-    free = max(0, 7 - bits)
+    free = max(0, HELD_BITS - bits)
     return codes * np.int8(2**free), step * np.float32(0.5**free)
 
 

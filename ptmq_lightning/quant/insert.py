@@ -2,7 +2,8 @@
 
 Source: PTMQ §1.10, §1.11 (first/last rule), §2 (weights go to the latent grid here, once). One quantizer per tensor: it
 sits behind the node that makes the tensor and serves all who read it in the block (shortcuts too); its owner is the
-first layer that reads it. The image and the logits are not quantized.
+first layer that reads it. The image and the logits are not quantized (the image by placement.edge=8bit and
+placement.deploy).
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ptmq_lightning.runtime.weights import MultiBitWeight
 
 EDGES = ("qdrop", "brecq", "8bit", "none")
 LEVELS = ("uniform", "table")
+DEPLOYS = ("none", "onnx")
 ASYMMETRIC = (nn.GELU, nn.SiLU, nn.Hardswish, nn.Mish)
 ASYMMETRIC_FUNCTIONS = (F.gelu, F.silu, F.hardswish, F.mish)
 
@@ -47,7 +49,8 @@ class Placement:
 
     edge: "qdrop" (first and last weights and the last input at 8 bits), "brecq" (the stem's output at 8 bits too),
     "8bit" (qdrop and the image at 8 bits), "none". gelu: levels of what leaves a GELU or one of its kind (ASYMMETRIC),
-    "uniform" or "table" (quant.levels).
+    "uniform" or "table" (quant.levels). deploy: a runtime whose own roundings are learned with the others
+    (compose.deploy), or "none".
     """
 
     edge: str = key("qdrop", "first and last layer", choices=EDGES)
@@ -56,12 +59,20 @@ class Placement:
     )
     overrides: list[Override] = key(factory=list, help="widths of layers by name; the first pattern that fits wins")
     gelu: str = key("uniform", "levels of what leaves a GELU, SiLU or the like", choices=LEVELS)
+    deploy: str = key(
+        "none",
+        "onnx: the image, convolutions before a shortcut and biases are rounded as an ONNX export rounds them, before "
+        "anything is learned",
+        choices=DEPLOYS,
+    )
 
     def __post_init__(self) -> None:
         if self.edge not in EDGES:
             raise ConfigError(f"found placement.edge={self.edge!r}; expected one of {', '.join(EDGES)}.")
         if self.gelu not in LEVELS:
             raise ConfigError(f"found placement.gelu={self.gelu!r}; expected one of {', '.join(LEVELS)}.")
+        if self.deploy not in DEPLOYS:
+            raise ConfigError(f"found placement.deploy={self.deploy!r}; expected one of {', '.join(DEPLOYS)}.")
 
     def pins(self, name: str, *, first: bool, second: bool, last: bool) -> tuple[int | None, int | None]:
         """(pin_w, pin_a) of a layer. second: it reads the first quantized tensor."""
@@ -175,7 +186,7 @@ class _Inserter:
         probabilities = isinstance(node.args[0], fx.Node) and node.args[0].target is F.softmax
         first = self.placement.softmax if probabilities else None
         info = self.table[name] = LayerInfo(name, index, "matmul", None, first, pin_a)
-        _add(gm, name, QuantMatmul())
+        gm.add_submodule(name, QuantMatmul())
         node.op, node.target = "call_module", name
         for position in (0, 1):
             self._input(gm, node, position, info, done, None)
@@ -198,14 +209,15 @@ class _Inserter:
         widths = (pin,) if pin else tuple(sorted({pair.a for pair in self.pairs}))
         path = f"quantizers.{info.name.replace('.', '_')}" + (f"_{'ab'[position]}" if info.kind == "matmul" else "")
         table = self.placement.gelu == "table" and source in self.asymmetric
-        _add(gm, path, ActivationQuantizer(widths, info.name, pin, table))
-        with gm.graph.inserting_after(source):
-            quantized = gm.graph.call_module(path, (source,))
-        quantized.meta = dict(source.meta)
-        source.replace_all_uses_with(quantized, lambda user: user is not quantized and user.target != "size")
-        done[quantized] = path
+        done[quantize_node(gm, source, path, ActivationQuantizer(widths, info.name, pin, table))] = path
         self.quantizers += 1
 
 
-def _add(gm: fx.GraphModule, path: str, module: nn.Module) -> None:
-    gm.add_submodule(path, module)
+def quantize_node(gm: fx.GraphModule, source: fx.Node, path: str, quantizer: ActivationQuantizer) -> fx.Node:
+    """Put a quantizer behind the tensor that a node makes, for all who read it; the node that calls it."""
+    gm.add_submodule(path, quantizer)
+    with gm.graph.inserting_after(source):
+        quantized = gm.graph.call_module(path, (source,))
+    quantized.meta = dict(source.meta)
+    source.replace_all_uses_with(quantized, lambda user: user is not quantized and user.target != "size")
+    return quantized

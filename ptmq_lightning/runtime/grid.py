@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptmq_lightning.runtime.spec import HELD_BITS
 from ptmq_lightning.runtime.spec import LATENT_BITS as LATENT_BITS
 from ptmq_lightning.runtime.spec import OFFSET_BITS as OFFSET_BITS
 from ptmq_lightning.runtime.spec import TABLE_BITS as TABLE_BITS
@@ -78,6 +79,13 @@ def quantize_activation(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) 
     """Fake-quantized activations, shape of x: (clip(round(x / s) + z, 0, 2^a - 1) - z) * s (PTMQ §1.2)."""
     q = torch.round(x / step).add_(zero_point).clamp_(0, 2**bits - 1)
     return q.sub_(zero_point).mul_(step)
+
+
+def whole_bias(bias: Tensor, input_step: Tensor, step: Tensor, bits: int) -> Tensor:
+    """A bias (O,) as an integer runtime adds it to its sums of products: a whole number of s_a * s_w, where the codes
+    of a narrow weight take 7 bits and its step (O,) is finer by as much."""
+    unit = (input_step * (step * 0.5 ** max(0, HELD_BITS - bits))).double()
+    return torch.round(bias.double() / unit).mul_(unit).float()
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ModelError
-from ptmq_lightning.runtime.switchable import SwitchableActivation
+from ptmq_lightning.runtime.switchable import SwitchableActivation, SwitchableWeight
 from ptmq_lightning.runtime.weights import Snapshot
 
 
@@ -54,6 +54,9 @@ class ActivationQuantizer(SwitchableActivation):
             row = self.widths.index(self.bits)
             return grid.quantize_activation(x, self.steps[row], self.zero_points[row], self.bits)
         return self._lean_at(self.bits)(x, in_place=self.in_place)
+
+    def fixed_step(self) -> Tensor | None:
+        return None if self.bits is None else self.steps[self.widths.index(self.bits)]
 
     def _lean_at(self, bits: int) -> grid.LeanActivation | grid.LookUp:
         """The width's values, read from the tensors once."""
@@ -103,15 +106,28 @@ class WeightLayer(nn.Module, ABC):
         weight: Tensor = layer.weight.detach()
         return weight
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, quantizer: SwitchableActivation | None = None) -> Tensor:
+        """quantizer: of x, where the bias is rounded as an integer runtime rounds it; None: it is taken as it is."""
         weight: Any = self.weight
-        if self.biases is None or weight.bits is None:
-            return self.compute(x, weight(), self.bias)
-        return self.compute(x, weight(), self.biases[weight.widths.index(weight.bits)])
+        bias = self.bias
+        if self.biases is not None and weight.bits is not None:
+            bias = self.biases[weight.widths.index(weight.bits)]
+        if bias is not None and quantizer is not None:
+            bias = _whole(bias, weight, quantizer)
+        return self.compute(x, weight(), bias)
 
     @abstractmethod
     def compute(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """The layer's function of an input, a weight (O, ...) and a bias (O,)."""
+
+
+def _whole(bias: Tensor, weight: SwitchableWeight, quantizer: SwitchableActivation) -> Tensor:
+    """A bias (O,) as a whole number of the layer's s_a * s_w; as it is in float, and while a step size is learned: the
+    unit moves in each iteration then, and what rounding to it changes is far below a step of the output."""
+    input_step, step = quantizer.fixed_step(), weight.fixed_step()
+    if input_step is None or step is None or weight.bits is None:
+        return bias
+    return grid.whole_bias(bias, input_step, step, weight.bits)
 
 
 class QuantConv2d(WeightLayer):

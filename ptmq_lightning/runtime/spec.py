@@ -14,6 +14,7 @@ MIN_BITS, MAX_BITS = 2, 8
 LATENT_BITS = 11  # of the integers that all widths of a weight are made of (PTMQ §2)
 OFFSET_BITS = 5  # of a learned offset tau
 TABLE_BITS = 8  # of the uniform grid that a table chooses its levels from
+HELD_BITS = 7  # that an integer runtime gives the codes of a narrow weight (export.values)
 
 
 class BitWidth(NamedTuple):

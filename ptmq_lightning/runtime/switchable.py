@@ -46,6 +46,10 @@ class Switchable(nn.Module, ABC):
             index_of(bits, self.widths, self.called)
         self.__dict__["bits"] = bits  # a switch sets hundreds of these, and nn.Module's own way is slow
 
+    def fixed_step(self) -> Tensor | None:
+        """The step size at the selected width, of a weight (O,); None in float and while it is learned."""
+        return None
+
 
 class SwitchableWeight(Switchable):
     """A layer's `weight` module: called without arguments, it gives the weight (O, ...) at the selected width."""

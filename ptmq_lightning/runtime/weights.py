@@ -46,6 +46,9 @@ class CommittedWeight(SwitchableWeight):
         """The codes as whole numbers, written into `out`, float32 (O, ...)."""
         return out.copy_(self.code(bits, rows))
 
+    def fixed_step(self) -> Tensor | None:
+        return None if self.bits is None else self.steps[self.widths.index(self.bits)]
+
     @abstractmethod
     def spec(self) -> dict[str, Any]:
         """Plain values from which, with its tensors, the weight is built again; shape (O, ...) among them."""

@@ -63,6 +63,7 @@ def said(caplog: pytest.LogCaptureFixture, *overrides: str) -> list[str]:
         ("artifact=DIR", "export=none"),
         ("export.packed=false export=onnx export.form=multi artifact=DIR", "export.form=multi"),
         ("export.packed=false export=openvino artifact=DIR", "export=openvino"),
+        ("placement.deploy=onnx method=any_precision", "finetune=any_precision"),
         ("recon.iters=9 export=onnx artifact=DIR", "export=onnx and artifact=DIR"),
         ("data.calibration_images=9 export=onnx artifact=DIR", "export=onnx and artifact=DIR"),
     ],
@@ -81,7 +82,8 @@ def test_a_key_that_the_run_does_not_read_is_refused_with_the_choice_that_leaves
         "rounding.planes=[[2,4]]", "recon.batch=9 method=rtn method.bias_correction=after",
         "recon.activation_iters=9 method=brecq", "mixer.weights=[0.1,0.2,0.3,0.4] mixer=case3",
         "mixer.weights=[0.1,0.2,0.3,0.4] loss=gd_figure", "allocate.averages=[4] allocate=greedy",
-        "finetune.epochs=3 method=robustquant", "logger.project=mine logger=wandb",
+        "finetune.epochs=3 method=robustquant", "placement.deploy=onnx method=robustquant",
+        "logger.project=mine logger=wandb",
         "export.images=9 export=onnx artifact=DIR", "recon.iters=9 export=onnx",
     ],
 )  # fmt: skip

@@ -75,6 +75,12 @@ def test_an_unknown_edge_rule_is_refused() -> None:
     assert str(error.value) == "found placement.edge='first'; expected one of qdrop, brecq, 8bit, none."
 
 
+def test_an_unknown_runtime_to_deploy_to_is_refused() -> None:
+    with pytest.raises(ConfigError) as error:
+        Placement(deploy="litert")
+    assert str(error.value) == "found placement.deploy='litert'; expected one of none, onnx."
+
+
 def test_nearest_rounding_at_eight_bits_stays_close_to_the_float_network() -> None:
     gm = graph.trace(small_network(), (3, 8, 8))
     fold.fold(gm)
