@@ -14,6 +14,7 @@ from ptmq_lightning.compose.library import quantize, reconstruct
 from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.session import Session
+from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.layers import ActivationQuantizer, WeightLayer
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of
@@ -108,6 +109,14 @@ def test_biases_count_in_the_unit_of_their_exported_integers(made: dict[str, Mul
             exported = torch.from_numpy(integers[f"{name}.bias"] * integers[f"{name}.bias_scale"]).float()
             assert torch.equal(found[0], exported)
             assert not torch.equal(found[0], module.bias)
+
+
+def test_openvino_is_given_the_biases_of_the_simulation(made: dict[str, MultiBitModel]) -> None:
+    held = {}
+    for name, model in made.items():
+        network = Draft(model, images(), ["w4a4"], target=target_of("openvino")).static("w4a4", clip="values")
+        held[name] = {tensor.name for tensor in network.graph.initializer} & {"fc.bias", "fc.bias_float"}
+    assert held == {"none": {"fc.bias_float"}, "onnx": {"fc.bias"}}
 
 
 def test_biases_stay_as_they_are_in_float_and_while_step_sizes_are_learned(made: dict[str, MultiBitModel]) -> None:
