@@ -87,9 +87,8 @@ def setting(record: Record, key: str) -> str:
         if not isinstance(value, Mapping) or part not in value:
             if key in record:
                 return str(record[key])
-            near = difflib.get_close_matches(
-                key, [*record["settings"], *(name for name, _ in flat(record["settings"]))]
-            )
+            known = {*record["settings"], *(name for name, _ in flat(record["settings"]))}
+            near = difflib.get_close_matches(key, sorted(known))
             hint = f" (nearest: {', '.join(near)})" if near else ""
             raise ConfigError(f"{key} is not in {record['run']}/config.yaml{hint}; give a dotted key of it with --by")
         value = value[part]
