@@ -51,7 +51,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_OWNERS})
+    return sorted({*(name for name in globals() if name.startswith("__")), *_OWNERS})
 
 
 torchvision_shim.install()  # before any room imports timm, torchmetrics or lightning

@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
-from ptmq_lightning.compose.cli import configuration, explain, main
+from ptmq_lightning.compose.cli import configuration, explain, main, with_dashes
 from ptmq_lightning.compose.words import PATHS, quoted_paths, run_label, run_name
 from ptmq_lightning.config.declared import every_key
 from ptmq_lightning.config.schema import Config
@@ -216,6 +216,35 @@ def test_what_has_a_key_of_its_own_is_no_option_of_the_network() -> None:
     assert message("+model.kwargs.num_classes=10") == (
         "model.kwargs.num_classes is a key of its own; set model.num_classes=10"
     )
+
+
+def test_an_own_network_names_its_options_as_it_likes() -> None:
+    own = ["model=own", "model.name=net.py:Net", "+model.kwargs.classes=5"]
+    assert configuration(own).model.kwargs == {"classes": 5}
+    assert "set model.num_classes=5" in message(*own, "+model.kwargs.num_classes=5")
+
+
+@pytest.mark.parametrize("option", ["bits=4", "mixer=1.5", "loss=true", "export=null"])
+def test_an_option_that_is_no_word_is_answered_with_the_words(option: str) -> None:
+    group = option.split("=")[0]
+    assert message(option).startswith(f"{option} is no option") and f"expected {group}=" in message(option)
+
+
+def test_a_path_in_place_of_an_option_is_answered_with_the_key_for_paths() -> None:
+    assert message("model=./net.py:Net").startswith("model=./net.py:Net is no option; expected model=cifar_resnet20|")
+    assert "model.name=FILE.py:NAME" in message("model=./net.py:Net")
+    assert "data.root=DIR" in message("data=/home/me/photos")
+
+
+def test_values_that_commas_separate_are_a_sweep() -> None:
+    assert "python train.py -m mixer=none,case3;" in message("mixer=none,case3")
+
+
+def test_a_setting_that_is_written_as_a_flag_is_answered_with_its_form() -> None:
+    assert with_dashes(["-m", "--bits", "w4a4"]) == ("--bits", "bits=w4a4")
+    assert with_dashes(["--recon.iters=5"]) == ("--recon.iters=5", "recon.iters=5")
+    assert with_dashes(["--mixer", "seed=1"]) == ("--mixer", "mixer=VALUE")
+    assert with_dashes(["--cfg", "job", "-m", "--resolve", "mixer=none"]) is None
 
 
 def test_a_value_of_the_wrong_type_names_key_and_value() -> None:

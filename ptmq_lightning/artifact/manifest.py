@@ -17,6 +17,7 @@ from ptmq_lightning.runtime.files import set_aside
 from ptmq_lightning.runtime.sealed import Sealed
 
 MANIFEST, TENSORS = "manifest.json", "model.safetensors"
+EXPORT = "export.json"  # the manifest of an export (export/folder.py), which is given in an artifact's place
 ARTIFACT = Sealed(
     "ptmq artifact", 3, MANIFEST, ArtifactError, "cannot load",
     older="Load it with the release of ptmq-lightning that wrote it.",
@@ -54,9 +55,22 @@ def _require_files(folder: Path) -> None:
         except OSError as error:
             raise ARTIFACT.unreadable(folder, name, error) from error
         if not there:
-            left = [] if folder.exists() else set_aside(folder.resolve())
-            cure = f"A save was stopped and left the artifact in '{left[-1]}'. Rename it." if left else ARTIFACT.again
-            raise ArtifactError(f"cannot load '{folder}': found no {name}; expected {MANIFEST} and {TENSORS}. {cure}")
+            raise ArtifactError(
+                f"cannot load '{folder}': found no {name}; expected {MANIFEST} and {TENSORS}. {_instead_of(folder)}"
+            )
+
+
+def _instead_of(folder: Path) -> str:
+    """What to do about a folder that is no artifact, by what it is."""
+    if left := [] if folder.exists() else set_aside(folder.resolve()):
+        return f"A save was stopped and left the artifact in '{left[-1]}'. Rename it."
+    if not folder.exists():
+        return "There is no such folder: give the one that save() wrote, in a run's folder model/."
+    if (folder / "model" / MANIFEST).is_file():
+        return f"It is a run's folder: give '{folder / 'model'}'."
+    if (folder / EXPORT).is_file():
+        return "It is an export, which ptmq predict, bench --export and demo read: give the artifact it was made of."
+    return ARTIFACT.again
 
 
 def check_names(folder: Path, names: set[str], labels: Mapping[str, Any]) -> None:

@@ -29,13 +29,18 @@ from ptmq_lightning.compose.interrupt import heeding_interrupts
 from ptmq_lightning.compose.words import how_to_quote, quoted_paths, run_label, run_name
 from ptmq_lightning.config.build import PAIRS, register
 from ptmq_lightning.config.check import PAIR_FORM, typed
+from ptmq_lightning.config.declared import every_key
 from ptmq_lightning.config.document import help_text
 from ptmq_lightning.config.names import nearest, unknown
-from ptmq_lightning.config.options import ANY_PAIR, CONF, conf_place, overruled
+from ptmq_lightning.config.options import ANY_PAIR, CONF, conf_place, groups, overruled
 from ptmq_lightning.config.reads import idle_options, refuse_unread, unread
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.runtime.errors import INTERRUPTED, ConfigError, PTMQError, of_system
 
+OWN = {  # where a path was given in place of an option
+    "model": "your own network is model=own model.name=FILE.py:NAME, its weights are model.checkpoint=FILE",
+    "data": "your own pictures are data=imagefolder data.root=DIR",
+}
 _TRACEBACKS = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 log = logging.getLogger(__name__)
@@ -47,6 +52,8 @@ def main() -> None:
         print(help_text())
         return
     _prepare()
+    if dashed := with_dashes(sys.argv[1:]):
+        _leave(f"found {dashed[0]}; expected a setting without dashes, KEY=VALUE: {dashed[1]}", 2)
     sys.argv[1:] = quoted_paths(exported_bits(console.without_flags(sys.argv[1:])))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises instead of printing and leaving
     try:
@@ -119,19 +126,40 @@ def exported_bits(overrides: Sequence[str]) -> list[str]:
     return [part if bits is None else f"export.bits=[{bits}]" for part, bits in zip(overrides, given, strict=True)]
 
 
+def with_dashes(words: Sequence[str]) -> tuple[str, str] | None:
+    """The first word that writes a group or a key as a flag ("--bits"), and the setting that it means."""
+    known = {*groups(), *(name for name, _, _ in every_key(Config))}
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.lstrip("-").partition("=")
+        if word.startswith("--") and (key := name.replace("-", "_")) in known:
+            value = value or ("VALUE" if not after or "=" in after or after.startswith("-") else after)
+            return word, f"{key}={value}"
+    return None
+
+
 def explain(error: Exception) -> str:
     """One message for an error of Hydra or OmegaConf, with the nearest valid names."""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
-        group, _, option = error.missing_cfg_file.rpartition("/")
+        group, _, option = error.missing_cfg_file.partition("/")
+        if group == "hydra":
+            inner, _, option = option.partition("/")
+            group = f"{group}/{inner}"
         options = sorted(set(error.options) - set(PAIRS))
         pairs = f" or {ANY_PAIR}" if group == "bits" else ""
         near = nearest(option, error.options)
-        return f"{group}={option} is no option{near}; expected {group}={'|'.join(options)}{pairs}"
+        own = f"; {OWN[group]}" if group in OWN and re.search(r"[/.~]", option) else ""
+        return f"{group}={option} is no option{near}; expected {group}={'|'.join(options)}{pairs}{own}"
     message, cause = str(error).strip(), error.__cause__
     if isinstance(error, OverrideParseException):
         if error.override and "=" not in error.override:
             return f"found the word {error.override!r}; expected KEY=VALUE, such as mixer=case1"
         return f"cannot read {error.override or 'the command'} ({_first(message)}); {how_to_quote(error.override)}"
+    if found := re.match(r"Ambiguous value for argument '([^=']+)=(.*)'", message):
+        key, values = found.groups()
+        return (
+            f"{key}={values} lists several values; expected one. A run for each: python train.py -m {key}={values}; "
+            f"a list as one value: {key}=[{values}]"
+        )
     if found := re.match(r"Could not override '([^'@]+)'", message):
         inside = re.match(r"Key '([^']+)' (?:is )?not in", str(cause))
         return unknown(found.group(1), inside.group(1) if inside else None)

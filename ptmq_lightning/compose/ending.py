@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from ptmq_lightning.report.keys import OFFLINE
+
 FILES = (("page", "report.html"), ("table", "results.json"), ("model", "model"))
 NEXT = ("predict {} PICTURES --bits 4", "export {} --images PICTURES", "bench {}")
 
@@ -17,5 +19,6 @@ def ending(folder: Path) -> str:
     lines = [f"{what:<6} {place / name}" for what, name in FILES if (folder / name).exists()]
     if (folder / "model" / "manifest.json").exists():
         words = [f"ptmq {command.format(place / 'model')}" for command in NEXT]
+        words += [f"wandb sync {place / run.relative_to(folder)}" for run in folder.glob(OFFLINE)]
         lines += [f"{'next' if number == 0 else '':<6} {word}" for number, word in enumerate(words)]
     return "\n".join(["", *lines])

@@ -116,7 +116,8 @@ def _top1(folder: Path) -> str:
     if not (folder / RESULTS).exists():  # an export alone
         return ""
     rows = read_results(folder / RESULTS)["rows"]
-    return ", top-1: " + "  ".join(f"{row['config']} {row['top1']:.1f}" for row in rows[:SHOWN])
+    told = [f"{row['config']} {row['top1']:.1f}" for row in rows[:SHOWN]]
+    return ", top-1: " + "  ".join([*told, "..."] if len(rows) > SHOWN else told)
 
 
 def sweep_name(choices: Mapping[str, Any], task: Sequence[str], hydra: Sequence[str]) -> str:

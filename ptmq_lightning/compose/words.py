@@ -13,6 +13,8 @@ from typing import Any
 
 from hydra.core.override_parser.types import Quote, QuotedString
 
+from ptmq_lightning.config.options import groups
+
 NAME_LENGTH = 120
 PATHS = (
     "model.checkpoint", "model.classes", "model.name", "data.root", "data.train", "data.val", "data.class_map",
@@ -21,6 +23,7 @@ PATHS = (
 _PLAIN = re.compile(
     r"[+]{0,2}[\w.]+=(?:[A-Za-z0-9.+_]*|[A-Za-z0-9.+]+(-[A-Za-z0-9.+]+)*)", re.ASCII
 )  # told apart by their names alone
+_NO_WORD = re.compile(r"[+-]?[0-9][0-9_.e+-]*|true|false|null|inf|nan", re.ASCII | re.IGNORECASE)
 
 
 def run_name(choices: Mapping[str, Any], overrides: Sequence[str]) -> str:
@@ -49,8 +52,9 @@ def run_label(number: int | None) -> str:
 
 
 def quoted_paths(words: Sequence[str]) -> list[str]:
-    """With Hydra's quotes around each path that holds signs which Hydra reads otherwise. In a sweep (-m) a comma
-    separates values, and such words stay as they are."""
+    """With Hydra's quotes around each path that holds signs which Hydra reads otherwise, and around an option such as
+    the 4 of bits=4, which it reads as a number and then fails on. In a sweep (-m) a comma separates values, and such
+    words stay as they are."""
     sweep = bool({"-m", "--multirun"} & set(words))
     return [word if sweep and "," in word else _quoted(word) for word in words]
 
@@ -66,6 +70,8 @@ def how_to_quote(override: str | None) -> str:
 
 def _quoted(word: str) -> str:
     name, _, value = word.partition("=")
+    if _NO_WORD.fullmatch(value) and name in groups():
+        return f"{name}={QuotedString(value, Quote.single).with_quotes()}"
     if name.lstrip("+") not in PATHS or not value or value[0] in "'\"[{$" or value == "null":
         return word
     if re.fullmatch(r"[A-Za-z0-9_/\-+.%*@?|:]+", value):

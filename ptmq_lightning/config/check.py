@@ -20,6 +20,7 @@ from ptmq_lightning.config.declared import every_value, keys_of
 from ptmq_lightning.config.names import nearest, unknown
 from ptmq_lightning.config.schema import BitsConfig, Config, ModelConfig
 from ptmq_lightning.export.targets import target_of
+from ptmq_lightning.models.own import is_own
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.keys import choices_of, range_of
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
@@ -62,7 +63,8 @@ def check(config: Config) -> None:
     known = _check_bits(config.bits)
     if config.allocate.name != "none":
         _check_allocate(config.allocate, known)
-    for key in keys_of(ModelConfig).keys() & config.model.kwargs.keys():
+    taken = {"num_classes"} if is_own(config.model.name) else keys_of(ModelConfig).keys()  # its class names the others
+    for key in taken & config.model.kwargs.keys():
         value = config.model.kwargs[key]
         raise ConfigError(f"model.kwargs.{key} is a key of its own; set model.{key}={value}")
     _check_finetune(config)

@@ -44,6 +44,7 @@ def conf_folder() -> Path:
     return Path(conf_place())
 
 
+@cache
 def groups() -> dict[str, list[str]]:
     """The options of every group that has some, in the order of the alphabet."""
     folders = [folder for folder in conf_folder().iterdir() if any(folder.glob("*.yaml"))]

@@ -44,7 +44,7 @@ class Command:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a subcommand; its exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(sys.argv[1:] if arguments is None else arguments)
     try:
         for line in COMMANDS[options.command].run(options):
             print(printable(line), flush=True)
@@ -61,6 +61,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("ptmq: interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
+
+
+def _parsed(words: Sequence[str]) -> argparse.Namespace:
+    """The arguments; `ptmq` alone and `ptmq help` show all commands."""
+    parser = _parser()
+    if not words:
+        parser.print_help(sys.stderr)
+        parser.exit(2, "\nptmq: error: the following arguments are required: COMMAND\n")
+    return parser.parse_args(["--help"] if list(words) == ["help"] else words)
 
 
 def _parser() -> argparse.ArgumentParser:

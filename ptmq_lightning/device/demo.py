@@ -16,6 +16,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from ptmq_lightning.artifact.manifest import MANIFEST as ARTIFACT_MANIFEST
 from ptmq_lightning.device.pictures import preprocessing_of
 from ptmq_lightning.device.predict import pictures
 from ptmq_lightning.export.folder import read_manifest
@@ -69,6 +70,11 @@ def write(export: Path, out: Path, images: Sequence[Path], given: Path | None) -
 
 def settings_of(export: Path) -> dict[str, Any]:
     """What the page is told: the widths from narrow to wide, how a picture becomes an image, names of the classes."""
+    if (export / ARTIFACT_MANIFEST).is_file() or (export / "model" / ARTIFACT_MANIFEST).is_file():
+        raise ConfigError(
+            f"found an artifact in '{export}'; expected an export of it. Write one with ptmq export DIR --images "
+            f"PICTURES --form multi, and give its folder."
+        )
     manifest = read_manifest(export)
     if manifest["form"] != "multi":
         raise ConfigError(

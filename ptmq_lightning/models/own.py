@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +22,15 @@ def is_own(name: str) -> bool:
     return name.partition(":")[0].endswith(".py")
 
 
+def refused(name: str, error: TypeError) -> ModelError:
+    """What to raise where a network's constructor does not accept the options that it was called with."""
+    if found := re.search(r"missing \d+ required [\w-]+ arguments?: (.*)", str(error)):
+        wanted = re.findall(r"'(\w+)'", found[1])
+        keys = [f"model.{key}=N" if key == "num_classes" else f"+model.kwargs.{key}=VALUE" for key in wanted]
+        return ModelError(f"the network '{name}' needs more options: {error}. Set {' '.join(keys)}.")
+    return ModelError(f"the network '{name}' does not take these options: {error}. Remove them.")
+
+
 def create_own(name: str, kwargs: dict[str, Any]) -> nn.Module:
     """NAME(**kwargs) of FILE.py, which is run as an import runs it.
 
@@ -34,7 +44,7 @@ def create_own(name: str, kwargs: dict[str, Any]) -> nn.Module:
     try:
         module = make(**kwargs)
     except TypeError as error:
-        raise ModelError(f"the network '{name}' does not take these options: {error}. Remove them.") from error
+        raise refused(name, error) from error
     if not isinstance(module, nn.Module):
         raise ModelError(f"'{name}' gave {type(module).__name__}, no torch.nn.Module; expected {FORM}")
     return module

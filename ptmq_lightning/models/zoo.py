@@ -24,7 +24,7 @@ from timm.utils import reparameterize_model
 from torch import nn
 
 from ptmq_lightning.models.checkpoint import Checkpoint, read_checkpoint
-from ptmq_lightning.models.own import PICTURES, create_own, is_own, require_preprocessing
+from ptmq_lightning.models.own import PICTURES, create_own, is_own, refused, require_preprocessing
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.preprocessing import Preprocessing
 
@@ -136,7 +136,7 @@ def _create(name: str, download: bool, kwargs: dict[str, Any]) -> tuple[nn.Modul
         try:
             module = getattr(home, _OURS[name][1])(**kwargs)
         except TypeError as error:
-            raise ModelError(f"the network '{name}' does not take these options: {error}. Remove them.") from error
+            raise refused(name, error) from error
         # Such images are neither resized nor cropped.
         return module, Preprocessing(home.INPUT_SIZE, home.MEAN, home.STD, "bilinear", 1.0).to_json()
     module = _create_timm(name, download, (_CIFAR_VIT if name == "cifar_vit" else {}) | kwargs)
@@ -179,7 +179,7 @@ def _create_timm(name: str, download: bool, kwargs: dict[str, Any]) -> nn.Module
         try:
             module: nn.Module = timm.create_model(full, pretrained=download, **kwargs)
         except TypeError as error:
-            raise ModelError(f"the network '{name}' does not take these options: {error}. Remove them.") from error
+            raise refused(name, error) from error
         except Exception as error:
             if not download:
                 raise ModelError(f"timm cannot build '{full}' with {kwargs}: {error}") from error

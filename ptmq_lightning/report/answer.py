@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ptmq_lightning.report import forms, style
 from ptmq_lightning.report.figures import compare
+from ptmq_lightning.report.keys import OFFLINE
 from ptmq_lightning.report.runs import Record, apart, collect
 from ptmq_lightning.report.sweeps import FAILED, FINISHED, JOBS, THERE, Job, Sweep
 from ptmq_lightning.report.tables import VALUES, Line, whole
@@ -74,6 +75,8 @@ def told(sweep: Sweep, found: Answer | None) -> str:
         listed = [textwrap.fill(line, forms.WIDTH, initial_indent="  ", subsequent_indent="    ") for line in lost]
         parts.append("\n".join([f"{len(lost)} of {len(sweep.jobs)} runs have no result:", *listed, ""]))
         parts.append(f"the same command runs them again; the whole reasons: {sweep.root}/{JOBS}/*.log\n")
+    if any(sweep.root.glob(f"*/{OFFLINE}")):
+        parts.append(f"W&B runs that are kept offline are sent by: wandb sync {sweep.root}/*/{OFFLINE}\n")
     if found:
         parts.append(f"table and figure: {sweep.root}/{TABLE}.md, .csv, .json, {FIGURE}.png, .svg\n")
     return "\n".join(parts)

@@ -40,6 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {of_system(error)}", file=sys.stderr)
         return 1
     print(text, end="")
+    if options.plot:
+        print(f"figure  {options.plot}", file=sys.stderr)
     return 0
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ptmq_lightning.report.tables import FLOAT, Line, text_of
@@ -29,8 +29,13 @@ def plain(lines: Sequence[Line], by: Sequence[str], values: Sequence[str]) -> st
 def _plain(lines: Sequence[Line], by: Sequence[str], values: Sequence[str]) -> list[str]:
     rows = [[*by, "width", *(TITLES.get(value, value) for value in values), "runs"]]
     before: tuple[str, ...] | None = None
+    short = [_shortened([line.settings[column] for line in lines]) for column in range(len(by))]
     for line in lines:
-        names = [_short(name) for name in line.settings] if line.settings != before else [""] * len(by)
+        names = (
+            [known[name] for known, name in zip(short, line.settings, strict=True)]
+            if line.settings != before
+            else [""] * len(by)
+        )
         rows += [[]] if by and before is not None and line.settings != before else []
         rows.append([*names, line.config, *(text_of(line.cells[value], value) for value in values), _runs(line)])
         before = line.settings
@@ -104,8 +109,15 @@ def _runs(line: Line) -> str:
     return "" if line.config == FLOAT else str(line.runs)
 
 
-def _short(name: str) -> str:
-    return name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
+def _shortened(names: Sequence[str]) -> dict[str, str]:
+    """Each name as a terminal shows it: of a long one the beginning, or the end where beginnings are the same (paths),
+    or all of it where both are."""
+    cuts: tuple[Callable[[str], str], ...] = (lambda n: f"{n[: LONGEST - 1]}…", lambda n: f"…{n[1 - LONGEST :]}")
+    for cut in cuts:
+        found = {name: name if len(name) <= LONGEST else cut(name) for name in names}
+        if len(set(found.values())) == len(found):
+            return found
+    return {name: name for name in names}
 
 
 def _cell(text: str) -> str:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from ptmq_lightning.runtime.keys import key
 
+OFFLINE = "wandb/offline-run-*"  # in a run's folder: what `wandb sync` sends later
+
 
 @dataclass(frozen=True)
 class LoggerKeys:

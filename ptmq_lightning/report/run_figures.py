@@ -19,7 +19,7 @@ DRAWN_BITS = 5  # beyond, levels are too many to be drawn
 def drawn(
     draw: Callable[[Any], None],
     size: tuple[float, float] = NARROW,
-    margins: tuple[float, float, float, float] = (0.6, 0.6, 0.1, 0.1),
+    margins: tuple[float, float, float, float] = (0.8, 0.6, 0.1, 0.1),
 ) -> str:
     """What ``draw`` makes of an axis, as an element of the page. margins: left, bottom, right, top, inches."""
     import matplotlib

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,10 @@ def setting(record: Record, key: str) -> str:
         if not isinstance(value, Mapping) or part not in value:
             if key in record:
                 return str(record[key])
-            raise ConfigError(f"{key} is not in {record['run']}/config.yaml; give a dotted key of it with --by")
+            known = {*record["settings"], *(name for name, _ in flat(record["settings"]))}
+            near = difflib.get_close_matches(key, sorted(known))
+            hint = f" (nearest: {', '.join(near)})" if near else ""
+            raise ConfigError(f"{key} is not in {record['run']}/config.yaml{hint}; give a dotted key of it with --by")
         value = value[part]
     return str(value["name"] if isinstance(value, Mapping) and "name" in value else value)
 

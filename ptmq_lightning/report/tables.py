@@ -118,4 +118,4 @@ def text_of(cell: Cell | None, value: str) -> str:
         return "-"
     digits = DIGITS.get(value, 3)
     spread = "" if cell.spread is None else f" ± {cell.spread:.{digits}f}"
-    return f"{cell.mean:.{digits}f}{spread}"
+    return f"{cell.mean:z.{digits}f}{spread}"  # z: no minus before a zero

@@ -54,6 +54,7 @@ class WandbTracker(WandbLogger):
             job_type=_name_of(hyperparameters.get("method")) or "run",
             tags=list(dict.fromkeys([*settings.tags, *_choices(hyperparameters)])),
             mode=usable_mode(settings.mode),
+            settings=_quiet(),
         )
         self.settings, self.lost = settings, False
         self._block: Any = None
@@ -129,6 +130,14 @@ class WandbTracker(WandbLogger):
         except Exception as error:  # of sockets, of the service, of wandb itself
             self.lost = True
             log.warning("W&B does not answer any more (%s); the run goes on, metrics.csv has everything", error)
+
+
+def _quiet() -> Any:
+    """No farewell of W&B's own: it names a place that the finished run has left. The end of a run, or of a sweep,
+    names the new one."""
+    import wandb
+
+    return wandb.Settings(quiet=True)
 
 
 def _shown(end: End) -> Iterator[tuple[str, Any]]:

@@ -90,4 +90,6 @@ def test_the_end_says_where_things_are_and_what_comes_next(tmp_path: Path) -> No
         (tmp_path / name).write_text("")
     told = ending(tmp_path)
     assert [str(tmp_path / name) in told for name in ("report.html", "results.json", "model")] == [True] * 3
-    assert f"ptmq predict {tmp_path / 'model'} PICTURES" in told
+    assert f"ptmq predict {tmp_path / 'model'} PICTURES" in told and "wandb" not in told
+    (tmp_path / "wandb" / "offline-run-1").mkdir(parents=True)
+    assert f"wandb sync {tmp_path / 'wandb' / 'offline-run-1'}" in ending(tmp_path)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import glob
+import re
 from pathlib import Path
 
 import pytest
@@ -30,8 +32,10 @@ def test_a_killed_sweep_is_one_run_of_wandb_for_each_of_its_runs(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(RunFolder, "keep", killed)
         command(tmp_path, *SWEEP, run=None)
-    code, _, err = command(tmp_path, *SWEEP, run=None)
+    code, out, err = command(tmp_path, *SWEEP, run=None)
     assert code == 0, err
+    (told,) = re.findall(r"wandb sync (.*)", out + err)
+    assert len(glob.glob(told, root_dir=tmp_path)) == 3
     first, again, other = read_offline(tmp_path)
     assert first.id == again.id != other.id
     assert [run.name for run in (first, again, other)] == ["mixer-none"] * 2 + ["mixer-case1"]

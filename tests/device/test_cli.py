@@ -195,7 +195,7 @@ def test_a_damaged_artifact_is_one_line_and_exit_code_one(
         assert (code, out) == (1, "")
         assert err == (
             f"ptmq: cannot load '{tmp_path / 'nothing'}': found no manifest.json; expected manifest.json and "
-            "model.safetensors. Copy the artifact again from where it was saved.\n"
+            "model.safetensors. There is no such folder: give the one that save() wrote, in a run's folder model/.\n"
         )
 
 
@@ -261,6 +261,29 @@ def test_a_wrong_command_is_answered_with_its_use(arguments: list[str], capsys: 
     with pytest.raises(SystemExit) as stop:
         cli.main(arguments)
     assert stop.value.code == 2 and "usage: ptmq" in capsys.readouterr().err
+
+
+def test_the_command_alone_and_help_show_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, code in (([], 2), (["help"], 0)):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        said = capsys.readouterr()
+        assert stop.value.code == code and all(f"    {name} " in said.out + said.err for name in cli.COMMANDS)
+
+
+def test_a_folder_that_is_no_artifact_is_told_apart_by_what_it_is(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "run" / "model")
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "export.json").write_text("{}")
+    for name, cure in (
+        ("run", f"give '{tmp_path / 'run' / 'model'}'"),
+        ("export", "an export"),
+        ("no", "no such folder"),
+    ):
+        code, _, err = ran(capsys, "info", tmp_path / name)
+        assert code == 1 and cure in err
 
 
 def test_the_command_loads_no_training_library(folder: Path, picture: Path) -> None:

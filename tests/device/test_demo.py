@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ptmq_lightning.artifact.artifact import save
 from ptmq_lightning.device import cli, demo
 from ptmq_lightning.device.pictures import open_picture
 from ptmq_lightning.export.export import write_export
@@ -157,6 +158,10 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 def test_what_is_no_multi_export_is_refused(runtime: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_export(small_model(), tmp_path / "static", torch.randn(4, 3, 8, 8), ["w4a4"])
     assert "--form multi" in refused(capsys, tmp_path / "static", "--runtime", runtime)
+    save(small_model(), tmp_path / "run" / "model")
+    for folder in (tmp_path / "run", tmp_path / "run" / "model"):
+        said = refused(capsys, folder, "--runtime", runtime)
+        assert "found an artifact" in said and "--form multi" in said
 
 
 def test_a_missing_runtime_is_named_with_its_cure(

@@ -33,6 +33,14 @@ class Net(nn.Module):
 def make(num_classes=2):
     return Net(num_classes)
 
+class Wide(Net):
+    def __init__(self, num_classes, *, width=4):
+        super().__init__(num_classes, width)
+
+class Narrow(Net):
+    def __init__(self, num_classes, width):
+        super().__init__(num_classes, width)
+
 number = 5
 no_network = dict
 """
@@ -70,6 +78,8 @@ def test_a_function_of_a_file_gives_a_network(file: Path) -> None:
         ("FILE:number", {}, "no class or function 'number'"),
         ("FILE:no_network", {}, "gave dict"),
         ("FILE:Net", {"depth": 3}, "does not take these options"),
+        ("FILE:Wide", {}, "Set model.num_classes=N."),
+        ("FILE:Narrow", {}, "Set model.num_classes=N +model.kwargs.width=VALUE."),
         ("FILE:Net", {"preprocessing": {"input_size": [1, 8, 8]}}, "nobody tells the mean, std"),
         ("FILE:Net", {"pretrained": True}, "model.checkpoint=FILE"),
     ],

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ptmq_lightning.report import run_figures, style
 from ptmq_lightning.report.page import drop_error, write_page
 from ptmq_lightning.report.run_figures import bits_of, final_losses
 
@@ -111,3 +112,19 @@ def test_the_page_says_how_images_are_prepared_and_what_stays_in_float(tmp_path:
     page = write_page(tmp_path, results).read_text(encoding="utf-8")
     assert "<li>preprocessing: mean [0.5] (model.preprocessing (mean), the rest &lt;guessed&gt;)</li>" in page
     assert "<li>not quantized: up: a Conv1d is not quantized</li>" in page and "build: 1.0" not in page
+
+
+@pytest.mark.parametrize("lost", [0.0, 0.86, 12.5, 88.25])
+def test_no_label_of_a_figure_is_cut_off(lost: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Any] = []
+    monkeypatch.setattr(style, "svg", lambda figure: made.append(figure) or "")
+    rows = [
+        {"top1": 98.86 - lost / bits, "w_bits": bits, "config": f"w{bits}a{bits}", "size_bytes": 3284 * bits}
+        for bits in range(2, 9)
+    ]
+    run_figures.drop(rows, {"top1": 98.86}, [0.4] * len(rows))
+    run_figures.against_bytes(rows, {"top1": 98.86})
+    for figure in made:
+        inches = figure.get_tightbbox()
+        assert inches.x0 >= 0 and inches.y0 >= 0
+        assert inches.x1 <= figure.get_figwidth() and inches.y1 <= figure.get_figheight()

@@ -15,7 +15,7 @@ from ptmq_lightning.report import forms
 from ptmq_lightning.report.command import main
 from ptmq_lightning.report.record import write_results
 from ptmq_lightning.report.runs import apart, collect
-from ptmq_lightning.report.tables import VALUES, summarize, whole
+from ptmq_lightning.report.tables import VALUES, Cell, summarize, text_of, whole
 from ptmq_lightning.runtime.errors import ConfigError
 
 MakeRun = Callable[..., Path]
@@ -98,6 +98,7 @@ def test_a_pivot_has_the_widths_across_and_the_float_network_first(
 def test_the_command_draws_the_table(run: MakeRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = run("case3", 0, 90.0)
     assert main([str(folder), "--plot", str(tmp_path / "figure.svg")]) == 0
+    assert str(tmp_path / "figure.svg") in capsys.readouterr().err
     assert "case3" not in (text := (tmp_path / "figure.svg").read_text()) and "w4a4" in text  # one line has no legend
     assert main([str(folder), "--plot", str(tmp_path / "figure.pdf")]) == 2
     assert ".png or .svg" in capsys.readouterr().err
@@ -136,6 +137,20 @@ def test_a_terminal_has_at_most_100_columns_and_keeps_the_seconds(run: MakeRun) 
     assert "seconds" in text and "bit ops" not in text
 
 
+@pytest.mark.parametrize(
+    "names", [("/home/me/networks/of/mine/%s.py:Net"), ("%s" + "a" * 40), ("a" * 40 + "%s" + "b" * 40)]
+)
+def test_settings_with_long_names_stay_apart_in_a_terminal(run: MakeRun, names: str) -> None:
+    records = collect([run(names % "first", 0, 90.0), run(names % "second", 1, 91.0)])
+    text = forms.plain(whole(records, by=["mixer"], values=["top1"]), ["mixer"], ["top1"])
+    shown = [line.split()[0] for line in text.splitlines() if "w4a4" in line and not line.startswith(" ")]
+    assert len(set(shown)) == len(shown) == 2 or ("first" in text and "second" in text)
+
+
+def test_a_loss_of_nothing_has_no_sign() -> None:
+    assert text_of(Cell(-0.001, 0.2, 2), "drop") == "0.00 ± 0.20" and text_of(Cell(-0.1, None, 1), "drop") == "-0.10"
+
+
 def test_the_command_ends_with_the_message_of_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     expected = f"error: no results.json under {tmp_path}; give run folders, or folders that hold them\n"
@@ -146,7 +161,10 @@ def test_a_key_that_no_config_has_is_an_error(run: MakeRun) -> None:
     folder = run("case3", 0, 90.0)
     with pytest.raises(ConfigError) as error:
         table(collect([folder]), by=["loss.shape"])
-    assert str(error.value) == f"loss.shape is not in {folder}/config.yaml; give a dotted key of it with --by"
+    said = f"loss.shape is not in {folder}/config.yaml (nearest: loss.name); give a dotted key of it with --by"
+    assert str(error.value) == said
+    with pytest.raises(ConfigError, match=r"\(nearest: mixer\)"):
+        table(collect([folder]), by=["mixr"])
 
 
 def test_a_mean_over_a_key_that_no_config_has_is_an_error(run: MakeRun, capsys: pytest.CaptureFixture[str]) -> None:
