@@ -43,9 +43,6 @@ METHODS = {  # in the order of drawing: label, marker, shift to the side; colors
     "qdrop+placement.gelu=table": ("QDrop with ptmq's GELU tables", "D", 0.26),
     "ptmq": ("ptmq: one model for all widths", "o", -0.13),
 }
-VARIANTS = {  # rows of one method: ViT-Tiny was measured at a rate of its own, before `rounding.tolerance`
-    "ptmq": ("ptmq", "ptmq+recon.lr_rounding=0.03+rounding.tolerance=null"),
-}
 BITS = range(2, 9)
 INK, PAPER = "#333333", {"facecolor": "white", "edgecolor": "none", "pad": 1}
 FLOAT = "float network"
@@ -67,9 +64,9 @@ def pair(bits: int) -> str:
 
 def points(record: dict[str, Any], method: str) -> list[Point]:
     """What was measured of a method, narrow to wide."""
-    found, names = [], VARIANTS.get(method, (method,))
+    found = []
     for bits in BITS:
-        rows = [row for cell in record["cells"] if cell["method"] in names for row in cell["rows"]]
+        rows = [row for cell in record["cells"] if cell["method"] == method for row in cell["rows"]]
         if seeds := [row["top1"] for row in rows if row["config"] == pair(bits)]:
             found.append(Point(bits, statistics.fmean(seeds), standard_error(seeds, record["evaluation_images"])))
     return found

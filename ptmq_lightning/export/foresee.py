@@ -63,5 +63,5 @@ def float_graph(blocks: Sequence[fx.GraphModule], images: Tensor) -> Any:
     converter = Converter(Plan(), {})
     for op in ops:
         converter.values[op] = converter.float_value(op)
-    converter.writer.node("Identity", [converter.float(converter.values[ops[-1]])], LOGITS)
+    converter.writer.output(converter.float(converter.values[ops[-1]]), LOGITS)
     return converter.writer.model([(LOGITS, "float32", shape_of(ops[-1]))], {})

@@ -74,7 +74,7 @@ class Converter:
     def _whole(self, ops: Sequence[Op], logits: str) -> Outputs:
         for op in ops:
             self.values[op] = self._made(op, self._emit(op))
-        self.writer.node("Identity", [self.float(self.values[ops[-1]])], logits)
+        self.writer.output(self.float(self.values[ops[-1]]), logits)
         return [(logits, np.float32, shape_of(ops[-1]))]
 
     def layers(self, ops: Sequence[Op]) -> Any:

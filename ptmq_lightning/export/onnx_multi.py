@@ -94,11 +94,11 @@ def _tree(w: Writer, index: str, branches: Sequence[Any], name: str, first: int)
     if not middle:
         w.nodes.extend(branches[0].node)
         w.initializers.update({tensor.name: tensor for tensor in branches[0].initializer})
-        w.node("Identity", [branches[0].output[0].name], name)
+        w.output(branches[0].output[0].name, name)
         return
     before = w.node("Less", [index, w.constant(first + middle)], f"{name}.choice")
     then, other = _half(index, branches[:middle], first), _half(index, branches[middle:], first + middle)
-    w.node("If", [before], name, then_branch=then, else_branch=other)
+    w.output(w.node("If", [before], f"{name}.chosen", then_branch=then, else_branch=other), name)
 
 
 def _half(index: str, branches: Sequence[Any], first: int) -> Any:

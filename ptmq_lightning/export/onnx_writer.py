@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from ptmq_lightning.export.values import Array
 
 OPSET, IR = 21, 10
 BATCH = "batch"
+OWN = ("images", "logits", "bits", "assignment")  # inputs and outputs, whatever layers are called
 Outputs = Sequence[tuple[str, Any, tuple[int, ...]]]
 
 
@@ -24,7 +26,7 @@ class Writer:
         parameters: Mapping[str, Array],
         inputs: Collection[str] = (),
         outer: Writer | None = None,
-        constants: str = "c",
+        constants: str = "~c",  # no module bears such a name
     ) -> None:
         from onnx import helper, numpy_helper
 
@@ -36,7 +38,7 @@ class Writer:
         self.values: dict[str, Any] = {}
         self._constants: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self._used: set[str] = set()
-        self._names: dict[str, int] = {}
+        self._taken = set(OWN)
         self._steps = 0
 
     def node(self, op: str, inputs: Sequence[str], name: str, outputs: int = 0, **attributes: Any) -> Any:
@@ -45,6 +47,10 @@ class Writer:
         names = [name] if not outputs else [f"{name}.{i}" for i in range(outputs)]
         self.nodes.append(self._helper.make_node(op, list(inputs), names, name=name, **attributes))
         return names if outputs else name
+
+    def output(self, source: str, name: str) -> None:
+        """Give a tensor the very name of an output of the graph."""
+        self.nodes.append(self._helper.make_node("Identity", [source], [name], name=f"{name}~"))
 
     def step(self, op: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Append a node without a name, its output under a short one: a file of few bits has many of them."""
@@ -119,6 +125,7 @@ class Writer:
         return self._helper.make_graph(self.nodes, name, list(inputs), made, list(self.initializers.values()))
 
     def _free(self, name: str) -> str:
-        """The name, numbered where it was given before."""
-        self._names[name] = self._names.get(name, -1) + 1
-        return name if not self._names[name] else f"{name}.{self._names[name]}"
+        """The name, numbered where it is taken: layers may be called as anything."""
+        free = next(n for n in chain([name], (f"{name}.{i}" for i in count(1))) if n not in self._taken)
+        self._taken.add(free)
+        return free

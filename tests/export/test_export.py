@@ -464,3 +464,25 @@ def test_what_is_no_export_is_refused(tmp_path: Path) -> None:
     assert str(error.value).startswith(
         f"cannot open '{tmp_path}': export.json cannot be read (it is missing); expected "
     )
+
+
+class OddNames(nn.Module):
+    """Layers that are called as an export calls things of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.c0, self.c1 = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 1)
+        self.images, self.bits, self.assignment = (nn.Linear(4, 4) for _ in range(3))
+        self.logits = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.c1(torch.relu(self.c0(x)))).mean((2, 3))
+        return self.logits(torch.relu(self.assignment(torch.relu(self.bits(torch.relu(self.images(x)))))))
+
+
+@pytest.mark.parametrize("form", ["static", "switchable", "multi"])
+def test_layers_may_be_called_as_what_an_export_names_itself(form: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = quantize(OddNames().eval(), images(), bits=[["w4a4"], ["w8a8"]])
+    write_export(model, tmp_path / "export", images(), ["w4a4", "w8a8"], form=form)
+    assert list((tmp_path / "export").rglob("*.onnx"))  # written, opened, checked against the simulation
