@@ -181,7 +181,7 @@ def prepare(
     report = fold(gm) if norms else FoldReport()
     if norms and config.equalize:
         pairs = equalize(gm, images[:FOLD_IMAGES])
-        log.info("%d layers equalized with those that read them", len(pairs.folded))
+        log.info("equalized with the layers that read them: %d", len(pairs.folded))
         log.debug("not equalized: %s", "; ".join(f"{what}: {why}" for what, why in pairs.kept))
     if config.reparam:
         report += reparametrize(gm, images[:FOLD_IMAGES])
