@@ -6,7 +6,7 @@ seen. Step sizes and biases can take part of it back, and every weight width has
 Source: the end-to-end training of quantization parameters of EfficientQAT (Chen et al. 2024, §3.3), which learns the
 steps of one width with labels. What is ours: all widths, biases too, no labels: the loss is the relative squared error
 of the logits. (A divergence of probabilities fits a network whose calibration images it was trained on to answers that
-it is sure of anyway.) Rates are in levels of each width. The pass is undone where held-out images are clearly worse for
+it is sure of anyway.) Rates are in levels of each width. The pass is undone where held-out images are no better for
 it: mirrored, as no fit has seen them, for the blocks were fitted on all calibration images, a few hundred of which they
 may know by heart.
 
@@ -44,7 +44,6 @@ from ptmq_lightning.runtime.spec import BitWidth
 
 HELD_OUT, MOST_HELD_OUT = 8, 128  # one image in so many is not learned from, and no more than that
 ENOUGH = 500
-WORSE = 1.05  # times the error before: less is what another seed would change
 NOTHING = 1e-12  # so that a network without logits, or a width without an error, divides nothing by zero
 SHARE = 0.5  # of the free memory, for what a pass forward keeps for the pass back
 LEARNED = ("log_gain", "log_step", "shift")  # step sizes of weights and activations, biases: a parameter per width
@@ -107,7 +106,7 @@ def tune(
     module.to(images.device)  # the Trainer leaves it on the CPU
     module.commit()
     after = errors(model, recipe, *held_out)
-    stays = statistics.geometric_mean(after[pair] / before[pair] for pair in before) < WORSE
+    stays = statistics.geometric_mean(after[pair] / before[pair] for pair in before) < 1
     told = "  ".join(f"{pair} {before[pair]:.3g} -> {after[pair]:.3g}" for pair in before)
     log.info("%slogit error of %d held-out images, mirrored  %s", "" if stays else "undone: ", held, told)
     if not stays:

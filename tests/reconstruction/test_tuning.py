@@ -159,5 +159,5 @@ def test_a_network_whose_logits_are_all_zero_is_left_in_peace() -> None:
     head.weight.latent.zero_()
     if head.bias is not None:
         head.bias.zero_()
-    assert tuned(model)
+    assert not tuned(model)  # there is nothing to gain
     assert all(bool(tensor.isfinite().all()) for tensor in tensors(model).values())
