@@ -43,7 +43,7 @@ from ptmq_lightning.runtime.model import MultiBitModel, at_bits, passthrough, qu
 from ptmq_lightning.runtime.spec import BitWidth
 
 HELD_OUT, MOST_HELD_OUT = 8, 128  # one image in so many is not learned from, and no more than that
-ENOUGH = 500
+ENOUGH = 500  # iterations for each group, where nobody asks for a number
 NOTHING = 1e-12  # so that a network without logits, or a width without an error, divides nothing by zero
 SHARE = 0.5  # of the free memory, for what a pass forward keeps for the pass back
 LEARNED = ("log_gain", "log_step", "shift")  # step sizes of weights and activations, biases: a parameter per width
@@ -86,11 +86,10 @@ def tune(
         whether what was learned stays; else the model is as it was.
     """
     batch, held = recipe.schedule.batch, max(1, min(len(images) // HELD_OUT, MOST_HELD_OUT))
-    with passthrough(model):
-        logits = map_batches(model, images, batch)
     seen = slice(held if held < len(images) else 0, None)
     mirrored = images[:held].flip(-1)
     with passthrough(model):
+        logits = map_batches(model, images, batch)
         held_out = mirrored, map_batches(model, mirrored, batch)
     before, kept = errors(model, recipe, *held_out), _Before(model)
     units = errors(model, recipe, images[:held], logits[:held])
@@ -134,7 +133,7 @@ class Tuning(L.LightningModule):
         super().__init__()
         self.model, self.recipe, self.rate, self.place, self.errors = model, recipe, keys.rate, place, errors
         self.iters = keys.iterations(recipe)
-        self.widths = {pair: _widths(model, pair) for pair in recipe.groups.pairs}
+        self.widths = {pair: dict(model.resolve(pair).layers) for pair in recipe.groups.pairs}
         self.draws = place.generator()
         self.thrifty = False  # blocks are run again in the pass back, in place of what they would keep for it
         self.latest: dict[str, float] = {}
@@ -277,11 +276,6 @@ class _Before:
             layer.weight, layer.biases = weight, biases
         for block, path, quantizer in self.quantizers:
             block.set_submodule(path, quantizer)
-
-
-def _widths(model: MultiBitModel, pair: BitWidth) -> dict[str, BitWidth]:
-    """Of every layer where this pair is drawn."""
-    return {name: layer.width(pair) for name, layer in model.layers.items()}
 
 
 def relative_error(logits: Tensor, target: Tensor) -> Tensor:
