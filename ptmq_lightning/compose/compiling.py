@@ -20,12 +20,13 @@ SAVED = 4e-9  # processor seconds per value that a quantizer reads, forward and 
 COST = 60.0  # processor seconds of the compilation, the first time; later ones find it in torch's cache
 
 
-def compiles(wanted: str, model: MultiBitModel, images: Tensor, passes: Sequence[Recipe]) -> bool:
+def compiles(wanted: str, model: MultiBitModel, images: Tensor, passes: Sequence[Recipe], last: int = 0) -> bool:
     """Whether to compile; told in one line of log.
 
     Args:
         wanted: trainer.compile: always, never, or auto.
         images: calibration images (N, C, H, W).
+        last: iterations of the pass over the whole network behind the others, at one width each.
 
     Raises:
         ConfigError: always, and there is no compiler.
@@ -40,7 +41,8 @@ def compiles(wanted: str, model: MultiBitModel, images: Tensor, passes: Sequence
                 "or set trainer.compile=never"
             )
         return True
-    saved = SAVED * values_per_image(model, images) * sum(_passes(recipe, len(images)) for recipe in passes)
+    runs = sum(_passes(recipe, len(images)) for recipe in passes) + last * _batch(passes[0], len(images))
+    saved = SAVED * values_per_image(model, images) * runs
     pays = compiler is not None and not images.is_cuda and saved > 2 * COST
     log.info(
         "trainer.compile=auto: %s (about %.0f processor seconds to save for %.0f of compilation%s)",
@@ -65,4 +67,8 @@ def values_per_image(model: MultiBitModel, images: Tensor) -> int:
 
 def _passes(recipe: Recipe, images: int) -> int:
     """Images that pass every quantizer in a fit, all widths counted."""
-    return recipe.schedule.iters * min(recipe.schedule.batch, images) * len(recipe.groups.groups)
+    return recipe.schedule.iters * _batch(recipe, images) * len(recipe.groups.groups)
+
+
+def _batch(recipe: Recipe, images: int) -> int:
+    return min(recipe.schedule.batch, images)

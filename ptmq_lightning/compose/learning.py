@@ -46,7 +46,8 @@ def learn(
         folder.work if folder else None,
         processes=parts.local_processes(config.trainer),
     )
-    fast = compiles(config.trainer.compile, model, images, passes)
+    last = config.tune.iterations(passes[0]) if passes else 0
+    fast = compiles(config.trainer.compile, model, images, passes, last)
     step_sizes = StepSizes(loggers, list(model.blocks))
     results = folder.restore(model) if folder else []
     done, blocks, before = len(results), len(model.blocks), (0, 0)

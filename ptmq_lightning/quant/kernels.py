@@ -41,15 +41,23 @@ def compiler() -> str | None:
 
 
 def kernel(function: Callable[P, R]) -> Callable[P, R]:
-    """The function, and within `compiled` its compiled form."""
-    fast: Any = torch.compile(function, dynamic=True, fullgraph=True)
+    """The function, and within `compiled` its compiled form, which takes tensors without their history: whether they
+    are learned and what they are views of changes no number, yet torch would compile anew for each, and gives up after
+    a few."""
+    fast: Any = torch.compile(function, dynamic=True)
 
     @functools.wraps(function)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
-        result: R = (fast if _on else function)(*args, **kwargs)
+        if not _on:
+            return function(*args, **kwargs)
+        result: R = fast(*map(_bare, args), **{name: _bare(value) for name, value in kwargs.items()})
         return result
 
     return run
+
+
+def _bare(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 @kernel

@@ -34,8 +34,9 @@ if TYPE_CHECKING:
 class BlockReconstruction(L.LightningModule):
     """The trainable unit of a fit; its layers were made trainable before."""
 
-    def __init__(self, fit: Fit) -> None:
+    def __init__(self, fit: Fit, weight: Tensor | None = None) -> None:
         super().__init__()
+        self.held_out = fit.held_out_batch(weight)
         recipe, place, s = fit.recipe, fit.place, fit.recipe.schedule
         self.block, self.layers, self.recipe, self.place = fit.unit.module, fit.unit.layers, recipe, place
         self.channel, self.read, self.starts = fit.channel, fit.read, fit.starts
@@ -71,6 +72,21 @@ class BlockReconstruction(L.LightningModule):
         if told:
             self.report(index, drawn, own, rounding)
         return loss if loss.requires_grad else None  # none: nothing is learned at the drawn widths
+
+    @torch.no_grad()
+    def held_out_error(self) -> float:
+        """The mean over all widths of the unit's error on images that no iteration sees, nothing dropped."""
+        held, pairs, errors = self.held_out, list(self.recipe.groups.pairs), list[Tensor]()
+        assert held is not None
+        weight, target = None if held.weight is None else self.read(held.weight), self.read(held.target)
+        self.eval()
+        with together(*self.asked(pairs)):
+            for pair in pairs:
+                output = self.read(self.at(pair, held.at(pair)))
+                units = None if self.starts is None else [self.starts[pair]]
+                errors += self.recipe.objective([output], target, self.channel, weight, units)[1]
+        self.train()
+        return float(torch.stack(errors).mean())
 
     def require_finite(self, loss: Tensor, index: int) -> None:
         """Raises ModelError for a fit that diverged: what it would go on to learn is worth nothing."""

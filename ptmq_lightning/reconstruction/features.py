@@ -42,6 +42,10 @@ class FeatureBatch:
     def __getitem__(self, key: Hashable) -> Tensor:
         return self._streams[key][self._chosen]
 
+    def at(self, pair: BitWidth) -> Tensor:
+        """What a width's own quantized network gave, (B, ...); float features where the mixer keeps none of them."""
+        return self[pair] if pair in self._streams else self.fp
+
 
 class FeatureDataset(Dataset[FeatureBatch]):
     """Indexed by a whole batch of image numbers."""
@@ -79,10 +83,18 @@ class ImageSampler(Sampler[Tensor]):
 
 
 def loader(
-    features: Features, target: Kept, *, batch: int, iters: int, seed: int, weight: Tensor | None = None
+    features: Features,
+    target: Kept,
+    *,
+    batch: int,
+    iters: int,
+    seed: int,
+    weight: Tensor | None = None,
+    seen: int | None = None,
 ) -> DataLoader[FeatureBatch]:
-    """The iterations of one block's fit, in this process, on the features' device."""
-    sampler = ImageSampler(len(target), batch, iters, seed, target.device)
+    """The iterations of one block's fit, in this process, on the features' device, over the first images; seen: how
+    many of them, None: all."""
+    sampler = ImageSampler(len(target) if seen is None else seen, batch, iters, seed, target.device)
     return DataLoader(FeatureDataset(features, target, weight), sampler=sampler, batch_size=None, num_workers=0)
 
 

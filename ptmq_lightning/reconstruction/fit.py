@@ -19,6 +19,7 @@ from ptmq_lightning.reconstruction.block import BlockReconstruction
 from ptmq_lightning.reconstruction.commit import commit, make_trainable
 from ptmq_lightning.reconstruction.correction import correct_biases, mean_inputs, means_kept
 from ptmq_lightning.reconstruction.features import FeatureBatch, Features, loader, map_batches
+from ptmq_lightning.reconstruction.patience import Patience
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.reconstruction.store import Kept
@@ -30,6 +31,7 @@ from ptmq_lightning.runtime.spec import BitWidth
 NewTrainer = Callable[[], L.Trainer]
 NO_TOKENS = Tokens()
 START_IMAGES = 128  # calibration images that tell the error of nearest rounding
+HELD_OUT, MOST_HELD_OUT = 8, 64  # under recon.patience: one image in so many, and no more than that
 
 
 class Fit:
@@ -83,11 +85,11 @@ class Fit:
         masks = MaskBank(self.place.unit_seed, drop, self.target.device) if drop else None
         means = mean_inputs(block, self.inputs.fp, self.batch) if self.recipe.bias_correction == "during" else None
         make_trainable(block, self.recipe, masks)
-        module = BlockReconstruction(self)
+        module = BlockReconstruction(self, weight)
         if module.learns:
             module.train()  # QDrop's inner drop is on in training mode alone
             with nullcontext() if means is None else means_kept(block, means):
-                new_trainer().fit(module, self.batches(weight))
+                self.trainer(new_trainer).fit(module, self.batches(weight))
             module.to(self.target.device)  # the Trainer leaves it on the CPU
         block.eval()
         commit(block)
@@ -96,10 +98,29 @@ class Fit:
         gc.collect()
         return losses
 
+    def trainer(self, new_trainer: NewTrainer) -> L.Trainer:
+        """One that ends early where the recipe says so."""
+        trainer, s = new_trainer(), self.recipe.schedule
+        if s.patience is not None and self.held_out:
+            trainer.callbacks.append(Patience(s.patience, s.log_every))  # type: ignore[attr-defined]
+        return trainer
+
     def batches(self, weight: Tensor | None) -> DataLoader[FeatureBatch]:
         """The images of every iteration."""
         s, seed = self.recipe.schedule, self.place.unit_seed
-        return loader(self.inputs, self.target, batch=s.batch, iters=s.iters, seed=seed, weight=weight)
+        seen = len(self.target) - self.held_out
+        return loader(self.inputs, self.target, batch=s.batch, iters=s.iters, seed=seed, weight=weight, seen=seen)
+
+    @property
+    def held_out(self) -> int:
+        """How many of the last images no iteration sees: those that tell whether to end early."""
+        return 0 if self.recipe.schedule.patience is None else min(MOST_HELD_OUT, len(self.target) // HELD_OUT)
+
+    def held_out_batch(self, weight: Tensor | None) -> FeatureBatch | None:
+        """Those images; None where there are none."""
+        count, images = self.held_out, len(self.target)
+        chosen = torch.arange(images - count, images, device=self.target.device)
+        return FeatureBatch(self.inputs, self.target, chosen, weight) if count else None
 
     def narrowest_output(self) -> Tensor:
         """The unit's output (N, ...) at the narrowest width, rounded to nearest, from its own quantized features (from

@@ -37,6 +37,12 @@ class Schedule:
     beta_start: float = key(20.0, "exponent of the regularizer when it sets in")
     beta_end: float = key(2.0, "exponent of the regularizer at the end")
     log_every: int = key(50, "iterations from one line of metrics to the next", least=1)
+    patience: int | None = key(
+        None,
+        "a unit's fit ends early where its rounding is decided and its error on held-out images has not fallen for so "
+        "many lines of metrics; null: never",
+        least=1,
+    )
 
     def rounding_rate(self, share: float = 1.0) -> float:
         """Of a rounding that is drawn in a share of the iterations: lr_rounding, or the rate at which it can travel as

@@ -30,6 +30,7 @@ def test_a_short_fit_is_not_compiled_and_a_long_one_is(fit, monkeypatch, caplog:
     with caplog.at_level(logging.INFO):
         assert not compiles("auto", model, calibration, [recipe])
         assert compiles("auto", model, calibration, [replace(recipe, schedule=replace(recipe.schedule, iters=10**9))])
+        assert compiles("auto", model, calibration, [recipe], last=10**9)
     assert "not compiled" in caplog.text
     assert not compiles("never", model, calibration, [replace(recipe, schedule=replace(recipe.schedule, iters=10**9))])
 

@@ -47,3 +47,29 @@ def test_leaving_the_context_brings_back_what_was_before(monkeypatch: pytest.Mon
     with pytest.raises(RuntimeError), kernels.compiled(True):
         raise RuntimeError
     assert not kernels._on
+
+
+def test_a_kernel_is_not_compiled_anew_for_what_changes_no_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch gives up after eight compilations of a function; a transformer's last pass once came after the eighth."""
+    made = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        made.append(graph)
+        return graph.forward
+
+    with monkeypatch.context() as patch:
+        plain = torch.compile
+        patch.setattr(torch, "compile", lambda function, **keys: plain(function, backend=backend, **keys))
+        quantize = kernels.kernel(kernels.quantize.__wrapped__)  # type: ignore[attr-defined]
+    steps, limits = torch.rand(5), (torch.tensor(-7.0), torch.tensor(8.0))
+    features = [torch.randn(3, 40, 7), torch.randn(6, 40, 14)[:, :, 7:], torch.randn(1, 9), torch.randn(50, 30).T]
+    with kernels.compiled(True), torch.no_grad():
+        for x in features:
+            for learned in (True, False):
+                for step in (steps[2], torch.tensor(0.3), steps.clone().requires_grad_()[1]):
+                    for levels in (None, torch.arange(256.0)):
+                        flat = x.clone().requires_grad_(learned).flatten()
+                        for keep in (None, torch.ones(flat.shape)):
+                            found = quantize(flat, step, *limits, keep, levels)
+                            assert len(found[0]) == len(flat)
+    assert 1 <= len(made) <= 4  # with and without the two that may be missing

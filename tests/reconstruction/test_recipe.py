@@ -23,7 +23,7 @@ def ranges(keys: type[Any]) -> dict[str, tuple[float, float]]:
 
 
 def test_counts_start_at_one_rates_at_zero_and_shares_end_at_one() -> None:
-    counts = dict.fromkeys(("iters", "activation_iters", "batch", "log_every"), (1, math.inf))
+    counts = dict.fromkeys(("iters", "activation_iters", "batch", "log_every", "patience"), (1, math.inf))
     assert ranges(Schedule) == counts | dict.fromkeys(RATES, (0, math.inf)) | {"warmup": (0, 1)}
     assert (ranges(MethodKeys), ranges(MixerKeys), ranges(LossKeys)) == (
         {"drop": (0, 1)},
