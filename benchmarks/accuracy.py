@@ -417,6 +417,8 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--only-table", action="store_true", help="run nothing")
     options = parser.parse_args()
+    if "PTMQ_DATA" not in os.environ:  # without it no cell's command means anything
+        parser.error("found no PTMQ_DATA in the environment; expected the folder of images and networks")
     options.work = options.work.resolve()
     failed = 0
     with ThreadPoolExecutor(options.jobs) as pool:
