@@ -29,24 +29,24 @@ def compiles(wanted: str, model: MultiBitModel, images: Tensor, passes: Sequence
         last: iterations of the pass over the whole network behind the others, at one width each.
 
     Raises:
-        ConfigError: always, and there is no compiler.
+        ConfigError: always, and nothing can be compiled.
     """
     if wanted == "never" or not passes:
         return False
-    compiler = kernels.compiler()
     if wanted == "always":
-        if compiler is None and not images.is_cuda:
+        if why := kernels.failure(images.device):
             raise ConfigError(
-                "found trainer.compile=always and no C++ compiler; expected g++ or clang++ on the PATH. Install one, "
-                "or set trainer.compile=never"
+                f"found trainer.compile=always, and torch cannot compile here: {why}; expected a C++ compiler, such as "
+                "g++ with Python's headers. Install one, or set trainer.compile=never"
             )
         return True
     runs = sum(_passes(recipe, len(images)) for recipe in passes) + last * _batch(passes[0], len(images))
     saved = SAVED * values_per_image(model, images) * runs
-    pays = compiler is not None and not images.is_cuda and saved > 2 * COST
+    why = kernels.failure(images.device) if (worth := not images.is_cuda and saved > 2 * COST) else None
+    pays = worth and why is None
     log.info(
         "trainer.compile=auto: %s (about %.0f processor seconds to save for %.0f of compilation%s)",
-        "compiled" if pays else "not compiled", saved, COST, "" if compiler else "; no C++ compiler",
+        "compiled" if pays else "not compiled", saved, COST, f"; torch cannot compile here: {why}" if why else "",
     )  # fmt: skip
     return pays
 

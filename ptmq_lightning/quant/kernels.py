@@ -60,6 +60,19 @@ def _bare(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
+def failure(device: torch.device) -> str | None:
+    """Why no kernel can be compiled for a device, in a line; None where one can. Besides the compiler it takes Python's
+    headers and a folder to write to, and only a trial tells."""
+    if device.type == "cpu" and compiler() is None:
+        return "no C++ compiler is on the PATH"
+    try:
+        with compiled(True):
+            rectify(torch.zeros(8, device=device))
+    except (RuntimeError, OSError, ImportError) as error:
+        return (str(error).strip() or type(error).__name__).splitlines()[0]
+    return None
+
+
 @kernel
 def quantize(
     x: Tensor, step: Tensor, low: Tensor, high: Tensor, keep: Tensor | None, levels: Tensor | None

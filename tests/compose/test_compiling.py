@@ -26,7 +26,7 @@ def fit() -> tuple[MultiBitModel, torch.Tensor, Recipe]:
 
 def test_a_short_fit_is_not_compiled_and_a_long_one_is(fit, monkeypatch, caplog: pytest.LogCaptureFixture) -> None:
     model, calibration, recipe = fit
-    monkeypatch.setattr(kernels, "compiler", lambda: "g++")
+    monkeypatch.setattr(kernels, "failure", lambda _device: None)
     with caplog.at_level(logging.INFO):
         assert not compiles("auto", model, calibration, [recipe])
         assert compiles("auto", model, calibration, [replace(recipe, schedule=replace(recipe.schedule, iters=10**9))])
@@ -35,11 +35,31 @@ def test_a_short_fit_is_not_compiled_and_a_long_one_is(fit, monkeypatch, caplog:
     assert not compiles("never", model, calibration, [replace(recipe, schedule=replace(recipe.schedule, iters=10**9))])
 
 
-def test_without_a_compiler_auto_goes_on_and_always_is_refused(fit, monkeypatch) -> None:
+def test_without_a_compiler_auto_goes_on_and_always_is_refused(fit, monkeypatch, caplog) -> None:
     model, calibration, recipe = fit
     monkeypatch.setattr(kernels, "compiler", lambda: None)
-    assert not compiles("auto", model, calibration, [replace(recipe, schedule=replace(recipe.schedule, iters=10**9))])
+    long = replace(recipe, schedule=replace(recipe.schedule, iters=10**9))
+    with caplog.at_level(logging.INFO):
+        assert not compiles("auto", model, calibration, [long])
+    assert "no C++ compiler" in caplog.text
     with pytest.raises(ConfigError, match=r"trainer\.compile=always.*no C\+\+ compiler"):
+        compiles("always", model, calibration, [recipe])
+
+
+def test_a_compiler_that_does_not_work_is_found_out_before_the_fits(fit, monkeypatch, caplog) -> None:
+    """Python's headers are missing, say: what torch then raises would end the run in its first block."""
+    model, calibration, recipe = fit
+
+    def refuse(_v: torch.Tensor) -> None:
+        raise RuntimeError("C++ compile error\nfatal error: Python.h: No such file or directory")
+
+    monkeypatch.setattr(kernels, "compiler", lambda: "g++")
+    monkeypatch.setattr(kernels, "rectify", refuse)
+    long = replace(recipe, schedule=replace(recipe.schedule, iters=10**9))
+    with caplog.at_level(logging.INFO):
+        assert not compiles("auto", model, calibration, [long])
+    assert "not compiled" in caplog.text and "C++ compile error" in caplog.text
+    with pytest.raises(ConfigError, match=r"trainer\.compile=always.*C\+\+ compile error"):
         compiles("always", model, calibration, [recipe])
 
 
