@@ -7,8 +7,8 @@
 Random weights, images of noise: none of these changes a size or a time. "whole": a byte for each weight, as files below
 8 bits were before; "packed": their bits alone; "multi": one file for 2 to 8 bits. Opening is seconds of one processor
 core, and memory, of a process that does nothing else: at once, at the peak, and behind glibc's malloc_trim(0), which
-`Session` calls. Latencies are medians of interleaved rounds of processor time on
-one thread. Results: benchmarks/results/one_file.json, .md.
+`Session` calls. Latencies are medians of interleaved rounds of processor time on one thread. Results:
+benchmarks/results/one_file.json, .md.
 """
 
 from __future__ import annotations
@@ -56,14 +56,18 @@ def main() -> None:
             files = written(name, Path(folder))
             entry = found.setdefault(name, {})
             entry |= {"machine": machine(), "weights": files.pop("weights"), "files": costs(files)}
-            if options.batches:
-                entry["latency"] = {}
+            entry["latency"] = {} if options.batches else entry.get("latency", {})
+            written_down(found)
             for batch in options.batches:
                 rounds = options.rounds if batch == 1 else max(3, options.rounds // 3)
                 entry["latency"][str(batch)] = latency(files, batch, rounds)
-                write_atomically(FILE, json.dumps(found, indent=1) + "\n")
-                write_atomically(FILE.with_suffix(".md"), report(found))
+                written_down(found)
     print(report(found))
+
+
+def written_down(found: Mapping[str, Any]) -> None:
+    write_atomically(FILE, json.dumps(found, indent=1) + "\n")
+    write_atomically(FILE.with_suffix(".md"), report(found))
 
 
 def written(name: str, folder: Path) -> dict[str, Any]:

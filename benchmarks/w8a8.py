@@ -250,7 +250,7 @@ def page(found: Mapping[str, Any]) -> str:
     for name, tools in found.items():
         for row in tools.values():
             cells = [f"{row['top1']:.2f}", f"{row['agreement']:.2f}", f"{row['logit_error']:.4f}", f"{row['bytes']:,}"]
-            cells += [f"{row['ms'][str(batch)]:.2f}" for batch in ROUNDS]
+            cells += [f"{row['ms'][str(batch)]:.2f}" if "ms" in row else "-" for batch in ROUNDS]
             cells += [f"{row['seconds']:.0f}", str(row["images"])] if "seconds" in row else ["-", "-"]
             lines.append(f"| {name} | {row['version']} | {' | '.join(cells)} | {row['evaluation_images']} |")
     return "\n".join(lines) + "\n"
