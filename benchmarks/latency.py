@@ -5,7 +5,8 @@
 
 Random weights, rounded to nearest, images of noise: none of these changes the time. Ratios are to eager PyTorch in
 float, and of ONNX Runtime's integers to ONNX Runtime in float too; with --clock cpu one-thread times are seconds of the
-process's CPU, which other programs on a busy machine disturb less. Results: benchmarks/results/latency.json, .md.
+process's CPU, which other programs on a busy machine disturb less. "simulated" is a model as it is loaded; switch.py
+measures it in place as well. Results: benchmarks/results/latency.json, .md.
 """
 
 from __future__ import annotations

@@ -2,11 +2,13 @@
 
     python benchmarks/one_file.py
     python benchmarks/one_file.py --networks resnet18 --batches 1 --rounds 11
+    python benchmarks/one_file.py --networks deit_s --batches            # the files alone
 
 Random weights, images of noise: none of these changes a size or a time. "whole": a byte for each weight, as files below
 8 bits were before; "packed": their bits alone; "multi": one file for 2 to 8 bits. Opening is seconds of one processor
-core, and memory, of a process that does nothing else; latencies are medians of interleaved rounds of processor time on
-one thread. Results: benchmarks/results/one_file.json, .md.
+core, and memory, of a process that does nothing else: at once, at the peak, and behind glibc's malloc_trim(0), which
+`Session` calls. Latencies are medians of interleaved rounds of processor time on one thread. Results:
+benchmarks/results/one_file.json, .md.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import torch
-from random_models import THREE_PLANES, random_model
+from random_models import random_model
 
 from ptmq_lightning.device.bench import interleaved
 from ptmq_lightning.export.draft import Draft
@@ -37,13 +39,14 @@ FILE = Path(__file__).resolve().parent / "results" / "one_file.json"
 NETWORKS = {"resnet18": "ResNet-18", "deit_s": "DeiT-S", "tf_efficientnet_lite0": "EfficientNet-Lite0"}
 ALONE = (8, 4, 3, 2)  # widths of static files
 FREE = tuple(range(2, 8))  # widths whose steps are tied to no other
+PLANES = {2: 0, 3: 1, 4: 2}  # of method=ptmq; the other widths are rounded to nearest
 CLOCK = time.process_time
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS))
-    parser.add_argument("--batches", nargs="+", type=int, default=[1, 32])
+    parser.add_argument("--batches", nargs="*", type=int, default=[1, 32], help="none: latencies stay")
     parser.add_argument("--rounds", type=int, default=11, help="of batch 1; a third of it for larger ones")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -52,13 +55,19 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             files = written(name, Path(folder))
             entry = found.setdefault(name, {})
-            entry |= {"machine": machine(), "weights": files.pop("weights"), "files": costs(files), "latency": {}}
+            entry |= {"machine": machine(), "weights": files.pop("weights"), "files": costs(files)}
+            entry["latency"] = {} if options.batches else entry.get("latency", {})
+            written_down(found)
             for batch in options.batches:
                 rounds = options.rounds if batch == 1 else max(3, options.rounds // 3)
                 entry["latency"][str(batch)] = latency(files, batch, rounds)
-                write_atomically(FILE, json.dumps(found, indent=1) + "\n")
-                write_atomically(FILE.with_suffix(".md"), report(found))
+                written_down(found)
     print(report(found))
+
+
+def written_down(found: Mapping[str, Any]) -> None:
+    write_atomically(FILE, json.dumps(found, indent=1) + "\n")
+    write_atomically(FILE.with_suffix(".md"), report(found))
 
 
 def written(name: str, folder: Path) -> dict[str, Any]:
@@ -73,7 +82,7 @@ def written(name: str, folder: Path) -> dict[str, Any]:
                 files[f"{bits} {kind}"] = saved(draft.static(f"w{bits}a{bits}", pack=pack), folder / f"{bits}{kind}")
     files["multi nested"] = saved(draft.multi(), folder / "nested")
     del draft, model
-    latent = random_model(name, free=FREE, plane_of=THREE_PLANES)
+    latent = random_model(name, free=FREE, plane_of=PLANES)
     files["multi latent"] = saved(drafted(latent, images).multi(), folder / "latent")
     return files
 
@@ -136,7 +145,7 @@ def report(found: Mapping[str, Any]) -> str:
     lines = ["# Fewer bits, and one file for every width, in ONNX Runtime", ""]
     lines += [f"ONNX Runtime {versions} on a processor {vnni} VNNI, one thread, random weights.", ""]
     lines += ["## Files", "", *table(["network", "file", "bits per weight", "MB", "opening, s", "memory, MB",
-              "at the peak, MB", "float convolutions and products"], file_rows(found)), ""]  # fmt: skip
+              "at the peak, MB", "trimmed, MB", "float convolutions and products"], file_rows(found)), ""]  # fmt: skip
     lines += ["## Latency, ms", "", *table(["network", "batch", "bits", "whole", "packed", "multi"],
               latency_rows(found)), ""]  # fmt: skip
     lines += ["In brackets: the time over that of the file of whole weights.", "", "## A switch, ms of a pass", ""]
@@ -154,10 +163,10 @@ def file_rows(found: Mapping[str, Any]) -> Iterable[list[str]]:
         for kind, own in entry["files"].items():
             bits = 8 * own["bytes"] / entry["weights"]
             text = shown.get(kind, kind.replace(" ", " bits, "))
-            megabytes = (own["bytes"], own["held"] or 0, own["peak"] or 0)
-            size, held, peak = (f"{value / 1e6:.1f}" for value in megabytes)
+            found_bytes = (own.get(key) for key in ("bytes", "held", "peak", "trimmed"))
+            size, held, peak, trimmed = ("-" if value is None else f"{value / 1e6:.1f}" for value in found_bytes)
             seconds, in_float = f"{own['seconds']:.2f}", str(own["float_kernels"])
-            yield [NETWORKS.get(name, name), text, f"{bits:.2f}", size, seconds, held, peak, in_float]
+            yield [NETWORKS.get(name, name), text, f"{bits:.2f}", size, seconds, held, peak, trimmed, in_float]
 
 
 def latency_rows(found: Mapping[str, Any]) -> Iterable[list[str]]:

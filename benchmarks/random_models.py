@@ -24,7 +24,8 @@ THREE_PLANES = {2: 0, 3: 1} | dict.fromkeys(range(4, 9), 2)
 
 
 def random_model(name: str, *, free: tuple[int, ...] = (), plane_of: dict[int, int] = ONE_PLANE) -> MultiBitModel:
-    """A network of the zoo at 224 px with random weights and rounding; the steps of `free` widths are not tied."""
+    """A network of the zoo at 224 px with random weights and rounding; the steps of `free` widths are not
+    tied. plane_of: width -> plane of random bits; a width without one is rounded to nearest."""
     return with_float(name, free=free, plane_of=plane_of)[0]
 
 
@@ -51,9 +52,10 @@ def with_float(
         model = insert.insert(chain, PAIRS, insert.Placement(gelu=gelu), StepSize("nested"))
     for block in model.blocks:
         for _, weight in weights_of(block):
-            rows = sorted({plane_of[b] for b in weight.widths})
+            rows = sorted({plane_of[b] for b in weight.widths if b in plane_of})
+            own = {b: rows.index(plane_of[b]) for b in weight.widths if b in plane_of}
             planes = torch.randint(2, (len(rows), *weight.latent.shape), dtype=torch.uint8)
-            weight.set_rounding("planes", planes, {b: rows.index(plane_of[b]) for b in weight.widths})
+            weight.set_rounding("planes", planes, own)
         for _, quantizer in quantizers_of(block):
             quantizer.steps = torch.tensor([4.0 / 2**b for b in quantizer.widths])
             quantizer.zero_points = torch.tensor([2.0 ** (b - 1) for b in quantizer.widths])

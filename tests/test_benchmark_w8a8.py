@@ -24,20 +24,26 @@ def w8a8() -> Any:
     return benchmark
 
 
-def test_a_small_network_is_quantized_and_measured(w8a8: Any, tmp_path: Path) -> None:
+def test_a_small_network_is_quantized_measured_and_timed(w8a8: Any, tmp_path: Path) -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)).eval()
     images = torch.randn(24, 3, 8, 8)
     with torch.no_grad():
         labels = module(images).argmax(1)
-    run, told = w8a8.with_onnxruntime(module, images, tmp_path)
-    figures = w8a8.measured(module, run, zip(images.split(5), labels.split(5), strict=True))
-    assert told["bytes"] > 0 and told["images"] == 24 and told["version"].startswith("onnxruntime")
-    assert figures["top1"] == figures["agreement"] and figures["evaluation_images"] == 24
-    assert 0 < figures["logit_error"] < 1e-2
+    batches = list(zip(images.split(5), labels.split(5), strict=True))
+    tools = ["float onnxruntime", "onnxruntime", "ptmq onnx"]
+    rows = w8a8.compared(w8a8.Case(module, images, ["method=rtn"], tmp_path), tools, batches)
+    for tool, row in rows.items():
+        assert row["bytes"] > 0 and "onnxruntime" in row["version"] and set(row["ms"]) == {"1", "32"}
+        assert row["top1"] == row["agreement"] and row["evaluation_images"] == 24
+        assert row["logit_error"] < (1e-9 if tool == "float onnxruntime" else 1e-2)
+    assert min(rows[tool]["logit_error"] for tool in tools[1:]) > 1e-9  # these have integers
+    assert rows["onnxruntime"]["images"] == rows["ptmq onnx"]["images"] == 24
 
 
 def test_the_page_follows_from_the_results(w8a8: Any) -> None:
     found = json.loads(w8a8.FILE.read_text(encoding="utf-8"))
-    assert set(found) == set(TITLES) and all(set(tools) == set(w8a8.TOOLS) for tools in found.values())
+    assert set(found) == set(TITLES) and all({"onnxruntime", "nncf"} <= set(tools) for tools in found.values())
+    timed = [set(tools) for tools in found.values() if any("ms" in row for row in tools.values())]
+    assert len(timed) >= 4 and all(tools == set(w8a8.TOOLS) for tools in timed)  # in turns, or not at all
     assert w8a8.FILE.with_suffix(".md").read_text(encoding="utf-8") == w8a8.page(found)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from ptmq_lightning.compose.free import free_memory, lies_in_memory
-from ptmq_lightning.compose.memory import release_freed_memory
 from ptmq_lightning.reconstruction.store import MEMORY, OnDisk, OnHost, Store
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.memory import release_freed_memory
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from ptmq_lightning.compose.caching import choose_store
 from ptmq_lightning.compose.compiling import compiles
 from ptmq_lightning.compose.folder import RunFolder
 from ptmq_lightning.compose.free import free_memory
-from ptmq_lightning.compose.memory import old_objects_set_aside, release_freed_memory
+from ptmq_lightning.compose.memory import old_objects_set_aside
 from ptmq_lightning.compose.progress import Progress
 from ptmq_lightning.config import parts
 from ptmq_lightning.config.schema import Config
@@ -23,6 +23,7 @@ from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.reconstruction.reconstruct import BlockResult, reconstruct_model
 from ptmq_lightning.reconstruction.tuning import tune
 from ptmq_lightning.report.step_sizes import StepSizes
+from ptmq_lightning.runtime.memory import release_freed_memory
 from ptmq_lightning.runtime.model import MultiBitModel
 
 WHOLE = "whole network"

@@ -3,7 +3,7 @@ the peak that a run tells.
 
 glibc hands large blocks back to the kernel and faults them in again at every step of a fit, which costs a fifth of the
 time on small blocks. Kept from block to block, though, it goes to pieces, and the process grows with the depth of the
-network. Other C libraries have neither call, and nothing happens there.
+network (`runtime.memory` hands it back). Other C libraries have neither call, and nothing happens there.
 """
 
 from __future__ import annotations
@@ -29,14 +29,6 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):
         return False
     return all([mallopt(name, value) == 1 for name, value in SETTINGS.items()])
-
-
-def release_freed_memory() -> bool:
-    """Hand what is free now back to the kernel; False where nothing was, or the C library knows no such call."""
-    try:
-        return bool(ctypes.CDLL(None).malloc_trim(0))
-    except (AttributeError, OSError, TypeError):
-        return False
 
 
 @contextlib.contextmanager

@@ -31,6 +31,7 @@ from ptmq_lightning.export.values import Array, Table, parameters
 from ptmq_lightning.runtime.errors import ConfigError, ExportError, PTMQError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.info import ModelInfo
+from ptmq_lightning.runtime.memory import release_freed_memory
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel, Which
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 from ptmq_lightning.runtime.turns import Turns
@@ -206,6 +207,7 @@ class _Multi:
     def __init__(self, export: Session) -> None:
         self.name_of = export.name_of
         self.session = inference_session(export.graph("*"), export.threads)
+        release_freed_memory()  # the unpacking of every width's weights leaves gigabytes with the C library
         chosen = self.session.get_modelmeta().custom_metadata_map
         self.input = next(i.name for i in self.session.get_inputs() if i.name != IMAGES)
         self.values: dict[str, int] = json.loads(chosen[f"ptmq.{self.input}"])

@@ -111,8 +111,11 @@ class LookUp:
 
     def _into(self, out: Tensor | None, x: Tensor) -> Tensor:
         q = torch.div(x, self.step, out=out).round_().add_(self.zero_point).clamp_(0, 2**TABLE_BITS - 1)
-        values = torch.index_select(self.values, 0, q.flatten().int())
-        return q.copy_(values.view(q.shape))
+        codes = q.flatten().int()
+        if q.is_contiguous() and not q.requires_grad:  # a pass over memory less
+            torch.index_select(self.values, 0, codes, out=q.view(-1))
+            return q
+        return q.copy_(torch.index_select(self.values, 0, codes).view(q.shape))
 
 
 @dataclass(frozen=True)

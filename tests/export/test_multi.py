@@ -191,9 +191,19 @@ def test_an_export_tells_how_to_choose_and_what_opening_costs(tmp_path: Path) ->
     manifest = read_manifest(tmp_path / "out")
     assert manifest["choice"] == {"input": "bits", "values": {"w4a4": 4, "w8a8": 8}}
     assert 0 < manifest["opening"]["seconds"] < 60
+    held, trimmed = (manifest["opening"][key] for key in ("held", "trimmed"))
+    assert (held is None and trimmed is None) or 0 < trimmed <= held
     assert set(manifest["alone"]) == {"w4a4", "w8a8"}
     page = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
     assert "| w4a4 | 4 |" in page and "opening it takes" in page
+
+
+def test_a_session_hands_back_what_opening_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_export(small_model(), tmp_path / "out", images(), ["w4a4", "w8a8"], form="multi")
+    calls: list[int] = []
+    monkeypatch.setattr("ptmq_lightning.export.session.release_freed_memory", lambda: calls.append(1))
+    Session(tmp_path / "out")
+    assert calls == [1]
 
 
 def test_an_altered_page_is_noticed_and_an_export_replaces_its_own(tmp_path: Path) -> None:
