@@ -13,7 +13,7 @@ nearest with calibrated step sizes (method=rtn, nothing learned, as the others l
 placement.gelu=table, as method=ptmq has it), exported and run by `Session`. Seconds are of the processor, for the
 quantization alone. Milliseconds of a pass: medians of processor time on one thread, all tools in turns, so that the
 tools of a table are to be run together. OpenVINO computes what is not in integers in bfloat16 where the processor has
-it, its default, and in float32 in `Session`. Results, one experiment after the other: benchmarks/results/w8a8.{json,md}.
+it, its default, and in float32 in `Session`. Results, one experiment after another: benchmarks/results/w8a8.{json,md}.
 """
 
 from __future__ import annotations
