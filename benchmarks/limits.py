@@ -86,7 +86,7 @@ def kind(layer: LayerInfo) -> str:
     if layer.kind == "conv" and layer.weight_shape is not None:
         _, inputs, *size = layer.weight_shape
         return "depthwise" if inputs == 1 else "pointwise" if set(size) == {1} else "convolution"
-    return ".".join(part for part in layer.name.split(".")[-2:] if not re.fullmatch(r"\d+", part))
+    return ".".join(p for p in layer.name.split(".")[-2:] if not re.fullmatch(r"layers|\d+", p)) or layer.kind
 
 
 def told(model: MultiBitModel, judge: Judge, widths: Widths) -> dict[str, float | None]:
