@@ -2,18 +2,18 @@
 
     python benchmarks/allocation.py                                  # ResNet-20 on CIFAR-10, of the folder PTMQ_DATA
     python benchmarks/allocation.py --seeds 0 1 2 --swap-seconds 60
+    python benchmarks/allocation.py --experiment imagenet_mobileone --runs DIR --images 64 --judges 350
     python benchmarks/allocation.py --table                          # the table anew, of what was measured
 
 A cell is a network and a seed: a run of train.py under outputs/allocation (made where it is missing, 300 iterations a
-block), whose calibration images decide and whose evaluation images judge. Rows that are there are kept, so that a
-benchmark which was stopped goes on. Seconds are those of the processor.
+block), or a finished one, whose calibration images decide and whose evaluation images judge. Rows that are there are
+kept, so that a benchmark which was stopped goes on. Seconds are those of the processor.
 Results: benchmarks/results/allocation.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import random
@@ -21,13 +21,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 
 from ptmq_lightning.allocate.judge import Judge
@@ -38,8 +39,10 @@ from ptmq_lightning.allocate.searches import SEARCHES
 from ptmq_lightning.allocate.swaps import swap
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
-from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.compose.folder import CONFIG
+from ptmq_lightning.config.check import typed
 from ptmq_lightning.device.allocation import Allocation
+from ptmq_lightning.device.export_cli import spread
 from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
@@ -55,24 +58,26 @@ FREE = ("milp, bit operations too", "milp + swaps, bit operations too")  # any a
 
 
 class Cell:
-    """A finished model, the images that decide, and the images that judge."""
+    """A finished model, the images that decide, and the images that judge.
 
-    def __init__(self, experiment: str, seed: int, swap_seconds: float) -> None:
+    Args:
+        folder: of the run.
+        images: how many of its calibration images decide.
+        judges: how many of its evaluation images judge, evenly spread; None: all.
+    """
+
+    def __init__(self, folder: Path, *, images: int, judges: int | None, swap_seconds: float) -> None:
         self.swap_seconds = swap_seconds
-        folder = RUNS / experiment / f"seed{seed}"
-        overrides = [f"experiment={experiment}", f"recon.iters={ITERS}", f"seed={seed}"]
-        if not (folder / "model" / "manifest.json").exists():
-            command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}", "resume=true"]
-            subprocess.run(command, cwd=ROOT, check=True)
+        config = typed(OmegaConf.load(folder / CONFIG))
         self.model = artifact.load(folder / "model")
-        config = configuration(overrides)
         sources, indices = pipeline.find(config)
-        sources, images = pipeline.load(config, pipeline.build(config.model), sources, indices)
-        self.images = images[:IMAGES]
-        shown = [sources.val[index] for index in range(len(sources.val))]
+        sources, calibration = pipeline.load(config, pipeline.build(config.model), sources, indices)
+        self.images = calibration[:images]
+        shown = [sources.val[index] for index in spread(len(sources.val), judges or len(sources.val))]
         labels = torch.tensor([int(label) for _, label in shown])
         self.judge = Judge(self.model, torch.stack([image for image, _ in shown]), labels)
-        self.macs = layer_macs(self.model, images[:1])
+        self.macs = layer_macs(self.model, self.images[:1])
+        self.run = {"seed": config.seed, "iters": config.recon.iters, "decide": len(self.images), "judge": len(shown)}
 
     @cached_property
     def tied(self) -> Allocation:
@@ -84,7 +89,11 @@ class Cell:
 
     def of(self, activations: str, sensitivity: str = "divergence") -> Allocation:
         keys = AllocateKeys(
-            name="milp", activations=activations, sensitivity=sensitivity, sensitivity_images=IMAGES, swap_images=IMAGES
+            name="milp",
+            activations=activations,
+            sensitivity=sensitivity,
+            sensitivity_images=len(self.images),
+            swap_images=len(self.images),
         )
         return Allocation(self.model, self.images, keys)
 
@@ -118,45 +127,60 @@ class Cell:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", nargs="+", default=["cifar_resnet20"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--experiment", default="cifar_resnet20")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of runs that are made here")
+    parser.add_argument("--runs", nargs="+", type=Path, help="folders of finished runs of the experiment instead")
+    parser.add_argument("--images", type=int, default=IMAGES, help="calibration images that decide")
+    parser.add_argument("--judges", type=int, help="evaluation images that judge (all)")
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *FREE), default=(*METHODS, *FREE))
     parser.add_argument("--swap-seconds", type=float, default=20.0)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     if not options.table:
-        for experiment, seed in itertools.product(options.experiments, options.seeds):
-            kept = found.setdefault(f"{experiment}/{seed}", {})
-            measure(Cell(experiment, seed, options.swap_seconds), kept, found)
+        for folder in options.runs or [made(options.experiment, seed) for seed in options.seeds]:
+            cell = Cell(folder, images=options.images, judges=options.judges, swap_seconds=options.swap_seconds)
+            kept = found.setdefault(f"{options.experiment}/{cell.run['seed']}", {})
+            if kept.setdefault("run", cell.run) != cell.run:
+                sys.exit(f"{FILE} has this cell of another run, {kept['run']}, not of {cell.run}: take that one out")
+            measure(cell, options.methods, kept, found)
     write_atomically(FILE.with_suffix(".md"), table(found))
 
 
-def measure(cell: Cell, kept: dict[str, Any], found: dict[str, Any]) -> None:
+def made(experiment: str, seed: int) -> Path:
+    """The folder of a short run, which is made where it is missing."""
+    folder = RUNS / experiment / f"seed{seed}"
+    if not (folder / "model" / "manifest.json").exists():
+        overrides = [f"experiment={experiment}", f"recon.iters={ITERS}", f"seed={seed}"]
+        command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}", "resume=true"]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return folder
+
+
+def measure(cell: Cell, methods: Sequence[str], kept: dict[str, Any], found: dict[str, Any]) -> None:
     """Every part of a cell that is not there yet; each is written when it is done."""
-    for name, part in parts(cell):
+    for name, part in parts(cell, methods):
         if name not in kept:
             kept[name] = part()
             print(name, kept[name], flush=True)
             write_atomically(FILE, json.dumps(found, indent=1) + "\n")
 
 
-def parts(cell: Cell) -> Iterator[tuple[str, Callable[[], Any]]]:
-    yield "sensitivity", lambda: seconds_of_sensitivity(cell)
+def parts(cell: Cell, methods: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    yield "sensitivity", lambda: seconds_of_sensitivity(cell, free=bool({*methods} & {*FREE}))
     yield "rank correlation", lambda: correlations(cell)
     for average in AVERAGES:
         yield f"uniform {average}", lambda a=average: cell.row(cell.model.resolve(cell.uniform(a)))
-        for method in (*METHODS, *FREE):
+        for method in methods:
             yield f"{method} {average}", lambda m=method, a=average: allocated(cell, m, a)
 
 
-def seconds_of_sensitivity(cell: Cell) -> dict[str, float]:
+def seconds_of_sensitivity(cell: Cell, free: bool) -> dict[str, float]:
     """Processor seconds of each measure on the images that decide; all layers and pairs."""
-    asked = {
-        "divergence": cell.tied,
-        "divergence, weights and activations apart": cell.free,
-        "fisher": cell.of("tied", "fisher"),
-    }
+    asked = {"divergence": cell.tied, "fisher": cell.of("tied", "fisher")}
+    if free:
+        asked["divergence, weights and activations apart"] = cell.free
     return {name: round(timed(lambda a=allocation: a.sensitivity)[1], 2) for name, allocation in asked.items()}
 
 
@@ -227,6 +251,11 @@ def table(found: dict[str, Any]) -> str:
     for experiment in dict.fromkeys(key.split("/")[0] for key in found):
         cells = [cell for key, cell in found.items() if key.split("/")[0] == experiment]
         lines += [f"## {experiment}: mixed against uniform, seeds: {len(cells)}", "", *_rows(cells), ""]
+        run = cells[0]["run"]
+        told = (
+            f"A fit of {run['iters']} iterations. {run['decide']} calibration images decide, {run['judge']} evaluation"
+        )
+        lines += [f"{told} images judge.", ""]
         lines += [f"## {experiment}: swaps, on the images that decide", "", *_swaps(cells), "", *_others(cells), ""]
     return "\n".join(lines)
 
@@ -268,7 +297,7 @@ def _at(course: list[list[float]], seconds: float) -> float:
 
 def _others(cells: list[dict[str, Any]]) -> Iterator[str]:
     told = {
-        "sensitivity": f"Seconds of the sensitivity on {IMAGES} images",
+        "sensitivity": f"Seconds of the sensitivity on {cells[0]['run']['decide']} images",
         "rank correlation": f"Rank correlation of the sum of harm with the true divergence, {DRAWS} random assignments",
     }
     for part, what in told.items():

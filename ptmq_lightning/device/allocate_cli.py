@@ -35,6 +35,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     images = torch.cat(parts)[: args.count]
     classes = compute(model, images[:1]).shape[1]
     allocation = Allocation(model, images, _keys(args), labels=labels_of(args.images, args.count, classes))
+    if args.prices is not None:
+        sums = ", ".join(f"{pair} {total:,.10g}" for pair, total in allocation.uniform_sums().items())
+        yield f"the layers' {args.price or 'prices'} in {args.prices}: {sums or 'no pair has one in every layer'}"
     started = time.perf_counter()
     layers = len(allocation.sensitivity)
     yield f"sensitivity of {layers} layers at {len(allocation.pairs)} pairs: {time.perf_counter() - started:.1f} s"

@@ -132,6 +132,12 @@ class Allocation:
         says = f"a sum of {{:.10g}} {self.keys.price or ''} in '{path}'"
         return budget_of(self.model, self.pairs, price, says.replace("  ", " "), limit, as_listed=True)
 
+    def uniform_sums(self) -> dict[BitWidth, float]:
+        """What each pair in all layers costs by that table; without pairs that it has no price for everywhere."""
+        budget = self.table(math.inf)
+        common = [p for p in sorted(self.pairs) if all(p in prices for prices in budget.prices.values())]
+        return {pair: budget.spent(dict.fromkeys(budget.prices, pair)) for pair in common}
+
     def _made(self, *budgets: Budget) -> BitAssignment:
         """The assignment that the search and then swaps lead to under all of these."""
         return complete(self.model, self._search(Problem(self.sensitivity, budgets), self.keys.swap_seconds))
