@@ -42,7 +42,7 @@ from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.folder import CONFIG
 from ptmq_lightning.config.check import typed
 from ptmq_lightning.device.allocation import Allocation
-from ptmq_lightning.device.export_cli import spread
+from ptmq_lightning.device.pictures import spread
 from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth

@@ -22,6 +22,7 @@ from ptmq_lightning.allocate.searches import SEARCHES
 from ptmq_lightning.allocate.sensitivity import Sensitivity, measure_layers
 from ptmq_lightning.allocate.swaps import swap
 from ptmq_lightning.allocate.tolerance import HALVINGS, cheapest
+from ptmq_lightning.device.pictures import spread
 from ptmq_lightning.evaluation.cost import byte_prices, layer_bit_ops, layer_macs
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
@@ -37,7 +38,7 @@ class Allocation:
 
     Args:
         model: calibrated; its current selection is the same afterwards.
-        images: (N, C, H, W), the first of them for the sensitivity.
+        images: (N, C, H, W); some of them, evenly spread, for the sensitivity.
         keys: what is asked for.
         labels: of the images (N,), for max_drop; None: unknown.
         seed: of a search that draws.
@@ -64,7 +65,7 @@ class Allocation:
         return measure_layers(
             MEASURES[self.keys.sensitivity],
             self.model,
-            self.images[: self.keys.sensitivity_images],
+            self.images[spread(len(self.images), self.keys.sensitivity_images)],
             self.pairs,
             separately=self.keys.activations == "free",
             progress=self.progress,
