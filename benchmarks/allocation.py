@@ -30,13 +30,14 @@ from typing import Any
 import torch
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from ptmq_lightning.allocate.judge import Judge
 from ptmq_lightning.allocate.keys import AllocateKeys
 from ptmq_lightning.allocate.problem import Budget, Choice, Problem
 from ptmq_lightning.allocate.rules import complete, weight_bits
 from ptmq_lightning.allocate.searches import SEARCHES
-from ptmq_lightning.allocate.swaps import swap
+from ptmq_lightning.allocate.swaps import surely_less, swap
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.folder import CONFIG
@@ -97,9 +98,9 @@ class Cell:
         )
         return Allocation(self.model, self.images, keys)
 
-    def divergence(self, choice: Choice) -> float:
-        """On the images that decide."""
-        return self.tied.judge.ask(complete(self.model, choice)).divergence
+    def divergence(self, choice: Choice) -> Tensor:
+        """On each of the images that decide."""
+        return self.tied.judge.divergences(complete(self.model, choice))
 
     def uniform(self, average: float) -> BitWidth:
         """The widest pair of no more weight bits."""
@@ -188,7 +189,7 @@ def correlations(cell: Cell) -> dict[str, float]:
     """Spearman's between the sum of the layers' harm and the true divergence, over assignments drawn at random."""
     draw = random.Random(0)
     choices = [at_random(cell, draw.uniform(*ENDS), draw) for _ in range(DRAWS)]
-    true = [cell.divergence(choice) for choice in choices]
+    true = [float(cell.divergence(choice).mean()) for choice in choices]
     harms = {"divergence": cell.tied.sensitivity, "fisher": cell.of("tied", "fisher").sensitivity}
     scores = {n: [sum(h[name][p] for name, p in choice.items()) for choice in choices] for n, h in harms.items()}
     return {name: round(float(spearmanr(score, true).statistic), 3) for name, score in scores.items()}
@@ -226,16 +227,18 @@ def allocated(cell: Cell, method: str, average: float) -> dict[str, Any]:
 
 
 class Course:
-    """The divergence of choices, and the best so far over time."""
+    """The divergence of choices, and that of the kept one over time."""
 
-    def __init__(self, divergence: Callable[[Choice], float]) -> None:
+    def __init__(self, divergence: Callable[[Choice], Tensor]) -> None:
         self.divergence, self.started = divergence, time.process_time()
+        self.kept: Tensor | None = None
         self.told: list[tuple[float, float]] = []
 
-    def __call__(self, choice: Choice) -> float:
+    def __call__(self, choice: Choice) -> Tensor:
         found = self.divergence(choice)
-        if not self.told or found < self.told[-1][1]:
-            self.told.append((round(time.process_time() - self.started, 2), round(found, 5)))
+        if self.kept is None or surely_less(found, self.kept):
+            self.kept = found
+            self.told.append((round(time.process_time() - self.started, 2), round(float(found.mean()), 5)))
         return found
 
 

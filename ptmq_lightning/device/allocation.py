@@ -147,8 +147,8 @@ class Allocation:
         """The search's choice, with swaps for so many seconds."""
         return swap(problem, SEARCHES[self.keys.name](problem, self.seed), self._divergence, seconds)
 
-    def _divergence(self, choice: Choice) -> float:
-        return self.judge.ask(complete(self.model, choice)).divergence
+    def _divergence(self, choice: Choice) -> Tensor:
+        return self.judge.divergences(complete(self.model, choice))
 
     def _within(self, most: float) -> Choice:
         """The smallest in bytes that loses no more; its tries share the time for swaps."""
