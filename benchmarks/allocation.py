@@ -170,11 +170,11 @@ def measure(cell: Cell, methods: Sequence[str], kept: dict[str, Any], found: dic
 
 def parts(cell: Cell, methods: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
     yield "sensitivity", lambda: seconds_of_sensitivity(cell, free=bool({*methods} & {*FREE}))
-    yield "rank correlation", lambda: correlations(cell)
     for average in AVERAGES:
         yield f"uniform {average}", lambda a=average: cell.row(cell.model.resolve(cell.uniform(a)))
         for method in methods:
             yield f"{method} {average}", lambda m=method, a=average: allocated(cell, m, a)
+    yield "rank correlation", lambda: correlations(cell)
 
 
 def seconds_of_sensitivity(cell: Cell, free: bool) -> dict[str, float]:

@@ -4,8 +4,9 @@
     python benchmarks/fronts.py --models deit_s --images 16 --threads 2
 
 Random weights and images of noise: their time alone means something. Seconds are the processor's, of all threads. The
-time of the sensitivity and of the answers grows with the images; where fewer than 256 are measured, the table counts
-each of them up to the command's own number. Results: benchmarks/results/fronts.{json,md}.
+time of the sensitivity and of the answers grows with the images, and that of the answers with the assignments, of which
+several may be the same. The table counts both up to the command's own images and to assignments that all differ.
+Results: benchmarks/results/fronts.{json,md}.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ def measure(name: str, images: int) -> dict[str, Any]:
     return {
         "layers": len(sensitivity),
         "pairs": len(model.pairs),
-        "assignments": len(every),
+        "assignments": len(model.pairs) + len(made),
+        "different": len(every),
         "images": {"sensitivity": asked, "answers": images},
         "seconds": {"sensitivity": of_layers, "search": searched, "answers": of_float + answered},
     }
@@ -76,19 +78,21 @@ def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
         f"| model | layers | pairs | assignments | sensitivity, {SENSITIVITY} images, min | search, min "
-        f"| answers, {COUNT} images, min | whole, min | images measured |",
-        "| --- " + "| ---: " * 8 + "|",
+        f"| answers, {COUNT} images, min | whole, min | images measured | assignments measured |",
+        "| --- " + "| ---: " * 9 + "|",
     ]
     for name, row in found.items():
         images, seconds = row["images"], row["seconds"]
         parts = [
             seconds["sensitivity"] * SENSITIVITY / images["sensitivity"],
             seconds["search"],
-            seconds["answers"] * COUNT / images["answers"],
+            seconds["answers"] * COUNT / images["answers"] * row["assignments"] / row["different"],
         ]
         minutes = " | ".join(f"{part / 60:.1f}" for part in (*parts, sum(parts)))
         counts = " | ".join(str(row[key]) for key in ("layers", "pairs", "assignments"))
-        lines.append(f"| {name} | {counts} | {minutes} | {images['sensitivity']}, {images['answers']} |")
+        lines.append(
+            f"| {name} | {counts} | {minutes} | {images['sensitivity']}, {images['answers']} | {row['different']} |"
+        )
     note = "Processor minutes of all threads; random weights, images of noise, 224 px."
     return "\n".join([*lines, "", note]) + "\n"
 

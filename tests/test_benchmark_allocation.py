@@ -43,8 +43,8 @@ def test_a_finished_run_is_measured_as_it_is(tmp_path: Path, monkeypatch: pytest
 
 def test_fewer_images_are_counted_up_to_the_commands_own_numbers() -> None:
     row = {
-        "layers": 3, "pairs": 2, "assignments": 5, "images": {"sensitivity": 32, "answers": 64},
+        "layers": 3, "pairs": 2, "assignments": 6, "different": 3, "images": {"sensitivity": 32, "answers": 64},
         "seconds": {"sensitivity": 60.0, "search": 6.0, "answers": 30.0},
     }  # fmt: skip
     assert fronts.SENSITIVITY == 64 and fronts.COUNT == 256
-    assert "| 2.0 | 0.1 | 2.0 | 4.1 | 32, 64 |" in fronts.table({"small": row})
+    assert "| 2.0 | 0.1 | 4.0 | 6.1 | 32, 64 | 3 |" in fronts.table({"small": row})
