@@ -34,6 +34,7 @@ def swap(
     divergence: Callable[[Choice], Tensor],
     seconds: float,
     *,
+    sure: float = SURE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Choice:
     """The best choice that was found in time, at worst the given one.
@@ -43,6 +44,7 @@ def swap(
         choice: where to start.
         divergence: of the whole network at a choice, on each image (N,).
         seconds: after which no further candidate is tried; 0: none is.
+        sure: standard errors by which the divergence has to fall; 0: any fall counts.
     """
     if seconds <= 0:
         return choice
@@ -50,7 +52,7 @@ def swap(
     best, least, seen = choice, divergence(choice), {_key(choice)}
     for start in uniform_choices(problem):
         seen.add(_key(start))
-        if surely_less(found := divergence(start), least):
+        if below(found := divergence(start), least, sure):
             best, least = start, found
     improved = True
     while improved:
@@ -62,7 +64,7 @@ def swap(
                 continue
             seen.add(_key(candidate))
             tried += 1
-            if surely_less(found := divergence(candidate), least):
+            if below(found := divergence(candidate), least, sure):
                 best, least, improved = candidate, found, True
                 kept += 1
                 break
@@ -71,10 +73,10 @@ def swap(
     return best
 
 
-def surely_less(one: Tensor, other: Tensor) -> bool:
-    """Whether one divergence (N,) is on average below another by more than SURE standard errors of the difference."""
+def below(one: Tensor, other: Tensor, sure: float) -> bool:
+    """Whether a divergence (N,) is on average below another by more than so many standard errors of the difference."""
     gain = other - one
-    return float(gain.mean()) > SURE * float(gain.std(correction=0)) / math.sqrt(len(gain))
+    return float(gain.mean()) > sure * float(gain.std(correction=0)) / math.sqrt(len(gain))
 
 
 def _key(choice: Choice) -> tuple[object, ...]:

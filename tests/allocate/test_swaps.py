@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ptmq_lightning.allocate.greedy import greedy
 from ptmq_lightning.allocate.problem import Budget, Choice, Problem
-from ptmq_lightning.allocate.swaps import surely_less, swap
+from ptmq_lightning.allocate.swaps import SURE, below, swap
 from ptmq_lightning.runtime.spec import BitWidth
 from tests.allocate.problems import FREE, TIED, random_problem
 
@@ -64,8 +64,8 @@ def test_a_better_swap_is_found() -> None:
 def test_a_swap_that_few_images_ask_for_is_not_kept() -> None:
     few, many = torch.tensor([1.0, *[0.0] * 15]), torch.tensor([1.0, 0.8] * 8)
     before = torch.full((16,), 2.0)
-    assert surely_less(before - many, before)
-    assert not surely_less(before - few, before)  # the mean falls by one standard error
+    assert below(before - many, before, SURE)
+    assert not below(before - few, before, SURE)  # the mean falls by one standard error
     problem, asked = random_problem(2, layers=6), []
 
     def divergence(choice: Choice) -> Tensor:
@@ -73,6 +73,8 @@ def test_a_swap_that_few_images_ask_for_is_not_kept() -> None:
         return before if len(asked) == 1 else before - few
 
     assert swap(problem, start := greedy(problem), divergence, 30, clock=Clock()) == start and len(asked) > 3
+    asked.clear()
+    assert swap(problem, start, divergence, 30, sure=0, clock=Clock()) != start
 
 
 def test_without_time_nothing_is_tried() -> None:
