@@ -2,18 +2,18 @@
 
     python benchmarks/allocation.py                                  # ResNet-20 on CIFAR-10, of the folder PTMQ_DATA
     python benchmarks/allocation.py --seeds 0 1 2 --swap-seconds 60
+    python benchmarks/allocation.py --experiment imagenet_mobileone --runs DIR --images 64 --judges 350
     python benchmarks/allocation.py --table                          # the table anew, of what was measured
 
 A cell is a network and a seed: a run of train.py under outputs/allocation (made where it is missing, 300 iterations a
-block), whose calibration images decide and whose evaluation images judge. Rows that are there are kept, so that a
-benchmark which was stopped goes on. Seconds are those of the processor.
+block), or a finished one, whose calibration images decide and whose evaluation images judge. Rows that are there are
+kept, so that a benchmark which was stopped goes on. Seconds are those of the processor.
 Results: benchmarks/results/allocation.{json,md}.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import random
@@ -21,25 +21,29 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from scipy.stats import spearmanr
+from torch import Tensor
 
 from ptmq_lightning.allocate.judge import Judge
 from ptmq_lightning.allocate.keys import AllocateKeys
 from ptmq_lightning.allocate.problem import Budget, Choice, Problem
 from ptmq_lightning.allocate.rules import complete, weight_bits
 from ptmq_lightning.allocate.searches import SEARCHES
-from ptmq_lightning.allocate.swaps import swap
+from ptmq_lightning.allocate.swaps import SURE, below, swap
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
-from ptmq_lightning.compose.cli import configuration
+from ptmq_lightning.compose.folder import CONFIG
+from ptmq_lightning.config.check import typed
 from ptmq_lightning.device.allocation import Allocation
+from ptmq_lightning.device.pictures import spread
 from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
@@ -50,29 +54,33 @@ RUNS = ROOT / "outputs" / "allocation"
 AVERAGES = (3.0, 3.5, 4.0, 4.5, 5.0)
 IMAGES, DRAWS, RANDOM, ITERS = 256, 200, 3, 300
 ENDS = (AVERAGES[0], AVERAGES[-1])  # of the averages of assignments drawn at random
-METHODS = ("random", "greedy", "milp", "milp + swaps")
-FREE = ("milp, bit operations too", "milp + swaps, bit operations too")  # any activation width, two budgets
+METHODS = ("random", "greedy", "milp", "milp + any swap", "milp + swaps")  # any swap: that lowers the mean
+FREE = (  # any activation width, two budgets
+    "milp, bit operations too", "milp + any swap, bit operations too", "milp + swaps, bit operations too",
+)  # fmt: skip
 
 
 class Cell:
-    """A finished model, the images that decide, and the images that judge."""
+    """A finished model, the images that decide, and the images that judge.
 
-    def __init__(self, experiment: str, seed: int, swap_seconds: float) -> None:
+    Args:
+        folder: of the run.
+        images: how many of its calibration images decide.
+        judges: how many of its evaluation images judge, evenly spread; None: all.
+    """
+
+    def __init__(self, folder: Path, *, images: int, judges: int | None, swap_seconds: float) -> None:
         self.swap_seconds = swap_seconds
-        folder = RUNS / experiment / f"seed{seed}"
-        overrides = [f"experiment={experiment}", f"recon.iters={ITERS}", f"seed={seed}"]
-        if not (folder / "model" / "manifest.json").exists():
-            command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}", "resume=true"]
-            subprocess.run(command, cwd=ROOT, check=True)
+        config = typed(OmegaConf.load(folder / CONFIG))
         self.model = artifact.load(folder / "model")
-        config = configuration(overrides)
         sources, indices = pipeline.find(config)
-        sources, images = pipeline.load(config, pipeline.build(config.model), sources, indices)
-        self.images = images[:IMAGES]
-        shown = [sources.val[index] for index in range(len(sources.val))]
+        sources, calibration = pipeline.load(config, pipeline.build(config.model), sources, indices)
+        self.images = calibration[:images]
+        shown = [sources.val[index] for index in spread(len(sources.val), judges or len(sources.val))]
         labels = torch.tensor([int(label) for _, label in shown])
         self.judge = Judge(self.model, torch.stack([image for image, _ in shown]), labels)
-        self.macs = layer_macs(self.model, images[:1])
+        self.macs = layer_macs(self.model, self.images[:1])
+        self.run = {"seed": config.seed, "iters": config.recon.iters, "decide": len(self.images), "judge": len(shown)}
 
     @cached_property
     def tied(self) -> Allocation:
@@ -84,13 +92,17 @@ class Cell:
 
     def of(self, activations: str, sensitivity: str = "divergence") -> Allocation:
         keys = AllocateKeys(
-            name="milp", activations=activations, sensitivity=sensitivity, sensitivity_images=IMAGES, swap_images=IMAGES
+            name="milp",
+            activations=activations,
+            sensitivity=sensitivity,
+            sensitivity_images=len(self.images),
+            swap_images=len(self.images),
         )
         return Allocation(self.model, self.images, keys)
 
-    def divergence(self, choice: Choice) -> float:
-        """On the images that decide."""
-        return self.tied.judge.ask(complete(self.model, choice)).divergence
+    def divergence(self, choice: Choice) -> Tensor:
+        """On each of the images that decide."""
+        return self.tied.judge.divergences(complete(self.model, choice))
 
     def uniform(self, average: float) -> BitWidth:
         """The widest pair of no more weight bits."""
@@ -118,45 +130,60 @@ class Cell:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", nargs="+", default=["cifar_resnet20"])
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--experiment", default="cifar_resnet20")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of runs that are made here")
+    parser.add_argument("--runs", nargs="+", type=Path, help="folders of finished runs of the experiment instead")
+    parser.add_argument("--images", type=int, default=IMAGES, help="calibration images that decide")
+    parser.add_argument("--judges", type=int, help="evaluation images that judge (all)")
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *FREE), default=(*METHODS, *FREE))
     parser.add_argument("--swap-seconds", type=float, default=20.0)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     if not options.table:
-        for experiment, seed in itertools.product(options.experiments, options.seeds):
-            kept = found.setdefault(f"{experiment}/{seed}", {})
-            measure(Cell(experiment, seed, options.swap_seconds), kept, found)
+        for folder in options.runs or [made(options.experiment, seed) for seed in options.seeds]:
+            cell = Cell(folder, images=options.images, judges=options.judges, swap_seconds=options.swap_seconds)
+            kept = found.setdefault(f"{options.experiment}/{cell.run['seed']}", {})
+            if kept.setdefault("run", cell.run) != cell.run:
+                sys.exit(f"{FILE} has this cell of another run, {kept['run']}, not of {cell.run}: take that one out")
+            measure(cell, options.methods, kept, found)
     write_atomically(FILE.with_suffix(".md"), table(found))
 
 
-def measure(cell: Cell, kept: dict[str, Any], found: dict[str, Any]) -> None:
+def made(experiment: str, seed: int) -> Path:
+    """The folder of a short run, which is made where it is missing."""
+    folder = RUNS / experiment / f"seed{seed}"
+    if not (folder / "model" / "manifest.json").exists():
+        overrides = [f"experiment={experiment}", f"recon.iters={ITERS}", f"seed={seed}"]
+        command = [sys.executable, "train.py", *overrides, f"hydra.run.dir={folder}", "resume=true"]
+        subprocess.run(command, cwd=ROOT, check=True)
+    return folder
+
+
+def measure(cell: Cell, methods: Sequence[str], kept: dict[str, Any], found: dict[str, Any]) -> None:
     """Every part of a cell that is not there yet; each is written when it is done."""
-    for name, part in parts(cell):
+    for name, part in parts(cell, methods):
         if name not in kept:
             kept[name] = part()
             print(name, kept[name], flush=True)
             write_atomically(FILE, json.dumps(found, indent=1) + "\n")
 
 
-def parts(cell: Cell) -> Iterator[tuple[str, Callable[[], Any]]]:
-    yield "sensitivity", lambda: seconds_of_sensitivity(cell)
-    yield "rank correlation", lambda: correlations(cell)
+def parts(cell: Cell, methods: Sequence[str]) -> Iterator[tuple[str, Callable[[], Any]]]:
+    yield "sensitivity", lambda: seconds_of_sensitivity(cell, free=bool({*methods} & {*FREE}))
     for average in AVERAGES:
         yield f"uniform {average}", lambda a=average: cell.row(cell.model.resolve(cell.uniform(a)))
-        for method in (*METHODS, *FREE):
+        for method in methods:
             yield f"{method} {average}", lambda m=method, a=average: allocated(cell, m, a)
+    yield "rank correlation", lambda: correlations(cell)
 
 
-def seconds_of_sensitivity(cell: Cell) -> dict[str, float]:
+def seconds_of_sensitivity(cell: Cell, free: bool) -> dict[str, float]:
     """Processor seconds of each measure on the images that decide; all layers and pairs."""
-    asked = {
-        "divergence": cell.tied,
-        "divergence, weights and activations apart": cell.free,
-        "fisher": cell.of("tied", "fisher"),
-    }
+    asked = {"divergence": cell.tied, "fisher": cell.of("tied", "fisher")}
+    if free:
+        asked["divergence, weights and activations apart"] = cell.free
     return {name: round(timed(lambda a=allocation: a.sensitivity)[1], 2) for name, allocation in asked.items()}
 
 
@@ -164,7 +191,7 @@ def correlations(cell: Cell) -> dict[str, float]:
     """Spearman's between the sum of the layers' harm and the true divergence, over assignments drawn at random."""
     draw = random.Random(0)
     choices = [at_random(cell, draw.uniform(*ENDS), draw) for _ in range(DRAWS)]
-    true = [cell.divergence(choice) for choice in choices]
+    true = [float(cell.divergence(choice).mean()) for choice in choices]
     harms = {"divergence": cell.tied.sensitivity, "fisher": cell.of("tied", "fisher").sensitivity}
     scores = {n: [sum(h[name][p] for name, p in choice.items()) for choice in choices] for n, h in harms.items()}
     return {name: round(float(spearmanr(score, true).statistic), 3) for name, score in scores.items()}
@@ -194,24 +221,27 @@ def allocated(cell: Cell, method: str, average: float) -> dict[str, Any]:
         rows = [cell.row(complete(cell.model, SEARCHES[method](problem, seed))) for seed in range(RANDOM)]
         return {key: round(statistics.mean(row[key] for row in rows), 5) for key in rows[0]}
     choice, seconds = timed(lambda: SEARCHES[method.split(" + ")[0].split(",")[0]](problem, 0))
-    if "swaps" not in method:
+    if "swap" not in method:
         return cell.row(complete(cell.model, choice), search_seconds=round(seconds, 3))
-    course = Course(cell.divergence)
-    choice = swap(problem, choice, course, cell.swap_seconds, clock=time.process_time)
+    sure = 0.0 if "any swap" in method else SURE
+    course = Course(cell.divergence, sure)
+    choice = swap(problem, choice, course, cell.swap_seconds, sure=sure, clock=time.process_time)
     return cell.row(complete(cell.model, choice), course=course.told)
 
 
 class Course:
-    """The divergence of choices, and the best so far over time."""
+    """The divergence of choices, and that of the kept one over time."""
 
-    def __init__(self, divergence: Callable[[Choice], float]) -> None:
-        self.divergence, self.started = divergence, time.process_time()
+    def __init__(self, divergence: Callable[[Choice], Tensor], sure: float) -> None:
+        self.divergence, self.sure, self.started = divergence, sure, time.process_time()
+        self.kept: Tensor | None = None
         self.told: list[tuple[float, float]] = []
 
-    def __call__(self, choice: Choice) -> float:
+    def __call__(self, choice: Choice) -> Tensor:
         found = self.divergence(choice)
-        if not self.told or found < self.told[-1][1]:
-            self.told.append((round(time.process_time() - self.started, 2), round(found, 5)))
+        if self.kept is None or below(found, self.kept, self.sure):
+            self.kept = found
+            self.told.append((round(time.process_time() - self.started, 2), round(float(found.mean()), 5)))
         return found
 
 
@@ -227,6 +257,11 @@ def table(found: dict[str, Any]) -> str:
     for experiment in dict.fromkeys(key.split("/")[0] for key in found):
         cells = [cell for key, cell in found.items() if key.split("/")[0] == experiment]
         lines += [f"## {experiment}: mixed against uniform, seeds: {len(cells)}", "", *_rows(cells), ""]
+        run = cells[0]["run"]
+        told = (
+            f"A fit of {run['iters']} iterations. {run['decide']} calibration images decide, {run['judge']} evaluation"
+        )
+        lines += [f"{told} images judge.", ""]
         lines += [f"## {experiment}: swaps, on the images that decide", "", *_swaps(cells), "", *_others(cells), ""]
     return "\n".join(lines)
 
@@ -255,7 +290,7 @@ def _swaps(cells: list[dict[str, Any]]) -> Iterator[str]:
     yield "| asked | swaps | " + " | ".join(f"KL after {t} s" for t in times) + " |"
     yield "| ---: | --- " + "| ---: " * len(times) + "|"
     for average in AVERAGES:
-        for method in (METHODS[-1], FREE[-1]):
+        for method in (name for name in (*METHODS, *FREE) if "swap" in name):
             courses = [cell[name]["course"] for cell in cells if (name := f"{method} {average}") in cell]
             if courses:
                 best = [statistics.mean(_at(course, t) for course in courses) for t in times]
@@ -268,7 +303,7 @@ def _at(course: list[list[float]], seconds: float) -> float:
 
 def _others(cells: list[dict[str, Any]]) -> Iterator[str]:
     told = {
-        "sensitivity": f"Seconds of the sensitivity on {IMAGES} images",
+        "sensitivity": f"Seconds of the sensitivity on {cells[0]['run']['decide']} images",
         "rank correlation": f"Rank correlation of the sum of harm with the true divergence, {DRAWS} random assignments",
     }
     for part, what in told.items():

@@ -56,8 +56,12 @@ class Divergence(Measure):
 
 def mean_kl(expected: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """Mean over images of KL(expected || other); both are log-probabilities (B, C) in batches."""
-    total = sum(
-        float(kl_div(q.double(), p.double(), log_target=True, reduction="sum"))
-        for p, q in zip(expected, other, strict=True)
-    )
-    return total / sum(len(p) for p in expected)
+    return float(kl_of_images(expected, other).mean())
+
+
+def kl_of_images(expected: Sequence[Tensor], other: Sequence[Tensor]) -> Tensor:
+    """KL(expected || other) of each image, float64 (N,); both are log-probabilities (B, C) in batches."""
+    pairs = zip(expected, other, strict=True)
+    return torch.cat([
+        kl_div(q.double(), p.double(), log_target=True, reduction="none").sum(dim=1).cpu() for p, q in pairs
+    ])  # fmt: skip

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax
 
-from ptmq_lightning.allocate.divergence import mean_kl
+from ptmq_lightning.allocate.divergence import kl_of_images
 from ptmq_lightning.allocate.sensitivity import reference
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits
 from ptmq_lightning.runtime.spec import BitAssignment
@@ -43,23 +43,30 @@ class Judge:
             self.expected = self._answers()
         self.classes = torch.cat(self.expected).argmax(1)  # (N,)
         self.top1 = self._top1(self.classes)
-        self.known: dict[BitAssignment, Answers] = {}
+        self._known: dict[BitAssignment, tuple[Answers, Tensor]] = {}
 
     @property
     def measures(self) -> str:
         """What `drop` counts."""
         return "agreement with float" if self.labels is None else "top-1"
 
-    @torch.inference_mode()
     def ask(self, assignment: BitAssignment) -> Answers:
         """How the model answers at an assignment; asked again, it is not run again."""
-        if assignment not in self.known:
+        return self._found(assignment)[0]
+
+    def divergences(self, assignment: BitAssignment) -> Tensor:
+        """The KL of each image, float64 (N,), whose mean `ask` tells."""
+        return self._found(assignment)[1]
+
+    @torch.inference_mode()
+    def _found(self, assignment: BitAssignment) -> tuple[Answers, Tensor]:
+        if assignment not in self._known:
             with at_bits(self.model, assignment):
                 found = self._answers()
-            classes = torch.cat(found).argmax(1)
+            classes, of_images = torch.cat(found).argmax(1), kl_of_images(self.expected, found)
             agreement = 100 * float((classes == self.classes).double().mean())
-            self.known[assignment] = Answers(mean_kl(self.expected, found), agreement, self._top1(classes))
-        return self.known[assignment]
+            self._known[assignment] = Answers(float(of_images.mean()), agreement, self._top1(classes)), of_images
+        return self._known[assignment]
 
     def drop(self, assignment: BitAssignment) -> float:
         """Points of top-1 that are lost, or without labels percent of the images whose class changes."""

@@ -1,17 +1,23 @@
 """Swaps of two layers, ranked by the divergence of the whole network: what additive harm leaves out, interactions.
 
 One layer goes down a rung of its ladder, or none, and another goes up as far as the budgets then allow. The candidates
-are tried in the order of the additive harm that they would cost. One is kept where the true divergence falls, and the
-search goes on from there: whenever it is stopped, what it holds is the best so far. It starts from the given choice, or
-from a uniform one where that is truly better.
+are tried in the order of the additive harm that they would cost. One is kept where the true divergence surely falls,
+and the search goes on from there: whenever it is stopped, what it holds is the best so far. It starts from the given
+choice, or from a uniform one where that is surely better.
+
+"Surely" is by more than two standard errors over the images. A few images hold most of a divergence, so many a swap
+lowers its mean by chance, and does nothing for images that the search does not see. N images.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator
 from operator import itemgetter
+
+from torch import Tensor
 
 from ptmq_lightning.allocate.baselines import uniform_choices
 from ptmq_lightning.allocate.greedy import Spent
@@ -19,13 +25,16 @@ from ptmq_lightning.allocate.problem import Choice, Problem
 
 log = logging.getLogger(__name__)
 
+SURE = 2.0  # standard errors
+
 
 def swap(
     problem: Problem,
     choice: Choice,
-    divergence: Callable[[Choice], float],
+    divergence: Callable[[Choice], Tensor],
     seconds: float,
     *,
+    sure: float = SURE,
     clock: Callable[[], float] = time.monotonic,
 ) -> Choice:
     """The best choice that was found in time, at worst the given one.
@@ -33,15 +42,18 @@ def swap(
     Args:
         problem: with the budgets that every choice keeps.
         choice: where to start.
-        divergence: of the whole network at a choice.
+        divergence: of the whole network at a choice, on each image (N,).
         seconds: after which no further candidate is tried; 0: none is.
+        sure: standard errors by which the divergence has to fall; 0: any fall counts.
     """
     if seconds <= 0:
         return choice
     started, tried, kept = clock(), 0, 0
-    starts = [choice, *uniform_choices(problem)]
-    least, _, best = min((divergence(start), order, start) for order, start in enumerate(starts))
-    seen = {_key(start) for start in starts}
+    best, least, seen = choice, divergence(choice), {_key(choice)}
+    for start in uniform_choices(problem):
+        seen.add(_key(start))
+        if below(found := divergence(start), least, sure):
+            best, least = start, found
     improved = True
     while improved:
         improved = False
@@ -52,13 +64,19 @@ def swap(
                 continue
             seen.add(_key(candidate))
             tried += 1
-            if (found := divergence(candidate)) < least:
+            if below(found := divergence(candidate), least, sure):
                 best, least, improved = candidate, found, True
                 kept += 1
                 break
     if tried:
         log.info("%d swaps tried, %d kept, in %.1f s", tried, kept, clock() - started)
     return best
+
+
+def below(one: Tensor, other: Tensor, sure: float) -> bool:
+    """Whether a divergence (N,) is on average below another by more than so many standard errors of the difference."""
+    gain = other - one
+    return float(gain.mean()) > sure * float(gain.std(correction=0)) / math.sqrt(len(gain))
 
 
 def _key(choice: Choice) -> tuple[object, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from ptmq_lightning.device.arguments import positive
 
 COUNT = 256
+SENSITIVITY = 64  # of them, evenly spread: layers are told apart by fewer images than assignments are judged by
 
 
 def of_allocate(parser: argparse.ArgumentParser) -> None:

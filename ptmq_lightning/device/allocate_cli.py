@@ -15,9 +15,11 @@ from ptmq_lightning.allocate.front import COSTS, Point, lines, monotone, texts
 from ptmq_lightning.allocate.keys import AllocateKeys
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.names import store_assignments
+from ptmq_lightning.device.allocate_arguments import SENSITIVITY
 from ptmq_lightning.device.allocation import Allocation
-from ptmq_lightning.device.export_cli import check_sizes, open_folder, read_images, spread
+from ptmq_lightning.device.export_cli import check_sizes, open_folder, read_images
 from ptmq_lightning.device.passes import compute
+from ptmq_lightning.device.pictures import spread
 from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.extras import require
@@ -35,6 +37,9 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     images = torch.cat(parts)[: args.count]
     classes = compute(model, images[:1]).shape[1]
     allocation = Allocation(model, images, _keys(args), labels=labels_of(args.images, args.count, classes))
+    if args.prices is not None:
+        sums = ", ".join(f"{pair} {total:,.10g}" for pair, total in allocation.uniform_sums().items())
+        yield f"the layers' {args.price or 'prices'} in {args.prices}: {sums or 'no pair has one in every layer'}"
     started = time.perf_counter()
     layers = len(allocation.sensitivity)
     yield f"sensitivity of {layers} layers at {len(allocation.pairs)} pairs: {time.perf_counter() - started:.1f} s"
@@ -87,7 +92,7 @@ def _keys(args: argparse.Namespace) -> AllocateKeys:
         max_drop=args.max_drop,
         activations=args.activations,
         sensitivity=args.sensitivity or AllocateKeys.sensitivity,
-        sensitivity_images=args.count,
+        sensitivity_images=SENSITIVITY,
         swap_seconds=args.swap_seconds,
         swap_images=args.count,
     )

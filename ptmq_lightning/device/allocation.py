@@ -22,6 +22,7 @@ from ptmq_lightning.allocate.searches import SEARCHES
 from ptmq_lightning.allocate.sensitivity import Sensitivity, measure_layers
 from ptmq_lightning.allocate.swaps import swap
 from ptmq_lightning.allocate.tolerance import HALVINGS, cheapest
+from ptmq_lightning.device.pictures import spread
 from ptmq_lightning.evaluation.cost import byte_prices, layer_bit_ops, layer_macs
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
@@ -37,7 +38,7 @@ class Allocation:
 
     Args:
         model: calibrated; its current selection is the same afterwards.
-        images: (N, C, H, W), the first of them for the sensitivity.
+        images: (N, C, H, W); some of them, evenly spread, for the sensitivity.
         keys: what is asked for.
         labels: of the images (N,), for max_drop; None: unknown.
         seed: of a search that draws.
@@ -64,7 +65,7 @@ class Allocation:
         return measure_layers(
             MEASURES[self.keys.sensitivity],
             self.model,
-            self.images[: self.keys.sensitivity_images],
+            self.images[spread(len(self.images), self.keys.sensitivity_images)],
             self.pairs,
             separately=self.keys.activations == "free",
             progress=self.progress,
@@ -132,6 +133,12 @@ class Allocation:
         says = f"a sum of {{:.10g}} {self.keys.price or ''} in '{path}'"
         return budget_of(self.model, self.pairs, price, says.replace("  ", " "), limit, as_listed=True)
 
+    def uniform_sums(self) -> dict[BitWidth, float]:
+        """What each pair in all layers costs by that table; without pairs that it has no price for everywhere."""
+        budget = self.table(math.inf)
+        common = [p for p in sorted(self.pairs) if all(p in prices for prices in budget.prices.values())]
+        return {pair: budget.spent(dict.fromkeys(budget.prices, pair)) for pair in common}
+
     def _made(self, *budgets: Budget) -> BitAssignment:
         """The assignment that the search and then swaps lead to under all of these."""
         return complete(self.model, self._search(Problem(self.sensitivity, budgets), self.keys.swap_seconds))
@@ -140,8 +147,8 @@ class Allocation:
         """The search's choice, with swaps for so many seconds."""
         return swap(problem, SEARCHES[self.keys.name](problem, self.seed), self._divergence, seconds)
 
-    def _divergence(self, choice: Choice) -> float:
-        return self.judge.ask(complete(self.model, choice)).divergence
+    def _divergence(self, choice: Choice) -> Tensor:
+        return self.judge.divergences(complete(self.model, choice))
 
     def _within(self, most: float) -> Choice:
         """The smallest in bytes that loses no more; its tries share the time for swaps."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.device.passes import compute
-from ptmq_lightning.device.pictures import open_picture
+from ptmq_lightning.device.pictures import open_picture, spread
 from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.folder import read_manifest
 from ptmq_lightning.export.one_file import opening_line
@@ -108,12 +108,6 @@ def open_folder(path: Path) -> Any:
     except Exception as error:  # timm's readers raise RuntimeError for an empty folder, else what the place leads to
         why = "no pictures in it" if isinstance(error, RuntimeError) else type(error).__name__
         raise _no_images(path, why) from error
-
-
-def spread(there: int, count: int) -> list[int]:
-    """At most ``count`` indices, evenly spread over those that are there."""
-    picks: list[int] = np.linspace(0, there - 1, min(count, there)).round().astype(int).tolist()
-    return picks
 
 
 def check_sizes(paths: Sequence[Path], parts: Sequence[Tensor], size: Sequence[int] | None) -> None:

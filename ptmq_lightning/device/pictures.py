@@ -88,3 +88,9 @@ def _scaled(size: tuple[int, int], target: tuple[int, int], mode: str) -> tuple[
         return (edge, far) if size[0] <= size[1] else (far, edge)
     ratio = min(have / want for have, want in zip(size, target, strict=True))
     return round(size[0] / ratio), round(size[1] / ratio)
+
+
+def spread(there: int, count: int) -> list[int]:
+    """At most ``count`` indices, evenly spread over those that are there."""
+    picks: list[int] = np.linspace(0, there - 1, min(count, there)).round().astype(int).tolist()
+    return picks

@@ -25,6 +25,7 @@ def test_agreement_and_divergence_are_those_of_the_logits() -> None:
         q = model(x).double().log_softmax(1)
     assert answers.divergence == pytest.approx(float((p.exp() * (p - q)).sum(1).mean()), rel=1e-4)  # float32 logits
     assert answers.agreement == 100 * float((p.argmax(1) == q.argmax(1)).double().mean())
+    assert float(judge.divergences(low).mean()) == answers.divergence and len(judge.divergences(low)) == 32
     assert answers.top1 is None and judge.drop(low) == 100 - answers.agreement
 
 
