@@ -43,7 +43,6 @@ def test_a_small_network_is_quantized_measured_and_timed(w8a8: Any, tmp_path: Pa
 
 def test_the_page_follows_from_the_results(w8a8: Any) -> None:
     found = json.loads(w8a8.FILE.read_text(encoding="utf-8"))
-    assert set(found) == set(TITLES) and all({"onnxruntime", "nncf"} <= set(tools) for tools in found.values())
-    timed = [set(tools) for tools in found.values() if any("ms" in row for row in tools.values())]
-    assert len(timed) >= 4 and all(tools == set(w8a8.TOOLS) for tools in timed)  # in turns, or not at all
+    assert set(found) == set(TITLES)
+    assert all(set(tools) == set(w8a8.TOOLS) for tools in found.values())
     assert w8a8.FILE.with_suffix(".md").read_text(encoding="utf-8") == w8a8.page(found)
