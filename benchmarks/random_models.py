@@ -29,22 +29,27 @@ def random_model(name: str, *, free: tuple[int, ...] = (), plane_of: dict[int, i
     return with_float(name, free=free, plane_of=plane_of)[0]
 
 
+def random_network(name: str) -> nn.Module:
+    """A float network of the zoo with random weights."""
+    torch.manual_seed(0)
+    module = zoo.build(name, pretrained=False).module
+    for norm in module.modules():  # a norm that begins at zero leaves a convolution without a value
+        if isinstance(norm, nn.BatchNorm2d) and not norm.weight.any():
+            nn.init.ones_(norm.weight)
+    return module
+
+
 def with_float(
     name: str, *, free: tuple[int, ...] = (), plane_of: dict[int, int] = ONE_PLANE, gelu: str = "uniform"
 ) -> tuple[MultiBitModel, nn.Module]:
     """The model, and the folded float network it was made of, as a chain of the same blocks. gelu: as in Placement."""
-    torch.manual_seed(0)
 
     def steps(weight: Tensor, widths: tuple[int, ...], _: StepSize) -> Tensor:
         """(K, O): the largest weight at the end of the range, and 0.9 of that where a width is free; no search."""
         finest = weight.abs().flatten(1).amax(dim=1).clamp_min(grid.EPS) / 127
         return torch.stack([finest * 2.0 ** (8 - b) * (0.9 if b in free else 1.0) for b in widths])
 
-    module = zoo.build(name, pretrained=False).module
-    for norm in module.modules():  # a norm that begins at zero leaves a convolution without a value
-        if isinstance(norm, nn.BatchNorm2d) and not norm.weight.any():
-            nn.init.ones_(norm.weight)
-    gm = graph.trace(module, (3, 224, 224))
+    gm = graph.trace(random_network(name), (3, 224, 224))
     fold.fold(gm)
     chain = blocks.cut(gm, torch.randn(2, 3, 224, 224), name=name)
     network = nn.Sequential(*[copy.deepcopy(block.module) for block in chain]).requires_grad_(False)

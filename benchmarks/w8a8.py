@@ -2,6 +2,7 @@
 
     PTMQ_DATA=DIR python benchmarks/w8a8.py                               # all experiments
     PTMQ_DATA=DIR python benchmarks/w8a8.py --experiments cifar_resnet20 --tools onnxruntime
+    python benchmarks/w8a8.py --experiments --networks resnet18 deit_s    # random weights: bytes and time alone
 
 Each tool gets the float network and the calibration images of the experiment, and is measured on the images of
 `accuracy.py`, in its own runtime: the figures stand beside the rows w8a8 of the accuracy tables. quantize_static:
@@ -44,6 +45,7 @@ if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.accuracy_figure import TITLES
+from benchmarks.random_models import random_network
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.data.module import eval_loader
@@ -59,7 +61,10 @@ MOST = 128  # calibration images of quantize_static
 REAL = 32  # images of an export's ranges
 ROUNDS = {1: 21, 32: 5}  # of each batch that is timed
 
+RANDOM = ("resnet18", "deit_s")
+
 Run = Callable[[Tensor], Tensor]  # (B, C, H, W) -> logits (B, classes)
+Batches = Sequence[tuple[Tensor, Tensor]]  # images (B, C, H, W), labels (B,)
 
 
 @dataclass(frozen=True)
@@ -74,37 +79,50 @@ class Case:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experiments", nargs="+", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--experiments", nargs="*", choices=TITLES, default=list(TITLES))
+    parser.add_argument("--networks", nargs="*", choices=RANDOM, default=[], help="at 224 px, with random weights")
     parser.add_argument("--tools", nargs="+", choices=TOOLS, default=list(TOOLS))
     parser.add_argument("--val-images", type=int, help="evaluation images; null: those of the experiment")
     parser.add_argument("--results", type=Path, default=FILE)
     options = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, Any] = json.loads(options.results.read_text()) if options.results.exists() else {}
-    for name in options.experiments:
-        more = [] if options.val_images is None else [f"data.val_images={options.val_images}"]
-        keys = [f"experiment={name}", "method=rtn", *more]
-        config = configuration(keys)
-        sources, indices = pipeline.find(config)
-        network = pipeline.build(config.model)
-        sources, images = pipeline.load(config, network, sources, indices)
-        batches = list(eval_loader(sources.val, config.data.eval_batch))
+    for name in (*options.experiments, *options.networks):
         with tempfile.TemporaryDirectory() as folder:
-            rows = compared(Case(network.module, images, keys, Path(folder)), options.tools, batches)
+            made = random_case if name in options.networks else real_case
+            rows = compared(*made(name, Path(folder), options.val_images), options.tools)
         rows = found.get(name, {}) | rows
         found[name] = {tool: rows[tool] for tool in TOOLS if tool in rows}
         write_atomically(options.results, json.dumps(found, indent=2) + "\n")
         write_atomically(options.results.with_suffix(".md"), page(found))
 
 
-def compared(case: Case, tools: Iterable[str], batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, dict[str, Any]]:
-    """A row for each tool: what it told, its accuracy beside the float network's, and milliseconds by batch."""
+def real_case(experiment: str, folder: Path, val_images: int | None) -> tuple[Case, Batches]:
+    """An experiment's network, and its evaluation images with their labels."""
+    more = [] if val_images is None else [f"data.val_images={val_images}"]
+    keys = [f"experiment={experiment}", "method=rtn", *more]
+    config = configuration(keys)
+    sources, indices = pipeline.find(config)
+    network = pipeline.build(config.model)
+    sources, images = pipeline.load(config, network, sources, indices)
+    return Case(network.module, images, keys, folder), list(eval_loader(sources.val, config.data.eval_batch))
+
+
+def random_case(name: str, folder: Path, _: int | None) -> tuple[Case, Batches]:
+    """A network of the zoo with random weights and images of noise, which nobody evaluates."""
+    module = random_network(name)
+    return Case(module, torch.randn(MOST, 3, 224, 224), [f"model={name}", "method=rtn"], folder), []
+
+
+def compared(case: Case, batches: Batches, tools: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A row for each tool: what it told, its accuracy beside the float network's where there is anything to evaluate,
+    and milliseconds by batch."""
     with torch.inference_mode():
         fp = [case.module(images) for images, _ in batches]
     rows, runs = dict[str, dict[str, Any]](), dict[str, Run]()
     for tool in tools:
         runs[tool], told = TOOLS[tool](case)
-        rows[tool] = told | measured(fp, runs[tool], batches)
+        rows[tool] = told | (measured(fp, runs[tool], batches) if batches else {})
         print(case.keys[0], tool, rows[tool], flush=True)
     for batch, rounds in ROUNDS.items():
         x = case.images[:batch]
@@ -250,10 +268,11 @@ def page(found: Mapping[str, Any]) -> str:
     ]
     for name, tools in found.items():
         for row in tools.values():
-            cells = [f"{row['top1']:.2f}", f"{row['agreement']:.2f}", f"{row['logit_error']:.4f}", f"{row['bytes']:,}"]
+            shown = {"top1": ".2f", "agreement": ".2f", "logit_error": ".4f", "bytes": ","}
+            cells = [format(row[key], form) if key in row else "-" for key, form in shown.items()]
             cells += [f"{row['ms'][str(batch)]:.2f}" if "ms" in row else "-" for batch in ROUNDS]
             cells += [f"{row['seconds']:.0f}", str(row["images"])] if "seconds" in row else ["-", "-"]
-            lines.append(f"| {name} | {row['version']} | {' | '.join(cells)} | {row['evaluation_images']} |")
+            lines.append(f"| {name} | {row['version']} | {' | '.join(cells)} | {row.get('evaluation_images', '-')} |")
     return "\n".join(lines) + "\n"
 
 
