@@ -39,6 +39,7 @@ NETWORKS = {
 }  # of results/accuracy_NAME.json: points of the axis below float
 METHODS = {  # in the order of drawing: label, marker, shift to the side; colors are those of every figure
     "rtn": ("nearest rounding: one model", "^", 0.0),
+    "rtn+placement.gelu=table": ("nearest rounding with ptmq's GELU tables", "v", 0.06),
     "qdrop": ("QDrop: a model for each width", "s", 0.13),
     "qdrop+placement.gelu=table": ("QDrop with ptmq's GELU tables", "D", 0.26),
     "ptmq": ("ptmq: one model for all widths", "o", -0.13),
