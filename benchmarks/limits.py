@@ -44,9 +44,13 @@ def main() -> None:
     options = parser.parse_args()
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     if not options.table:
+        if options.run is None:
+            parser.error("found no run; expected an experiment and the folder of a finished run of it, or --table")
         torch.set_num_threads(1)
         model, judge = opened(options.experiment, options.run, options.images)
-        here = found.setdefault(options.experiment, {"images": options.images, "float top-1": judge.top1, "pairs": {}})
+        here = found.setdefault(
+            options.experiment, {"images": options.images, f"top-1 at {MAX_BITS} bits": judge.top1, "pairs": {}}
+        )
         for pair in map(BitWidth.parse, options.pairs):
             here["pairs"][str(pair)] = {name: told(model, judge, widths) for name, widths in cases(model, pair)}
             write_atomically(FILE, json.dumps(found, indent=1) + "\n")
@@ -109,7 +113,7 @@ def page(found: dict[str, Any]) -> str:
         pairs = list(network["pairs"])
         lines += [
             f"## {name}: top-1 in percent, and the divergence from {MAX_BITS} bits, on {network['images']} images "
-            f"({network['float top-1']:.1f} % at {MAX_BITS} bits)",
+            f"({network[f'top-1 at {MAX_BITS} bits']:.1f} % at {MAX_BITS} bits)",
             "",
             f"| case | {' | '.join(pairs)} |",
             "| --- " + "| ---: " * len(pairs) + "|",

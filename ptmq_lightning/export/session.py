@@ -207,7 +207,6 @@ class _Multi:
     def __init__(self, export: Session) -> None:
         self.name_of = export.name_of
         self.session = inference_session(export.graph("*"), export.threads)
-        release_freed_memory()  # the unpacking of every width's weights leaves gigabytes with the C library
         chosen = self.session.get_modelmeta().custom_metadata_map
         self.input = next(i.name for i in self.session.get_inputs() if i.name != IMAGES)
         self.values: dict[str, int] = json.loads(chosen[f"ptmq.{self.input}"])
@@ -245,7 +244,9 @@ def inference_session(path: Path | bytes, threads: int | None, optimized: Path |
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     model = path if isinstance(path, bytes) else str(path)
-    return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    release_freed_memory()  # unpacking the weights of every width leaves gigabytes with the C library
+    return session
 
 
 def compile_openvino(path: Path | bytes, threads: int | None) -> Any:

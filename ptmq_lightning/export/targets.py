@@ -95,10 +95,8 @@ class OnnxStatic:
         """images (B, C, H, W) -> logits of one static file."""
         from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS
         from ptmq_lightning.export.session import inference_session
-        from ptmq_lightning.runtime.memory import release_freed_memory
 
         session = inference_session(model, threads)
-        release_freed_memory()  # what the unpacking of weights left with the C library
         return lambda images: session.run([LOGITS], {IMAGES: images})[0]
 
     def saturates(self) -> bool:
