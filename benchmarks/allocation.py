@@ -21,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +46,7 @@ from ptmq_lightning.device.allocation import Allocation
 from ptmq_lightning.device.pictures import spread
 from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,11 +77,10 @@ class Cell:
         sources, indices = pipeline.find(config)
         sources, calibration = pipeline.load(config, pipeline.build(config.model), sources, indices)
         self.images = calibration[:images]
-        shown = [sources.val[index] for index in spread(len(sources.val), judges or len(sources.val))]
-        labels = torch.tensor([int(label) for _, label in shown])
-        self.judge = Judge(self.model, torch.stack([image for image, _ in shown]), labels)
+        chosen = spread(len(sources.val), judges or len(sources.val))
+        self.judge = judge_on(self.model, sources.val, chosen)
         self.macs = layer_macs(self.model, self.images[:1])
-        self.run = {"seed": config.seed, "iters": config.recon.iters, "decide": len(self.images), "judge": len(shown)}
+        self.run = {"seed": config.seed, "iters": config.recon.iters, "decide": len(self.images), "judge": len(chosen)}
 
     @cached_property
     def tied(self) -> Allocation:
@@ -126,6 +126,13 @@ class Cell:
         }
         answers = asdict(self.judge.ask(assignment))
         return costs | {name: round(value, 5) for name, value in answers.items()} | more
+
+
+def judge_on(model: MultiBitModel, pictures: Any, chosen: Iterable[int]) -> Judge:
+    """What asks the model about the chosen of these labelled pictures."""
+    shown = [pictures[index] for index in chosen]
+    labels = torch.tensor([int(label) for _, label in shown])
+    return Judge(model, torch.stack([image for image, _ in shown]), labels)
 
 
 def main() -> None:

@@ -13,12 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.allocation import judge_on
 from ptmq_lightning.allocate.judge import Judge
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
@@ -63,9 +68,7 @@ def opened(experiment: str, run: Path, images: int) -> tuple[MultiBitModel, Judg
     config = configuration([f"experiment={experiment}"])
     sources, indices = pipeline.find(config)
     sources, _ = pipeline.load(config, pipeline.build(config.model), sources, indices)
-    shown = [sources.val[index] for index in range(min(images, len(sources.val)))]
-    labels = torch.tensor([int(label) for _, label in shown])
-    return model, Judge(model, torch.stack([image for image, _ in shown]), labels)
+    return model, judge_on(model, sources.val, range(min(images, len(sources.val))))
 
 
 def cases(model: MultiBitModel, pair: BitWidth) -> Iterator[tuple[str, Widths]]:
