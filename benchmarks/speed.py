@@ -30,6 +30,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import ptmq_lightning as ptmq  # isort: skip  # the torchvision cure comes first
 
@@ -165,7 +166,8 @@ def fit_of(name: str, given: list[str], device: str = "cpu") -> tuple[Fit, nn.Mo
     fold(graph)
     folded = cut(graph, images[:2], name=name)[0].module
     model = ptmq.quantize(network, images, overrides=overrides).to(device)
-    images = images.to(device)
+    last = parts.channels_last(config.trainer, torch.device(device))
+    images = images.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
     recipe = parts.recipes(config, model)[0]
     unit = next(UNITS[recipe.unit].units(model.chain[0], nn.Sequential(*list(model.blocks)[1:])))
     streams = {key: images + torch.randn_like(images) / 10 for key in recipe.mixer.streams(recipe.groups)}
@@ -199,9 +201,11 @@ class Step:
         self.optimizer.step()
 
 
-def float_steps(block: nn.Module, fit: Fit, widths: int) -> Callable[[], None]:
+def float_steps(
+    block: nn.Module, fit: Fit, widths: int, layout: torch.memory_format = torch.contiguous_format
+) -> Callable[[], None]:
     """The floor: as many FP32 passes as widths, with gradients of weights and input."""
-    x, target = fit.inputs.fp[:BATCH], fit.target[:BATCH]
+    x, target = (kept[:BATCH].contiguous(memory_format=layout) for kept in (fit.inputs.fp, fit.target))
 
     def run() -> None:
         for _ in range(widths):
@@ -218,8 +222,8 @@ def plain_steps(block: nn.Module, fit: Fit, widths: int) -> Callable[[], None]:
         if isinstance(module, nn.Conv2d | nn.Linear):
             block.set_submodule(path, PlainLayer(module))
     optimizer = torch.optim.Adam([p for p in block.parameters() if p.requires_grad], lr=1e-3)
-    x, target = fit.inputs.fp[:BATCH], fit.target[:BATCH]
-    noisy = next(iter(fit.inputs.streams.values()))[:BATCH]
+    noisy = next(iter(fit.inputs.streams.values()))
+    x, target, noisy = (kept[:BATCH].contiguous() for kept in (fit.inputs.fp, fit.target, noisy))
 
     def run() -> None:
         for _ in range(widths):
@@ -291,8 +295,9 @@ class _Count(TorchDispatchMode):
 
 
 def operations(run: Callable[[], None]) -> int:
-    """Calls of PyTorch operators in a step that is not compiled."""
-    with kernels.compiled(False), _Count() as counted:
+    """Calls of PyTorch operators in a step that is not compiled, and not cut into pieces for a CPU's cache."""
+    whole = mock.patch.object(kernels, "pieces", lambda *whole: [whole])
+    with kernels.compiled(False), whole, _Count() as counted:
         run()
     return counted.calls
 

@@ -26,10 +26,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(speed, "BLOCKS", SMALL)
 
 
-# What was counted with torch 2.13, and 2 %: another release may make a view more. A GPU waits for each of them.
-@pytest.mark.parametrize(("block", "most"), [("resnet", 510), ("deit", 1700)])
+# What was counted with torch 2.13, and 2 %: another release may make a view more. A GPU waits for each of them; its
+# features are not laid out anew. An activation quantizer's call is 20 of them, 8 of which compute nothing.
+@pytest.mark.parametrize(("block", "most"), [("resnet", 533), ("deit", 1905)])
 def test_a_step_at_four_widths_starts_no_more_operations_than_it_did(block: str, most: int) -> None:
-    step = speed.Step(speed.fit_of(block, [])[0])
+    step = speed.Step(speed.fit_of(block, ["trainer.channels_last=never"])[0])
     step()  # Adam makes its state in the first
     assert len(step.module.recipe.groups.groups) == 4
     assert most * 0.8 < speed.operations(step) <= most

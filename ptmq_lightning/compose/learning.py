@@ -48,6 +48,7 @@ def learn(
         processes=parts.local_processes(config.trainer),
     )
     last = config.tune.iterations(passes[0]) if passes else 0
+    laid_out = parts.channels_last(config.trainer, images.device)
     fast = compiles(config.trainer.compile, model, images, passes, last)
     step_sizes = StepSizes(loggers, list(model.blocks))
     results = folder.restore(model) if folder else []
@@ -69,18 +70,32 @@ def learn(
         if first < blocks:
             with old_objects_set_aside(), kernels.compiled(fast):
                 results += reconstruct_model(
-                    model, images, recipe, new_trainer, from_block=first, after_block=keep, before=before, store=store
+                    model,
+                    images,
+                    recipe,
+                    new_trainer,
+                    from_block=first,
+                    after_block=keep,
+                    before=before,
+                    store=store,
+                    channels_last=laid_out,
                 )
         before = (before[0] + units[1], before[1] + units[1] * recipe.schedule.iters)
     if passes and config.tune.iters != 0:
         place = Place(before[0], before[0] + 1, WHOLE, before[1], len(model.blocks), config.seed)
         with old_objects_set_aside(), kernels.compiled(fast):
-            tune_with(model, images, passes[0], config, loggers, place)
+            tune_with(model, images, passes[0], config, loggers, place, laid_out)
     return results
 
 
 def tune_with(
-    model: MultiBitModel, images: Tensor, recipe: Recipe, config: Config, loggers: Sequence[Logger], place: Place
+    model: MultiBitModel,
+    images: Tensor,
+    recipe: Recipe,
+    config: Config,
+    loggers: Sequence[Logger],
+    place: Place,
+    laid_out: bool,
 ) -> None:
     """The pass over the whole network at once, behind those over its blocks."""
 
@@ -88,4 +103,4 @@ def tune_with(
         progress = Progress(config.tune.iterations(recipe), first_block=place.index, explained=False)
         return parts.trainer(config.trainer, loggers=loggers, callbacks=[progress])
 
-    tune(model, images, recipe, config.tune, new_trainer, place, free=free_memory(images.device))
+    tune(model, images, recipe, config.tune, new_trainer, place, free_memory(images.device), laid_out)

@@ -127,6 +127,12 @@ def device_of(config: TrainerConfig) -> torch.device:
         ) from error
 
 
+def channels_last(config: TrainerConfig, device: torch.device) -> bool:
+    """Whether a fit lays features out with channels last: a CPU's convolutions copy them else, and nothing that an
+    artifact can hold asks where features lie in memory."""
+    return config.channels_last == "always" or (config.channels_last == "auto" and device.type == "cpu")
+
+
 def local_processes(config: TrainerConfig) -> int:
     """On this machine; with devices=auto as many as there are GPUs."""
     devices = str(config.devices)

@@ -96,6 +96,12 @@ class TrainerConfig:
         "are so long that it pays",
         choices=("auto", "always", "never"),
     )
+    channels_last: str = key(
+        "auto",
+        "features of the fits lie in memory with their channels last, as a CPU's convolutions want them; auto: on a "
+        "CPU",
+        choices=("auto", "always", "never"),
+    )
     cache: str = key(
         "auto",
         "where the features of the calibration images are kept during the fits; auto: in memory where they take at "

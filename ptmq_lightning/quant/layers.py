@@ -7,6 +7,7 @@ runtime.grid's.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +16,16 @@ from torch import Tensor, nn
 from ptmq_lightning.quant import kernels
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
+from ptmq_lightning.runtime.layout import channels_last, dense, flat, from_rows
 from ptmq_lightning.runtime.switchable import SwitchableActivation
 
 
 class _QuantDrop(torch.autograd.Function):
-    """LSQ fake quantization of x (B, ...) with a step s; where `keep` (n,) is 1 the input passes as it is (QDrop). The
-    rest is as in `kernels.quantize`."""
+    """LSQ fake quantization of x (B, ...) with a step s; where `keep` (n,) is 1 the input passes as it is (QDrop), in
+    the order in which values lie in memory. The rest is as in `kernels.quantize`.
+
+    Of what is kept for the gradient, the input and the output are kept by the layers on both sides, too.
+    """
 
     @staticmethod
     def forward(
@@ -32,17 +37,20 @@ class _QuantDrop(torch.autograd.Function):
         keep: Tensor | None,
         levels: Tensor | None = None,
     ) -> Tensor:
-        y, inside, slope = kernels.quantize(x.flatten(), step, low, high, keep, levels)
-        ctx.save_for_backward(inside, slope)
-        return y.view(x.shape)
+        x = dense(x)
+        ctx.like = x.shape, x.stride()
+        x = flat(x)
+        y, inside = kernels.quantize(x, step, low, high, keep, levels)
+        ctx.save_for_backward(x, y if ctx.needs_input_grad[1] else None, inside, step)
+        return y.as_strided(*ctx.like)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        inside, slope = ctx.saved_tensors
-        to_x, to_step = ctx.needs_input_grad[:2]
-        grad_x, grad_step = kernels.quantize_backward(grad.flatten(), inside, slope, to_x, to_step)
-        grad_x = None if grad_x is None else grad_x.view(grad.shape)
-        return grad_x, grad_step, None, None, None, None
+        if grad.stride() != ctx.like[1]:
+            grad = grad.new_empty_strided(*ctx.like).copy_(grad)
+        x, y, inside, step = ctx.saved_tensors
+        to_x, to_step = kernels.quantize_backward(flat(grad), x, y, inside, step, ctx.needs_input_grad[0])
+        return None if to_x is None else to_x.as_strided(*ctx.like), to_step, None, None, None, None
 
 
 class MaskBank:
@@ -60,8 +68,13 @@ class MaskBank:
         """Float mask of a shape: 1 with probability `share`, else 0."""
         return self.flat(shape.numel()).view(shape)
 
+    def like(self, x: Tensor) -> Callable[[torch.Size], Tensor]:
+        """Masks of any number of features such as x (B, ...), which lie in memory as they do."""
+        last = channels_last(x)
+        return lambda shape: from_rows(self.flat(shape.numel()).view(shape[0], -1), shape, last=last)
+
     def flat(self, count: int) -> Tensor:
-        """The same, (count,)."""
+        """(count,)"""
         if 2 * count > len(self.bank):  # room for many different slices
             self.bank = self._draw(4 * count)
         first = int(torch.randint(len(self.bank) - count + 1, (), generator=self.generator))

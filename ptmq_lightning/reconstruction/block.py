@@ -55,7 +55,7 @@ class BlockReconstruction(L.LightningModule):
 
     def training_step(self, batch: FeatureBatch, index: int) -> Tensor | None:
         drawn = self.draw()  # K pairs, low to high
-        inputs = self.recipe.mixer.inputs(batch.fp, batch, drawn, self.masks, self.draws)  # §1.7
+        inputs = self.recipe.mixer.inputs(batch.fp, batch, drawn, self.masks.like(batch.fp), self.draws)  # §1.7
         if self.pinned:  # K runs would compute nearly the same: learn from one of them
             pick = int(torch.randint(len(drawn), (), generator=self.draws))
             drawn, inputs = [drawn[pick]], [inputs[pick]]

@@ -30,9 +30,9 @@ class StreamRoom:
         self.rooms = {key: store.room(count, width, like) for key in keys} if width else {}
 
     def behind(self, target: Kept) -> dict[Hashable, Kept]:
-        """Streams of the shape of ``target`` (N, ...), over those that were there before: an image's over the same
-        image's."""
-        return {key: room.kept(target.shape) for key, room in self.rooms.items()}
+        """Streams as ``target`` (N, ...) is, over those that were there before: an image's over the same image's."""
+        like = target[:1]
+        return {key: room.kept(like) for key, room in self.rooms.items()}
 
 
 @torch.no_grad()

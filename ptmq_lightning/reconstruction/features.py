@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ptmq_lightning.reconstruction.recipe import Recipe
 from ptmq_lightning.reconstruction.store import MEMORY, Kept, Store
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.layout import dense
 from ptmq_lightning.runtime.model import LayerInfo, select
 from ptmq_lightning.runtime.spec import BitWidth
 
@@ -100,7 +101,7 @@ def loader(
 
 def map_batches(function: Callable[[Tensor], Tensor], x: Kept, batch: int) -> Tensor:
     """function over x (N, ...) in batches, into one tensor (N, ...)."""
-    return _mapped(function, x, batch, lambda count, like: like.new_empty((count, *like.shape[1:])))
+    return _mapped(function, x, batch, MEMORY.empty)
 
 
 def run_float(block: nn.Module, x: Kept, batch: int, store: Store = MEMORY) -> Kept:
@@ -116,7 +117,7 @@ def _mapped(
     result: Result | None = None
     for first in range(0, len(x), batch):
         images = slice(first, first + batch)
-        part = function(x[images].contiguous())  # a stream's rows may be wider than its features
+        part = function(dense(x[images]))  # a stream's rows may be wider than its features
         if result is None:
             result = empty(len(x), part)
         result[images] = part
@@ -154,7 +155,7 @@ def advance(
 
     for first in range(0, len(target), batch):
         images = slice(first, first + batch)
-        own = {key: stream[images].contiguous() for key, stream in features.streams.items()}
+        own = {key: dense(stream[images]) for key, stream in features.streams.items()}
         for key, value in mixer.propagate(own, groups, run, generator).items():
             streams[key][images] = value
     select(block, None)

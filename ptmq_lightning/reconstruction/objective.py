@@ -16,6 +16,7 @@ from torch import Tensor
 from ptmq_lightning.reconstruction.importance import TOKENS, WEIGHTS, ErrorWeight
 from ptmq_lightning.reconstruction.losses import LOSSES, NORMS, LossKeys
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.layout import channels_last, rows
 
 
 class Objective:
@@ -88,6 +89,7 @@ class Objective:
 def distance(x: Tensor, y: Tensor, channel: int, weight: Tensor | None = None, p: float = 2.0) -> Tensor:
     """mean over all but channels of sum over channels of weight * |x - y|^p; a scalar (PTMQ §4, mse)."""
     if weight is None and p == 2:
-        return F.mse_loss(x, y) * x.shape[channel]
+        last = channels_last(x)  # the gradient of F.mse_loss is laid out in the order of the dimensions, whatever x is
+        return F.mse_loss(rows(x, last=last), rows(y, last=last)) * x.shape[channel]
     error = (x - y).square() if p == 2 else (x - y).abs().pow(p)
     return (error if weight is None else error * weight).mean() * x.shape[channel]

@@ -14,7 +14,7 @@ from ptmq_lightning.reconstruction.features import Features, advance, run_float
 from ptmq_lightning.reconstruction.fit import Fit, NewTrainer
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.recipe import Recipe
-from ptmq_lightning.reconstruction.store import MEMORY, Kept, Store
+from ptmq_lightning.reconstruction.store import MEMORY, ChannelsLast, Kept, Store
 from ptmq_lightning.reconstruction.tokens import Tokens, look_at_tokens
 from ptmq_lightning.reconstruction.units import UNITS, Unit
 from ptmq_lightning.runtime.errors import ModelError
@@ -41,6 +41,7 @@ def reconstruct_model(
     after_block: Callable[[int, BlockResult], None] = lambda index, result: None,
     before: tuple[int, int] = (0, 0),
     store: Store = MEMORY,
+    channels_last: bool = False,
 ) -> list[BlockResult]:
     """Learn rounding and step sizes of every block, in place, in the order of execution.
 
@@ -52,6 +53,7 @@ def reconstruct_model(
         after_block: told each block's index and result.
         before: units and iterations of earlier passes over the network.
         store: where features are kept. It changes no tensor.
+        channels_last: how features are laid out. It changes the order in which convolutions add.
 
     Raises:
         ModelError: the model is not calibrated.
@@ -59,7 +61,8 @@ def reconstruct_model(
     _check_calibrated(model)
     model.switch(None)
     keys = recipe.mixer.streams(recipe.groups)
-    features = Features(images, dict.fromkeys(keys, images))
+    first = ChannelsLast(images) if channels_last else images
+    features = Features(first, dict.fromkeys(keys, first))
     room = StreamRoom(store, keys, len(images), widest_stream(model, images), images)
     place = Place(before[0], before[0] + recipe.count(model.layers.values()), "", before[1], seed=recipe.seed)
     weigh = recipe.objective.error_weight.of_tokens

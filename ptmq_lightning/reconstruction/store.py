@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.layout import channels_last, from_rows, rows
 
 
 class Kept(Protocol):
@@ -35,8 +36,9 @@ class Kept(Protocol):
 class Room(Protocol):
     """Place for the features of N images, each in a row of its own."""
 
-    def kept(self, shape: torch.Size) -> Kept:
-        """Features of this shape (N, ...), an image's at the start of its row."""
+    def kept(self, like: Tensor) -> Kept:
+        """Features (N, ...) of the shape of these (B, ...), laid out as they are, an image's at the start of its
+        row."""
 
 
 class Store(ABC):
@@ -48,7 +50,7 @@ class Store(ABC):
 
     def empty(self, count: int, like: Tensor) -> Kept:
         """Features of ``count`` images, of the type and shape of ``like`` (B, ...), in a room of their own."""
-        return self.room(count, like[0].numel(), like).kept(torch.Size((count, *like.shape[1:])))
+        return self.room(count, like[0].numel(), like).kept(like)
 
 
 class InMemory(Store):
@@ -56,6 +58,9 @@ class InMemory(Store):
 
     def room(self, count: int, width: int, like: Tensor) -> Room:
         return TensorRoom(like.new_empty((count, width)))
+
+    def empty(self, count: int, like: Tensor) -> Tensor:
+        return super().empty(count, like)  # type: ignore[return-value]
 
 
 MEMORY = InMemory()
@@ -93,7 +98,7 @@ class OnDisk(Store):
         except ConfigError:
             file.close()
             raise
-        room = FileRoom(file, width * like.element_size(), like.dtype, self.device)
+        room = FileRoom(file, count, width * like.element_size(), like.dtype, self.device)
         self.rooms.add(room)
         return room
 
@@ -104,8 +109,8 @@ class TensorRoom:
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
-    def kept(self, shape: torch.Size) -> Kept:
-        return self.rows[:, : shape[1:].numel()].view(shape)
+    def kept(self, like: Tensor) -> Tensor:
+        return from_rows(self.rows[:, : like[0].numel()], like.shape, last=channels_last(like))
 
 
 class HostRoom:
@@ -114,8 +119,25 @@ class HostRoom:
     def __init__(self, rows: Tensor, device: torch.device) -> None:
         self.rows, self.device = rows, device
 
-    def kept(self, shape: torch.Size) -> Kept:
-        return HostFeatures(self.rows[:, : shape[1:].numel()].view(shape), self.device)
+    def kept(self, like: Tensor) -> Kept:
+        return HostFeatures(TensorRoom(self.rows).kept(like), self.device)
+
+
+class ChannelsLast:
+    """Images (N, C, H, W), of which a batch is handed out with channels last; what a network makes of it is laid out
+    alike."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images, self.device, self.shape = images, images.device, images.shape
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, images: slice | Tensor) -> Tensor:
+        return self.images[images].contiguous(memory_format=torch.channels_last)
+
+    def __setitem__(self, images: slice, features: Tensor) -> None:
+        self.images[images] = features
 
 
 class HostFeatures:
@@ -137,34 +159,36 @@ class HostFeatures:
 class FileRoom:
     """Rows of a file, ``width`` bytes each."""
 
-    def __init__(self, file: FileIO, width: int, dtype: torch.dtype, device: torch.device) -> None:
-        self.file, self.width, self.dtype, self.device = file, width, dtype, device
+    def __init__(self, file: FileIO, count: int, width: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.file, self.count, self.width, self.dtype, self.device = file, count, width, dtype, device
         weakref.finalize(self, file.close)
 
-    def kept(self, shape: torch.Size) -> Kept:
-        return FileFeatures(self, shape)
+    def kept(self, like: Tensor) -> Kept:
+        return FileFeatures(self, torch.Size((self.count, *like.shape[1:])), last=channels_last(like))
 
 
 class FileFeatures:
     """Features (N, ...) in a file."""
 
-    def __init__(self, room: FileRoom, shape: torch.Size) -> None:
-        self.room, self.shape, self.device = room, shape, room.device
+    def __init__(self, room: FileRoom, shape: torch.Size, *, last: bool) -> None:
+        self.room, self.shape, self.last, self.device = room, shape, last, room.device
 
     def __len__(self) -> int:
         return self.shape[0]
 
     def __getitem__(self, images: slice | Tensor) -> Tensor:
         numbers = self._numbers(images)
-        part = torch.empty((len(numbers), *self.shape[1:]), dtype=self.room.dtype)
+        part = torch.empty((len(numbers), self.shape[1:].numel()), dtype=self.room.dtype)
         for number, row in zip(numbers, _bytes(part), strict=True):
             self.room.file.seek(number * self.room.width)
             if (read := self.room.file.readinto(row)) != len(row):
                 raise OSError(f"{read} of {len(row)} bytes of features were read; expected all of them")
-        return part.to(self.device)
+        return from_rows(part, self.shape, last=self.last).to(self.device)
 
     def __setitem__(self, images: slice, features: Tensor) -> None:
-        for number, row in zip(self._numbers(images), _bytes(features.detach().cpu().contiguous()), strict=True):
+        for number, row in zip(
+            self._numbers(images), _bytes(rows(features.detach().cpu(), last=self.last)), strict=True
+        ):
             self.room.file.seek(number * self.room.width)
             if (written := self.room.file.write(row)) != len(row):
                 raise OSError(f"{written} of {len(row)} bytes of features were written; expected all of them")
@@ -176,9 +200,9 @@ class FileFeatures:
         return numbers
 
 
-def _bytes(features: Tensor) -> Any:
-    """(B, ...) -> a memory view per image."""
-    return [row.data for row in features.flatten(1).view(torch.uint8).numpy()]
+def _bytes(values: Tensor) -> Any:
+    """(B, n) -> a memory view per image."""
+    return [row.data for row in values.contiguous().view(torch.uint8).numpy()]
 
 
 def _reserve(file: FileIO, size: int, folder: Path) -> None:

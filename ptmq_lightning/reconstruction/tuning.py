@@ -36,6 +36,7 @@ from ptmq_lightning.reconstruction.features import FeatureBatch, Features, loade
 from ptmq_lightning.reconstruction.fit import NewTrainer
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.recipe import Recipe
+from ptmq_lightning.reconstruction.store import ChannelsLast
 from ptmq_lightning.runtime.errors import ModelError
 from ptmq_lightning.runtime.hooks import watched_calls
 from ptmq_lightning.runtime.keys import key
@@ -73,6 +74,7 @@ def tune(
     new_trainer: NewTrainer,
     place: Place,
     free: int | None = None,
+    channels_last: bool = False,
 ) -> bool:
     """Learn step sizes and biases of a reconstructed model through the whole network, in place.
 
@@ -81,6 +83,7 @@ def tune(
         recipe: of the reconstruction: which widths are drawn, which step sizes are learned.
         place: of the pass in the run.
         free: bytes of memory that may be taken; None: not known.
+        channels_last: how features are laid out.
 
     Returns:
         whether what was learned stays; else the model is as it was.
@@ -98,7 +101,8 @@ def tune(
     module.thrifty = free is not None and kept_bytes > SHARE * free
     how = "more than half of what is free, so that blocks are run twice" if module.thrifty else "in memory"
     log.info("whole network: a pass forward keeps %d MiB for the pass back, %s", kept_bytes >> 20, how)
-    batches = loader(Features(images[seen], {}), logits[seen], batch=batch, iters=module.iters, seed=place.unit_seed)
+    learned = ChannelsLast(images[seen]) if channels_last else images[seen]
+    batches = loader(Features(learned, {}), logits[seen], batch=batch, iters=module.iters, seed=place.unit_seed)
     module.train()  # as Lightning expects; nothing in a folded network minds
     new_trainer().fit(module, batches)
     module.eval()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ptmq_lightning.runtime.layout import flat, is_dense
 from ptmq_lightning.runtime.spec import HELD_BITS
 from ptmq_lightning.runtime.spec import LATENT_BITS as LATENT_BITS
 from ptmq_lightning.runtime.spec import OFFSET_BITS as OFFSET_BITS
@@ -148,9 +149,9 @@ class LeanActivation:
 
 def _in_pieces(into: Callable[[Tensor | None, Tensor], Tensor], x: Tensor, in_place: bool) -> Tensor:
     """An element-wise function of x; a large tensor goes piece by piece through a core's cache."""
-    if not x.is_contiguous() or x.numel() <= PIECE:
+    if x.numel() <= PIECE or not is_dense(x):
         return into(x if in_place else None, x)
     out = x if in_place else torch.empty_like(x)
-    for part, target in zip(x.view(-1).split(PIECE), out.view(-1).split(PIECE), strict=True):
+    for part, target in zip(flat(x).split(PIECE), flat(out).split(PIECE), strict=True):
         into(target, part)
     return out

@@ -26,6 +26,10 @@ KINDS = [
 ]
 
 
+def to_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
 def frozen(style: str = "free") -> MultiBitWeight:
     weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(3))
     n, step = grid.latent(weight)
@@ -52,6 +56,33 @@ def test_dropped_elements_pass_as_they_are_with_their_gradient() -> None:
     assert torch.equal(y[keep == 1], x[keep == 1])
     y.sum().backward()
     assert x.grad is not None and (x.grad[keep == 1] == 1).all()
+
+
+@pytest.mark.parametrize("lay", [lambda x: x, to_last, lambda x: x[:, 1:], lambda x: x.transpose(1, 3)])
+@pytest.mark.parametrize("levels", [None, torch.arange(256.0) // 2 - 7], ids=["uniform", "table"])
+def test_a_quantizer_computes_the_same_in_every_layout_and_in_pieces(lay, levels, monkeypatch) -> None:
+    x = torch.randn(4, 6, 5, 5)
+    step, low, high = torch.tensor(0.21), torch.tensor(-7.0), torch.tensor(8.0)
+
+    def run(x: Tensor, piece: int) -> list[Tensor]:
+        monkeypatch.setattr(grid, "PIECE", piece)
+        x, s = x.detach().requires_grad_(), step.clone().requires_grad_()
+        y = _QuantDrop.apply(x, s, low, high, None, levels)
+        y.backward(torch.sin(torch.arange(float(y.numel()))).view(y.shape))
+        return [y.detach(), x.grad, s.grad]
+
+    plain, found = run(lay(x).contiguous(), 1 << 17), run(lay(x), 13)
+    assert torch.equal(plain[0], found[0]) and torch.equal(plain[1], found[1])
+    torch.testing.assert_close(plain[2], found[2])
+
+
+def test_what_a_quantizer_keeps_for_the_gradient_besides_its_input_and_output_is_one_tensor() -> None:
+    x, masks = torch.randn(4, 50).requires_grad_() * 1, MaskBank(0)
+    kept: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.setdefault(t.data_ptr(), t), lambda t: t):
+        y = _QuantDrop.apply(x, torch.tensor(0.2).requires_grad_(), *torch.tensor([-3.0, 4.0]), masks.flat(200))
+    large = {t.data_ptr() for t in kept.values() if t.numel() > 1}
+    assert {x.data_ptr(), y.data_ptr()} < large and len(large) == 3
 
 
 @pytest.mark.parametrize("bits", WIDTHS)

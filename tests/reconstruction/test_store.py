@@ -38,12 +38,15 @@ class Apart(InMemory):
     """No stream is written over another: how it was done before."""
 
     def room(self, count: int, width: int, like: Tensor) -> Room:
-        return Fresh()
+        return Fresh(count)
 
 
 class Fresh:
-    def kept(self, shape: torch.Size) -> Kept:
-        return torch.empty(shape)
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def kept(self, like: Tensor) -> Kept:
+        return TensorRoom(torch.empty(self.count, like[0].numel())).kept(like)
 
 
 class Watched(InMemory):
@@ -146,7 +149,7 @@ def test_rows_of_a_file_are_read_as_they_were_written_whatever_else_is_in_their_
 ) -> None:
     x = torch.randn(6, 2, 3).to(dtype)
     store = OnDisk(tmp_path, CPU)
-    kept = store.room(6, 10, x).kept(x.shape)
+    kept = store.room(6, 10, x).kept(x)
     for first in range(0, 6, 4):
         kept[first : first + 4] = x[first : first + 4]
     (file,), row = [room.file.fileno() for room in store.rooms], 10 * x.element_size()
