@@ -30,6 +30,7 @@ from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.quant.steps import calibrate
 from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.memory import keep_freed_memory
 from ptmq_lightning.runtime.model import MultiBitModel
 
 FILE = Path(__file__).resolve().parent / "results" / "sensitivity.json"
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    keep_freed_memory()  # as every run does
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     for name in options.models:
         cifar = [f"data.root={os.environ['PTMQ_DATA']}/cifar10", *CIFAR[name]] if name in CIFAR else []

@@ -45,7 +45,6 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ptmq_lightning.compose.cli import configuration
-from ptmq_lightning.compose.memory import keep_freed_memory
 from ptmq_lightning.config import parts
 from ptmq_lightning.models.blocks import cut
 from ptmq_lightning.models.fold import fold
@@ -60,6 +59,7 @@ from ptmq_lightning.reconstruction.fit import Fit
 from ptmq_lightning.reconstruction.place import Place
 from ptmq_lightning.reconstruction.units import UNITS
 from ptmq_lightning.runtime.files import write_atomically
+from ptmq_lightning.runtime.memory import keep_freed_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
 BATCH = 32

@@ -16,7 +16,7 @@ from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of
 
 log = logging.getLogger(__name__)
 
-SAVED = 4e-9  # processor seconds per value that a quantizer reads, forward and backward (benchmarks/speed.py)
+SAVED = 5e-10  # processor seconds per value that a quantizer reads, forward and backward (benchmarks/speed.py)
 COST = 60.0  # processor seconds of the compilation, the first time; later ones find it in torch's cache
 
 

@@ -1,15 +1,8 @@
-"""What a process holds: memory that a step frees stays with it, for the next step, until its block is finished; and
-the peak that a run tells.
-
-glibc hands large blocks back to the kernel and faults them in again at every step of a fit, which costs a fifth of the
-time on small blocks. Kept from block to block, though, it goes to pieces, and the process grows with the depth of the
-network (`runtime.memory` hands it back). Other C libraries have neither call, and nothing happens there.
-"""
+"""What a run holds: objects that no collection has to look at, and its peak."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import resource
 import sys
@@ -17,18 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of malloc.h
-SETTINGS = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: -1, M_TOP_PAD: 2**26}
-
-
-def keep_freed_memory() -> bool:
-    """Tell glibc's malloc to keep what is freed; False where the C library knows no such settings."""
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):
-        return False
-    return all([mallopt(name, value) == 1 for name, value in SETTINGS.items()])
 
 
 @contextlib.contextmanager

@@ -14,9 +14,10 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
 
-from ptmq_lightning.compose.memory import forget_peak_memory, keep_freed_memory
+from ptmq_lightning.compose.memory import forget_peak_memory
 from ptmq_lightning.config.parts import CHATTY, quieten
 from ptmq_lightning.config.schema import TrainerConfig
+from ptmq_lightning.runtime.memory import keep_freed_memory
 
 deterministic_module: Any = torch.utils.deterministic
 

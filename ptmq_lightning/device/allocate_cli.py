@@ -24,6 +24,7 @@ from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.extras import require
 from ptmq_lightning.runtime.files import replacing_file, write_atomically
+from ptmq_lightning.runtime.memory import keep_freed_memory
 from ptmq_lightning.runtime.spec import BitAssignment
 
 
@@ -31,6 +32,7 @@ def run(args: argparse.Namespace) -> Iterator[str]:
     """The command, line by line. Raises PTMQError."""
     if args.out is not None:
         require("allocate", "matplotlib")
+    keep_freed_memory()
     model = artifact.load(args.folder)
     parts = [read_images(path, model.info.preprocessing, args.count) for path in args.images]
     check_sizes(args.images, parts, model.info.input_size)

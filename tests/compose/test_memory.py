@@ -14,13 +14,11 @@ import pytest
 import torch
 
 from ptmq_lightning.compose.memory import (
-    SETTINGS,
     forget_peak_memory,
-    keep_freed_memory,
     old_objects_set_aside,
     peak_memory,
 )
-from ptmq_lightning.runtime.memory import release_freed_memory
+from ptmq_lightning.runtime.memory import SETTINGS, keep_freed_memory, release_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="this C library is not glibc")
@@ -47,8 +45,7 @@ def test_every_setting_is_made_and_a_refused_one_is_told(monkeypatch: pytest.Mon
 
 KEPT_THEN_RELEASED = """
 import torch
-from ptmq_lightning.compose.memory import keep_freed_memory
-from ptmq_lightning.runtime.memory import release_freed_memory
+from ptmq_lightning.runtime.memory import keep_freed_memory, release_freed_memory
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * 4096
