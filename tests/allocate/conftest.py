@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from ptmq_lightning.runtime.model import LayerInfo, MultiBitModel
 from ptmq_lightning.runtime.spec import BitWidth
@@ -12,19 +12,30 @@ from ptmq_lightning.runtime.spec import BitWidth
 FAULT = {"stem": 0.0, "a": 1.0, "b": 0.1, "c": 3.0}
 
 
-class Faults(nn.Module):
-    """One block: x (B, C) plus, for each layer at weight bits w, its fault * 2^-w on the first class."""
+class Fault(nn.Module):
+    """A layer: x (B, C) plus, at weight bits w, its fault * 2^-w on the first class."""
 
-    def __init__(self, model: MultiBitModel, index: int) -> None:
+    def __init__(self, model: MultiBitModel, name: str) -> None:
         super().__init__()
-        self.model, self.index = [model], index  # in a list: the model holds the block, not the block the model
+        self.model, self.name = [model], name  # in a list: the model holds the layer, not the layer the model
 
     def forward(self, x: Tensor) -> Tensor:
-        model = self.model[0]
-        for name, pair in model.active.items() if model.active is not None else ():
-            if model.layers[name].block == self.index and name in FAULT:
-                x = x + FAULT[name] * 2.0**-pair.w * torch.eye(x.shape[1])[0]
-        return x
+        active = self.model[0].active
+        if active is None:
+            return x
+        width = dict(active.items())[self.name].w
+        return x + FAULT[self.name] * 2.0**-width * torch.eye(x.shape[1])[0]
+
+
+def block(model: MultiBitModel, index: int) -> fx.GraphModule:
+    """Its layers one after the other."""
+    faults = {name: Fault(model, name) for name, info in model.layers.items() if info.block == index and name in FAULT}
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    for name in faults:
+        x = graph.call_module(name, (x,))
+    graph.output(x)
+    return fx.GraphModule(faults, graph)
 
 
 @pytest.fixture
@@ -39,5 +50,5 @@ def model() -> MultiBitModel:
     )
     pairs = [BitWidth(w, w) for w in (2, 3, 4, 6, 8)]
     model = MultiBitModel([], ["stem", "body", "head"], {layer.name: layer for layer in layers}, pairs)
-    model.blocks.extend(Faults(model, index) for index in range(3))
+    model.blocks.extend(block(model, index) for index in range(3))
     return model

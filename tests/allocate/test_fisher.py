@@ -9,9 +9,10 @@ import torch
 
 from ptmq_lightning.allocate.fisher import Fisher, fisher_score
 from ptmq_lightning.allocate.measures import MEASURES
-from ptmq_lightning.allocate.sensitivity import measure_layers, non_increasing
+from ptmq_lightning.allocate.sensitivity import base_of, measure_layers, non_increasing
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.spec import BitWidth
+from tests.networks import images, small_model
 
 IMAGES = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
 
@@ -50,6 +51,21 @@ def test_the_batch_of_a_measure_makes_no_difference_but_for_the_draws(model: Any
     whole, parts = (measure_layers(Fisher, model, IMAGES, model.pairs, batch=batch) for batch in (4000, 512))
     for name in whole:
         assert parts[name][BitWidth(2, 2)] == pytest.approx(whole[name][BitWidth(2, 2)], rel=0.1)
+
+
+def test_from_the_layer_on_a_block_computes_what_the_whole_block_does() -> None:
+    network, x = small_model(), images(6)
+    measure = Fisher(network, x, base_of(network, network.pairs), batch=4)
+    for index in range(len(network.blocks)):
+        measure.start(index)
+        for name, info in network.layers.items():
+            if info.block == index and info.weight_shape is not None:
+                width = info.width(BitWidth(3, 3))
+                with measure.changed({name: width}), torch.inference_mode():
+                    expected = [network.blocks[index](part) for part in measure.inputs[index]]
+                found = measure._run(name, width)
+                assert all(map(torch.equal, found, expected)), name
+                assert len(measure.behind[name]) <= len(network.blocks[index].graph.nodes) - 1
 
 
 def test_the_selection_is_the_same_afterwards_and_every_layer_is_told(model: Any) -> None:
