@@ -48,12 +48,7 @@ from ptmq_lightning.runtime.files import csv_text, write_atomically  # noqa: E40
 
 BASELINES = ("rtn", "adaround", "brecq", "qdrop", "flexround", "genie", "ptmq")
 VALUES = ("top1", "agreement", "logit_error")
-FITTED = (
-    "fine-tune",
-    "insert",
-    "calibrate",
-    "reconstruct",
-)  # stages that are the method's own cost
+FITTED = "fine-tune", "insert", "calibrate", "reconstruct", "tune"  # stages that are the method's own cost
 SHARED = ("model", "data", "evaluation_images", "fp", "versions")  # of results.json: the same in every cell
 CELL, RESULTS, TRAINED = "cell.json", "results.json", "finetune.json"  # the last: of methods that train with labels
 
@@ -149,7 +144,7 @@ def finished(place: Path) -> list[dict[str, Any]]:
         found.append(
             {
                 **note,
-                "seconds": sum(results["seconds"][stage] for stage in FITTED),
+                "seconds": sum(results["seconds"].get(stage, 0.0) for stage in FITTED),
                 "labels": json.loads(trained.read_text())["labels"] if trained.exists() else 0,
                 **{key: results[key] for key in ("peak_memory_bytes", "calibration_images", *SHARED)},
                 "rows": [{key: row[key] for key in ("config", *VALUES)} for row in results["rows"]],

@@ -69,7 +69,7 @@ def measure(command: list[str]) -> dict[str, Any]:
     return {
         "fp": results["fp"]["top1"],
         "evaluation_images": results["evaluation_images"],
-        "seconds": results["seconds"]["reconstruct"],
+        "seconds": results["seconds"]["reconstruct"] + results["seconds"]["tune"],
         "rows": {row["config"]: {name: row[name] for name in figures} for row in results["rows"]},
     }
 

@@ -59,7 +59,7 @@ def record(
         write_sensitivity(path, sensitivity)
     write_calibration(path, indices, sources.describe())
     peak = peak_memory()
-    fitted = stages.seconds["fine-tune"] + stages.seconds["reconstruct"]
+    fitted = sum(stages.seconds[name] for name in ("fine-tune", "reconstruct", "tune"))
     record_costs(path, model, sources, indices, config, fitted, peak)
     stages.end("save")
     results = {

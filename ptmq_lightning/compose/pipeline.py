@@ -113,11 +113,12 @@ def walk(config: Config, folder: RunFolder, loggers: Sequence[Logger]) -> list[d
         seen = images[: config.data.step_size_images]
         calibrate(model, seen, p=config.step_size.p, seed=config.seed, progress=Left("calibrate"))
     before = folder.finished_seconds()
-    with stage("reconstruct"):
-        if trained.trains_whole_network(config):
+    if whole:
+        with stage("reconstruct"):
             model, _ = trained.train(model, images, sources, indices, config, loggers)
-        else:
-            learn(model, images, config, loggers, folder)
+        stages.end("tune")
+    else:
+        learn(model, images, config, loggers, folder, stage)
     stages.seconds["reconstruct"] += before  # of a run that was stopped
     with stage("allocate"):
         sensitivity = allocate_bits(model, images, config)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 log = logging.getLogger(__name__)
 
-OPTIONAL, TOLD = ("fine-tune", "allocate"), 0.05  # stages that most runs pass by, and from how many seconds one is told
+OPTIONAL = "fine-tune", "tune", "allocate"  # stages that some runs pass by
+TOLD = 0.05  # seconds from which one of them is told
 
 _LOADED = time.monotonic()
 _told = False

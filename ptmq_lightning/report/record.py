@@ -17,7 +17,7 @@ from ptmq_lightning.runtime.sealed import difference, read_object
 SCHEMA = 2  # of results.json and metrics.csv
 # of a run, in order; start: imports and the configuration; report: the page
 STAGES = ("start", "data", "build", "check", "fine-tune", "fold and cut", "insert", "calibrate", "reconstruct",
-          "allocate", "evaluate", "save", "report")  # fmt: skip
+          "tune", "allocate", "evaluate", "save", "report")  # fmt: skip
 RESULT: dict[str, Any] = {
     "schema": int,
     "model": str,

@@ -279,7 +279,7 @@ def test_methods_and_options_make_their_model_and_its_artifact_gives_the_same_ro
 
 def test_the_log_names_every_stage_and_the_size_of_the_feature_cache(whole: Path) -> None:
     text = (whole / "train.log").read_text()
-    for stage in "build", "data", "fold and cut", "insert", "calibrate", "reconstruct", "evaluate", "save":
+    for stage in "build", "data", "fold and cut", "insert", "calibrate", "reconstruct", "tune", "evaluate", "save":
         assert re.search(rf"\b{stage}: .* s$", text, re.MULTILINE), stage
     assert "fine-tune: " not in text and "allocate: " not in text, "nothing was done there"
     assert "feature cache: " in text
