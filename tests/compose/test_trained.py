@@ -91,7 +91,7 @@ def test_the_size_of_a_width_is_the_same_for_every_method(tmp_path: Path) -> Non
 @pytest.mark.slow
 def test_training_improves_the_narrow_width_over_plain_nearest(tmp_path: Path) -> None:
     """Width 2 by nearest is near chance on this network; a method that trains it for three epochs is far above."""
-    run(configuration([*untrained(FAIR), "rounding=nearest", "step_size=free"]), tmp_path / "nearest")
+    run(configuration([*untrained(FAIR), "method=rtn"]), tmp_path / "nearest")
     nearest = rows(tmp_path / "nearest")["w2a4"]
     for method in ("any_precision", "multiquant"):
         run(configuration([*FAIR, f"method={method}"]), tmp_path / method)
