@@ -144,6 +144,7 @@ def finished(place: Path) -> list[dict[str, Any]]:
         found.append(
             {
                 **note,
+                # earlier runs have no "tune": it was part of "reconstruct"
                 "seconds": sum(results["seconds"].get(stage, 0.0) for stage in FITTED),
                 "labels": json.loads(trained.read_text())["labels"] if trained.exists() else 0,
                 **{key: results[key] for key in ("peak_memory_bytes", "calibration_images", *SHARED)},

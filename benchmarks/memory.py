@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -90,13 +90,10 @@ def main() -> None:
         print(json.dumps(measure(json.loads(options.case))))
         return
     found: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
+    single: dict[str, Callable[[], dict[str, Any]]] = {"resnet50": resnet50, "resnet50_run": lambda: alone(FULL)}
     for name in options.parts:
-        if name == "resnet50":
-            found[name] = resnet50()
-            keep(found)
-            continue
-        if name == "resnet50_run":
-            found[name] = alone(FULL)
+        if name in single:
+            found[name] = single[name]()
             keep(found)
             continue
         cases = SWEEPS.get(name) or [{**FILES, "cache": place} for _ in range(ROUNDS) for place in PLACES]

@@ -8,7 +8,7 @@ every iteration (draw, mix, forward at each width, losses, backward, Adam). What
 process, a step of each in turn, medians of processor time:
 
 - floor: as many plain FP32 passes of the block, forward and backward, with gradients of weights and input, as the step
-  has widths. A fit that learns its first step size needs all of that.
+  has widths, in PyTorch's usual layout, as `plain` is. A fit that learns its first step size needs all of that.
 - plain: one width, written the usual way, with composed operations and PyTorch's default Adam; times the widths.
 - trainer: a step as Lightning calls it, from its loader and with its hooks.
 
@@ -201,11 +201,9 @@ class Step:
         self.optimizer.step()
 
 
-def float_steps(
-    block: nn.Module, fit: Fit, widths: int, layout: torch.memory_format = torch.contiguous_format
-) -> Callable[[], None]:
+def float_steps(block: nn.Module, fit: Fit, widths: int) -> Callable[[], None]:
     """The floor: as many FP32 passes as widths, with gradients of weights and input."""
-    x, target = (kept[:BATCH].contiguous(memory_format=layout) for kept in (fit.inputs.fp, fit.target))
+    x, target = (kept[:BATCH].contiguous() for kept in (fit.inputs.fp, fit.target))
 
     def run() -> None:
         for _ in range(widths):

@@ -27,7 +27,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 # What was counted with torch 2.13, and 2 %: another release may make a view more. A GPU waits for each of them; its
-# features are not laid out anew. An activation quantizer's call is 20 of them, 8 of which compute nothing.
+# features are not laid out anew.
 @pytest.mark.parametrize(("block", "most"), [("resnet", 533), ("deit", 1905)])
 def test_a_step_at_four_widths_starts_no_more_operations_than_it_did(block: str, most: int) -> None:
     step = speed.Step(speed.fit_of(block, ["trainer.channels_last=never"])[0])

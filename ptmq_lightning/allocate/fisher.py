@@ -49,7 +49,7 @@ class Fisher(Measure):
         self.index, block = index, self.model.blocks[index]
         names = [n for n, info in self.model.layers.items() if info.block == index and info.weight_shape is not None]
         self.behind = {name: behind(block, name) for name in names}
-        read = {node for nodes in self.behind.values() for behind in nodes for node in behind.all_input_nodes}
+        read = {node for nodes in self.behind.values() for changed in nodes for node in changed.all_input_nodes}
         with self.changed({}):
             self.walks = [Walk(block, x, read) for x in self.inputs[index]]
 
