@@ -94,13 +94,18 @@ class Walk(fx.Interpreter):
 
 
 def behind(block: nn.Module, name: str) -> Set[fx.Node]:
-    """The nodes of a block that a layer's width changes: its own, its quantizers', and all that read them."""
+    """The nodes of a block that a layer's width changes: its own, its quantizers', and all that read them. What a
+    quantizer overwrites (`run_in_place`) has to be made anew, too."""
     assert isinstance(block, fx.GraphModule)
-    own = {name} | {path for path, quantizer in quantizers_of(block) if quantizer.owner == name}
+    quantizers = {path: quantizer for path, quantizer in quantizers_of(block) if quantizer.owner == name}
     found: set[fx.Node] = set()
     for node in block.graph.nodes:
-        if (node.op == "call_module" and node.target in own) or found.intersection(node.all_input_nodes):
+        if (node.op == "call_module" and node.target in {name, *quantizers}) or found.intersection(
+            node.all_input_nodes
+        ):
             found.add(node)
+            if getattr(quantizers.get(str(node.target)), "in_place", False):
+                found.update(node.all_input_nodes)
     return found
 
 
