@@ -80,7 +80,7 @@ def as_plain(stack: ExitStack) -> None:
     def every_step(sample: Tensor, low: float, high: float, widths: Sequence[int], p: float) -> Any:
         return [plain.activation_step(sample, low, high, bits, p) for bits in widths]
 
-    stack.enter_context(mock.patch.object(insert, "weight_steps", plain.weight_steps))
+    stack.enter_context(mock.patch.object(insert, "weight_grids", plain.weight_grids))
     stack.enter_context(mock.patch.object(steps, "activation_steps", every_step))
     stack.enter_context(mock.patch.object(steps, "activation_tables", plain.activation_tables))
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.models import blocks, fold, graph, zoo
 from ptmq_lightning.quant import insert
-from ptmq_lightning.quant.steps import StepSize
+from ptmq_lightning.quant.steps import Grid, StepSize
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.info import ModelInfo
 from ptmq_lightning.runtime.model import MultiBitModel, quantizers_of, weights_of
@@ -44,16 +44,17 @@ def with_float(
 ) -> tuple[MultiBitModel, nn.Module]:
     """The model, and the folded float network it was made of, as a chain of the same blocks. gelu: as in Placement."""
 
-    def steps(weight: Tensor, widths: tuple[int, ...], _: StepSize) -> Tensor:
-        """(K, O): the largest weight at the end of the range, and 0.9 of that where a width is free; no search."""
+    def grids(weight: Tensor, widths: tuple[int, ...], _: StepSize) -> Grid:
+        """The largest weight at the end of the range, and 0.9 of that where a width is free; no search."""
         finest = weight.abs().flatten(1).amax(dim=1).clamp_min(grid.EPS) / 127
-        return torch.stack([finest * 2.0 ** (8 - b) * (0.9 if b in free else 1.0) for b in widths])
+        steps = torch.stack([finest * 2.0 ** (8 - b) * (0.9 if b in free else 1.0) for b in widths])
+        return Grid(steps, torch.zeros(steps.shape, dtype=torch.int8))
 
     gm = graph.trace(random_network(name), (3, 224, 224))
     fold.fold(gm)
     chain = blocks.cut(gm, torch.randn(2, 3, 224, 224), name=name)
     network = nn.Sequential(*[copy.deepcopy(block.module) for block in chain]).requires_grad_(False)
-    with mock.patch.object(insert, "weight_steps", steps):
+    with mock.patch.object(insert, "weight_grids", grids):
         model = insert.insert(chain, PAIRS, insert.Placement(gelu=gelu), StepSize("nested"))
     for block in model.blocks:
         for _, weight in weights_of(block):

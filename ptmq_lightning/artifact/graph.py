@@ -31,6 +31,7 @@ from ptmq_lightning.artifact.tables import (
 )
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.layers import QUANTIZABLE, WEIGHT_LAYERS, ActivationQuantizer, QuantMatmul, WeightLayer
+from ptmq_lightning.runtime.spec import MOST_ZERO, ZEROS
 from ptmq_lightning.runtime.weights import CommittedWeight, MultiBitWeight
 
 _PATH = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
@@ -242,6 +243,8 @@ def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Te
     steps, widths, channels = own.pop("steps"), tuple(spec["widths"]), spec["shape"][0]
     if steps.shape != (len(widths), channels):
         _refuse(f"whose weight {path!r} of {channels} channels has steps of shape {tuple(steps.shape)}", "them to fit")
+    zeros = own.pop("zero_points", None)
+    _check_zeros(path, spec, zeros)
     kinds = _KINDS.get(spec["packing"], ())
     if spec["kind"] not in kinds:
         found = f"the packing {spec['packing']!r} and the rounding {spec['kind']!r}"
@@ -250,14 +253,14 @@ def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Te
     if any(row not in range(spec["planes"]) for row in plane_of.values()):
         _refuse(f"whose weight {path!r} has the planes {plane_of}", f"{spec['planes']} planes")
     if spec["packing"] == "nested":
-        nested = NestedWeight(widths, steps, tuple(spec["tied"]), spec["kind"], plane_of, own)
+        nested = NestedWeight(widths, steps, tuple(spec["tied"]), spec["kind"], plane_of, own, zeros)
         if [list(nested.code(bits).shape) for bits in widths] != [spec["shape"]] * len(widths):
             _refuse(f"whose weight {path!r} has codes of another shape", f"{spec['shape']}")
         return nested
     latent, latent_step, ratios = own["latent"], own["latent_step"], own["ratios"]
     if ratios.shape != steps.shape or latent_step.shape != steps.shape[1:] or len(latent) != channels:
         _refuse(f"whose weight {path!r} has ratios of shape {tuple(ratios.shape)}", f"{tuple(steps.shape)}")
-    weight = MultiBitWeight(latent, latent_step, widths, steps, ratios)
+    weight = MultiBitWeight(latent, latent_step, widths, steps, ratios, zeros)
     if spec["kind"] != "nearest":
         if not set(plane_of) <= set(widths):
             _refuse(f"whose weight {path!r} has planes for the widths {sorted(plane_of)}", f"some of {widths}")
@@ -265,6 +268,21 @@ def _rebuild_weight(path: str, spec: Mapping[str, Any], tensors: Mapping[str, Te
             _refuse(f"whose weight {path!r} has no offset for some of its widths {widths}", "one for each")
         weight.set_rounding(spec["kind"], own["rounding"], plane_of)
     return weight
+
+
+def _check_zeros(path: str, spec: Mapping[str, Any], zeros: Tensor | None) -> None:
+    """Zero points where the weight says that it has some, within what is ever written, and nowhere else."""
+    moved, shape = spec.get("moved", []), (len(spec["widths"]), spec["shape"][0])
+    if zeros is None and not moved:
+        return
+    if zeros is None or not moved or zeros.dtype != torch.int8 or zeros.shape != shape:
+        found = "no zero points" if zeros is None else f"zero points of shape {tuple(zeros.shape)}, {zeros.dtype}"
+        _refuse(f"whose weight {path!r} has {found}", f"int8 of shape {shape} where widths have some, here {moved}")
+    assert zeros is not None
+    rows = [bits for bits, row in zip(spec["widths"], zeros, strict=True) if row.any()]
+    if rows != moved or moved[-1] > MOST_ZERO or zeros.min() < min(ZEROS) or zeros.max() > max(ZEROS):
+        found = f"zero points from {int(zeros.min())} to {int(zeros.max())} at the widths {rows}"
+        _refuse(f"whose weight {path!r} has {found}", f"{min(ZEROS)} to {max(ZEROS)} half levels at the widths {moved}")
 
 
 def _refuse(what: str, expected: str) -> Any:

@@ -27,8 +27,9 @@ PACKINGS = ("latent", "nested", "auto")
 class NestedWeight(CommittedWeight):
     """A committed weight without its latent. O output channels, K widths, T tied widths, P rounding planes.
 
-    steps s (K, O). parts: floor int16 (O, ...) and shifts uint8 (T, O) where widths are tied, rounding uint8 (P, O,
-    ...) of the tied widths' planes, code_<b> int8 (O, ...) of every other width. kind: "planes" or "nearest".
+    steps s and zero points z (K, O), which tied widths lack. parts: floor int16 (O, ...) and shifts uint8 (T, O) where
+    widths are tied, rounding uint8 (P, O, ...) of the tied widths' planes, code_<b> int8 (O, ...) of every other width.
+    kind: "planes" or "nearest".
     """
 
     def __init__(
@@ -39,8 +40,9 @@ class NestedWeight(CommittedWeight):
         kind: str,
         plane_of: Mapping[int, int],
         parts: Mapping[str, Tensor],
+        zero_points: Tensor | None = None,
     ) -> None:
-        super().__init__(widths, steps)
+        super().__init__(widths, steps, zero_points)
         self.tied, self.kind, self.plane_of = tuple(tied), kind, dict(plane_of)
         for name, tensor in parts.items():
             self.register_buffer(name, tensor)
@@ -83,7 +85,7 @@ class NestedWeight(CommittedWeight):
 
     def spec(self) -> dict[str, Any]:
         spec = _spec(self.shape, self.widths, self.tied, self.kind, len(set(self.plane_of.values())))
-        return spec | {"plane_of": {str(b): p for b, p in self.plane_of.items()}}
+        return spec | {"plane_of": {str(b): p for b, p in self.plane_of.items()}} | self.moves()
 
 
 def _spec(shape: torch.Size, widths: tuple[int, ...], tied: tuple[int, ...], kind: str, planes: int) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def nested_of(weight: MultiBitWeight) -> NestedWeight:
     parts |= {f"code_{b}": weight.code(b) for b in weight.widths if b not in tied}
     # Where nothing is tied the codes tell all, and the kind is that of the weight they were made of.
     kind = "planes" if (plane_of if tied else weight.kind in ("planes", "offset")) else "nearest"
-    nested = NestedWeight(weight.widths, weight.steps, tied, kind, plane_of, parts)
+    nested = NestedWeight(weight.widths, weight.steps, tied, kind, plane_of, parts, weight.zero_points)
     nested.bits = weight.bits or nested.bits
     return nested
 
@@ -157,7 +159,8 @@ def _trunk(weight: MultiBitWeight) -> tuple[tuple[int, ...], Tensor]:
     least = bits_per_weight(_spec(shape, widths, best, "planes", 0))
     for top in widths if weight.kind != "offset" else ():
         # A floor code holds either the position, for widths with a plane, or twice the position, for those without.
-        alike = [b for b in widths if b <= top and _reads_plane(weight, b) == _reads_plane(weight, top)]
+        level = [b for b in widths if b <= top and b not in weight.moved]  # a shift knows of no zero point
+        alike = [b for b in level if top in level and _reads_plane(weight, b) == _reads_plane(weight, top)]
         found = {b: k for b in alike if (k := _shift(weight, b, top)) is not None}
         kind = "planes" if _reads_plane(weight, top) else "nearest"
         planes = len({weight.plane_of[b] for b in found}) if kind == "planes" else 0

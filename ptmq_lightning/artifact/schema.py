@@ -109,10 +109,13 @@ def _check_module(module: Any, place: str) -> None:
 
 def _check_weight(spec: Any, place: str) -> None:
     nested = isinstance(spec, dict) and spec.get("packing") == "nested"
-    check(spec, _WEIGHT | ({"tied": list} if nested else {}), place, ArtifactError)
+    more = {key: list for key in (["tied"] if nested else []) + (["moved"] if "moved" in spec else [])}
+    check(spec, _WEIGHT | more, place, ArtifactError)
     _check_shape(spec["shape"], f"{place}.shape")
-    for key in ("widths", "tied") if nested else ("widths",):
-        _check_widths(spec[key], f"{place}.{key}", least=key == "widths")
+    for key in ("widths", *more):
+        _check_widths(spec[key], f"{place}.{key}", least=key != "tied")
+    for bits in spec.get("moved", ()):
+        _in(bits, [width for width in spec["widths"] if width not in spec.get("tied", ())], f"{place}.moved")
     _in(spec["planes"], range(MAX_BITS), f"{place}.planes")
     for bits, plane in spec["plane_of"].items():
         _in(bits, [str(width) for width in spec["widths"]], f"{place}.plane_of")

@@ -14,7 +14,8 @@ from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.flow import Op
 from ptmq_lightning.export.onnx_convert import Codes, Converter
 from ptmq_lightning.export.onnx_moves import MOVES, PADS
-from ptmq_lightning.export.values import Array, grid_shape
+from ptmq_lightning.export.onnx_packed import by_channel
+from ptmq_lightning.export.values import Array, grid_shape, weight_of
 
 PALETTES = {2: 2, 3: 3, 4: 4, 5: 6, 6: 6, 7: 8, 8: 8}  # bits of a weight -> bits of the index that holds it
 PALETTE = "Palette"  # the node that stands for a weight in the ONNX graph
@@ -22,11 +23,13 @@ PALETTE = "Palette"  # the node that stands for a weight in the ONNX graph
 
 @dataclass(frozen=True)
 class Palette:
-    """A weight: codes (O, ...) int8 of `bits`, step (O,)."""
+    """A weight: whole numbers (O, ...) int8 of 2^bits levels in each channel, step (O,). moved: zero points give each
+    channel levels of its own."""
 
     codes: Array
     step: Array
     bits: int
+    moved: bool
 
 
 class PaletteConverter(Converter):
@@ -45,9 +48,9 @@ class PaletteConverter(Converter):
 
     def _weight(self, op: Op, axis: int) -> str:
         bits = self._widths[op.path].w
-        codes, step = (self._arrays[f"{op.path}.{key}.{bits}"] for key in ("codes", "steps"))
+        codes, step, held = weight_of(self._arrays, op.path, bits)
         name = str(self.writer.node(PALETTE, [], f"{op.path}.weight"))
-        self.palettes[name] = Palette(codes, step, bits)
+        self.palettes[name] = Palette(codes, step, bits, held != bits)
         return name
 
     def _bias(self, op: Op) -> list[str]:
@@ -98,8 +101,14 @@ def _palette(mb: Any, weight: Palette, name: str) -> Any:
     if bits < 8:
         kind = types.nptype_from_builtin(types.string_to_builtin(f"uint{bits}"))
         half = 2 ** (bits - 1)
-        table = np.arange(-half, half).astype(np.int8).reshape(*[1] * data.ndim, 2 * half, 1)
-        indices = (data.astype(np.int16) + half).astype(kind)
+        if weight.moved:
+            way = by_channel(data, axis=0)
+            levels = np.arange(2 * half) * 2 ** way.up.reshape(-1, 1).astype(np.int16) + way.low.reshape(-1, 1)
+            table = np.minimum(levels, 127).astype(np.int8).reshape(-1, *[1] * (data.ndim - 1), 2 * half, 1)
+            indices = way.x.astype(kind)
+        else:
+            table = np.arange(-half, half).astype(np.int8).reshape(*[1] * data.ndim, 2 * half, 1)
+            indices = (data.astype(np.int16) + half).astype(kind)
         data = mb.constexpr_lut_to_dense(indices=indices, lut=table, name=f"{name}.codes")
     scale = grid_shape(weight.step, weight.codes).astype(np.float16)
     return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, name=name)

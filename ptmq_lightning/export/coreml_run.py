@@ -85,8 +85,7 @@ def require_same_weights(draft: Draft, name: str, program: Any) -> None:
     layers = [op.path for op in draft.ops if op.key in LAYERS and op.path in weights]
     for layer, op in zip(layers, made, strict=True):
         weight, bits = weights[layer], widths[layer].w
-        codes = weight.code(bits).cpu().numpy()
-        step = weight.steps[weight.widths.index(bits)].detach().cpu().numpy()
+        codes, step = (part.detach().cpu().numpy() for part in weight.multiples(bits))
         wanted = codes.astype(np.float16) * grid_shape(step, codes).astype(np.float16)
         if apart := int((np.asarray(_weight(op)) != wanted).sum()):
             raise ExportError(

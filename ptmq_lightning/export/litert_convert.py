@@ -19,7 +19,7 @@ from ptmq_lightning.export.onnx_convert import IMAGES, LOGITS, source_of
 from ptmq_lightning.export.onnx_emit import flat, pair, shape_of
 from ptmq_lightning.export.onnx_pools import pads_of
 from ptmq_lightning.export.plan import QUANTIZER
-from ptmq_lightning.export.values import Array, layer_integers
+from ptmq_lightning.export.values import Array, layer_integers, weight_of
 from ptmq_lightning.runtime.errors import ExportError
 
 NONE, RELU = 0, 1  # of the schema's ActivationFunctionType
@@ -222,17 +222,17 @@ class LiteRtConverter:
         row = self.plan.table.layers[op.path]
         assert row.source is not None
         step = self.draft.values[self.name][f"{row.source}.scale"]
-        codes, scale = arrays[f"{op.path}.codes.{bits}"], arrays[f"{op.path}.steps.{bits}"]
+        codes, scale, used = weight_of(arrays, op.path, bits)
         bias = arrays.get(f"{op.path}.bias.{bits}", np.zeros(len(codes), np.float32))
         if held < 8:
-            free = held - bits
-            codes, scale, bits = codes * np.int8(2**free), scale * np.float32(0.5**free), 8
-        return layer_integers(codes, scale, bias, step, bits, False)
+            free = held - used
+            codes, scale, used = codes * np.int8(2**free), scale * np.float32(0.5**free), 8
+        return layer_integers(codes, scale, bias, step, used, False)
 
     def _holding(self, op: Op, inner: int) -> tuple[int, dict[str, Array]]:
         """The fewest bits that hold a linear layer's weights, and its integers. A row has to fill its bytes, and the
         bias has to be counted in units of half an output step at most: with few weights of few bits it is not."""
-        bits = dict(self.draft.assignments[self.name].layers)[op.path].w
+        bits = weight_of(self.draft.arrays, op.path, dict(self.draft.assignments[self.name].layers)[op.path].w)[2]
         for held in sorted(set(NATIVE.values())):
             if held >= (NATIVE[bits] if self.native else 8) and (held == 8 or inner % PER_BYTE[f"INT{held}"] == 0):
                 found = self._integers(op, held)

@@ -10,6 +10,7 @@ j * m + k, m bytes in all. Unpacking is then one shift over long rows.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from ptmq_lightning.export.values import Array
 
 WORTH = 600  # bytes that packing must save, about what its nodes take
 SIGN = 6  # the highest bit of a packed weight: it lies within [-64, 63], on every processor exact (export.portable)
-UINT8, INT8 = 2, 3  # of onnx.TensorProto
+UINT8, INT8, INT32 = 2, 3, 6  # of onnx.TensorProto
 
 
 def whole(w: Writer, path: str) -> str:
@@ -35,6 +36,9 @@ def packed(w: Writer, path: str) -> str:
 def as_weight(w: Writer, name: str, stored: str, value: Array) -> str | None:
     """A weight s8 as the tensor `name`, its bits stored under `stored`; None where packing saves too little."""
     found = narrow(value)
+    way = min((by_channel(value, axis) for axis in ((0, 1) if value.ndim == 2 else (0,))), key=lambda way: way.size)
+    if way.size < value.size * (8 if found is None else found[0]) // 8:
+        return None if value.size - way.size < WORTH else _of_channels(w, name, stored, way, value.shape)
     if found is None or value.size * (8 - found[0]) // 8 < WORTH:
         return None
     bits, up = found
@@ -57,6 +61,39 @@ def narrow(value: Array) -> tuple[int, int] | None:
     used = int(np.bitwise_or.reduce(value.astype(np.uint8), axis=None))
     zeros = next((k for k in range(SIGN) if used >> k & 1), SIGN)
     return SIGN + 1 - zeros, zeros
+
+
+class ByChannel(NamedTuple):
+    """A weight s8 as x 2^up + low: x uint8 of `bits`, up and low a number for each output channel, int8."""
+
+    x: Array
+    bits: int
+    up: Array
+    low: Array
+
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.x.size * self.bits // 8 + self.up.size + self.low.size
+
+
+def by_channel(value: Array, axis: int) -> ByChannel:
+    """Such a form of a weight s8 whose output channels are this axis: it finds what zero points (runtime.grid) do to
+    weights of few bits, whose channels have levels of their own."""
+    others = tuple(i for i in range(value.ndim) if i != axis)
+    low = value.min(axis=others, keepdims=True)
+    above = value.astype(np.int16) - low
+    used = np.bitwise_or.reduce(above.astype(np.uint8), axis=others, keepdims=True)
+    up = np.where(used == 0, 0, np.log2(np.maximum(used & -used.astype(np.int16), 1))).astype(np.int8)
+    x = (above >> up).astype(np.uint8)
+    return ByChannel(x, max(1, int(x.max()).bit_length()), up, low)
+
+
+def _of_channels(w: Writer, name: str, stored: str, way: ByChannel, shape: Sequence[int]) -> str:
+    x = w.step("Reshape", [unpacked(w, stored, way.x, way.bits), w.constant(shape)])
+    x = w.step("BitShift", [x, w.stored(f"{stored}.up", way.up.astype(np.uint8))], direction="LEFT")
+    low = w.step("Cast", [w.stored(f"{stored}.low", way.low)], to=INT32)
+    return str(w.node("Cast", [w.step("Add", [w.step("Cast", [x], to=INT32), low])], name, to=INT8))
 
 
 def unpacked(w: Writer, name: str, values: Array, bits: int, up: int = 0) -> str:

@@ -2,8 +2,9 @@
 
 Three ways, of which a layer takes the one with the fewest bits: codes of each width by themselves; the floor code of
 the widest tied width and rounding planes (`artifact.nested`, PTMQ §2); the latent integers and rounding planes. The
-last two are one arithmetic, q_b = clip(floor(x * factor) + R): x the latent integers and the factor rho_b, or x the
-floor code and the factor 2^-k. Rounding to nearest is (floor(2 u) + 1) >> 1. All of it is exact in float32.
+last two are one arithmetic, q_b = clip(floor(x * factor + z/2) + R): x the latent integers and the factor rho_b, or x
+the floor code and the factor 2^-k. Rounding to nearest is (floor(2 u) + 1) >> 1. All of it is exact in float32. What
+leaves it are the whole numbers of the weight, which are the codes where no channel has a zero point z (runtime.grid).
 """
 
 from __future__ import annotations
@@ -27,8 +28,9 @@ NOTHING: Array = np.zeros((0, 1), np.uint8)
 
 @dataclass
 class Shared:
-    """Integers x (O, ...) of `bits` bits and planes R (P, O, ...). factors: width -> (O,). plane_of: width -> plane; a
-    width without one is rounded to nearest. Widths without a factor have codes of their own."""
+    """Integers x (O, ...) of `bits` bits and planes R (P, O, ...). factors: width -> (O,), twice as large where it is
+    rounded to nearest. plane_of: width -> plane; a width without one is rounded to nearest. zeros: width -> z int8 (O,)
+    in half levels. Widths without a factor have whole numbers of their own."""
 
     integers: Array
     bits: int
@@ -36,41 +38,63 @@ class Shared:
     planes: Array
     plane_of: Mapping[int, int]
     own: dict[int, Array] = field(default_factory=dict)
+    zeros: dict[int, Array] = field(default_factory=dict)
 
     @property
     def size(self) -> int:
         """Bits per weight."""
         return (self.bits + len(self.planes) if self.factors else 0) + sum(self.own)
 
-    def code(self, bits: int) -> Array:
-        """The codes int8 (O, ...) of a width, as the graph computes them."""
+    def held(self, bits: int) -> int:
+        """Bits that hold the whole numbers of a width."""
+        return bits + (bits in self.zeros)
+
+    def shift(self, bits: int) -> Array:
+        """What zero points add to the position that is cut to a whole number, float32 (O,)."""
+        return self.zeros[bits] * np.float32(0.5 if bits in self.plane_of else 1)
+
+    def scale(self, bits: int) -> tuple[Array, Array]:
+        """m and c, float32 (O,): the whole numbers are m * codes - c (grid.multiples)."""
+        odd = self.zeros[bits] % 2
+        return (1 + odd).astype(np.float32), np.where(odd, self.zeros[bits], self.zeros[bits] // 2).astype(np.float32)
+
+    def whole(self, bits: int) -> Array:
+        """The whole numbers int8 (O, ...) of a width, as the graph computes them."""
         if bits not in self.factors:
             return self.own[bits]
-        x = np.floor(self.integers.astype(np.float32) * grid_shape(self.factors[bits], self.integers))
+        x = self.integers.astype(np.float32) * grid_shape(self.factors[bits], self.integers)
+        x = np.floor(x + grid_shape(self.shift(bits), x) if bits in self.zeros else x)
         x = x + self.planes[self.plane_of[bits]] if bits in self.plane_of else np.floor((x + 1) * np.float32(0.5))
-        codes: Array = np.clip(x, *grid.limits(bits)).astype(np.int8)
-        return codes
+        x = np.clip(x, *grid.limits(bits))
+        if bits in self.zeros:
+            times, less = (grid_shape(part, x) for part in self.scale(bits))
+            x = x * times - less
+        made: Array = x.astype(np.int8)
+        return made
 
 
 def shared(weight: CommittedWeight, widths: Sequence[int]) -> Shared:
     """The smallest way to store a weight for these widths."""
-    own = {bits: _array(weight.code(bits)) for bits in widths}
+    own = {bits: _array(weight.multiples(bits)[0]) for bits in widths}
+    zeros = {bits: _array(zero) for bits in widths if (zero := weight.zero_point(bits)) is not None}
     ways = [Shared(NOTHING, 0, {}, NOTHING, {}, own)]
     if isinstance(weight, NestedWeight):
         ways.append(_nested(weight, own))
     if isinstance(weight, MultiBitWeight) and weight.kind != "offset":
         needed = _only(weight, widths)
         ways += [_nested(nested_of(needed), own), _latent(needed)]
-    exact = (way for way in ways if all(np.array_equal(way.code(bits), own[bits]) for bits in widths))
+    for way in ways:
+        way.zeros = zeros
+    exact = (way for way in ways if all(np.array_equal(way.whole(bits), own[bits]) for bits in widths))
     return min(exact, key=lambda way: way.size)
 
 
 def _only(weight: MultiBitWeight, widths: Sequence[int]) -> MultiBitWeight:
     """The weight with these widths and no other."""
     rows = [weight.widths.index(bits) for bits in widths]
-    made = MultiBitWeight(
-        weight.latent, weight.latent_step, tuple(widths), weight.steps[rows].detach(), weight.ratios[rows].detach()
-    )
+    parts = weight.steps[rows].detach(), weight.ratios[rows].detach()
+    zeros = None if weight.zero_points is None else weight.zero_points[rows]
+    made = MultiBitWeight(weight.latent, weight.latent_step, tuple(widths), *parts, zeros)
     used = {bits: weight.plane_of[bits] for bits in widths if bits in weight.plane_of}
     planes = sorted(set(used.values()))
     if weight.kind == "planes" and planes:
@@ -120,8 +144,8 @@ class SharedWriter:
         """The s8 weight `<path>.weight` of a branch in which the layer has so many bits."""
         way, turned = self.weights[path]
         name, wanted = f"{path}.weight", w.parameters[f"{path}.weight"]
-        up = max(0, SIGN + 1 - bits)
-        codes = way.code(bits)
+        up = max(0, SIGN + 1 - way.held(bits))
+        codes = way.whole(bits)
         if not np.array_equal((codes.T if turned else codes) * np.int8(1 << up), wanted):  # widened for its bias
             return as_weight(w, name, f"{name}.{assignment}", wanted) or self._bytes(w, f"{name}.{assignment}", wanted)
         if bits not in way.factors:
@@ -136,16 +160,28 @@ class SharedWriter:
         way, turned = self.weights[path]
         name, axes = f"{path}.weight", way.integers.ndim
         across = (1, -1) if turned else (-1, *[1] * (axes - 1))
-        x = w.step("Mul", [self._integers(w.outer, path), w.constant(way.factors[bits].reshape(across), np.float32)])
+
+        def per_channel(values: Array) -> str:
+            return w.constant(values.reshape(across), np.float32)
+
+        x = w.step("Mul", [self._integers(w.outer, path), per_channel(way.factors[bits])])
+        if bits in way.zeros:
+            x = w.step("Add", [x, per_channel(way.shift(bits))])
         x = w.step("Floor", [x])
         if bits in way.plane_of:
             x = w.step("Add", [x, self._plane(w.outer, path, way.plane_of[bits])])
         else:  # (y + 1) >> 1 of a whole number y
             x = w.step("Ceil", [w.step("Mul", [x, w.constant(0.5, np.float32)])])
         # A runtime keeps all that it computes here until the file is open: a byte per weight where that is possible.
-        x = w.step("QuantizeLinear", [x, w.constant(0.5**up, np.float32), w.constant(0, np.int8)])
-        x = w.step("Clip", [x, *(w.constant(end * 2**up, np.int8) for end in grid.limits(bits))])
-        return str(w.node("Cast", [x], name, to=INT8))
+        limits, unit = grid.limits(bits), [w.constant(0.5**up, np.float32), w.constant(0, np.int8)]
+        if bits not in way.zeros:
+            x = w.step("QuantizeLinear", [x, *unit])
+            x = w.step("Clip", [x, *(w.constant(end * 2**up, np.int8) for end in limits)])
+            return str(w.node("Cast", [x], name, to=INT8))
+        x = w.step("Clip", [x, *(w.constant(end, np.float32) for end in limits)])
+        times, less = way.scale(bits)
+        x = w.step("Sub", [w.step("Mul", [x, per_channel(times)]), per_channel(less)])
+        return str(w.node("QuantizeLinear", [x, *unit], name))
 
     def _integers(self, w: Writer, path: str) -> str:
         """x as float32, unpacked before all branches: its lowest 8 bits and those above, without a sign, and what makes

@@ -9,7 +9,7 @@ import numpy as np
 from ptmq_lightning.export.draft import Draft
 from ptmq_lightning.export.flow import Op
 from ptmq_lightning.export.onnx_convert import Converter
-from ptmq_lightning.export.values import Array, grid_shape
+from ptmq_lightning.export.values import Array, grid_shape, weight_of
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import weights_of
 
@@ -34,7 +34,7 @@ class QuantConverter(Converter):
     def _weight(self, op: Op, axis: int) -> str:
         """codes * step in float32, as the model has it, and the Quant that finds the codes in it."""
         w, bits = self.writer, self._widths[op.path].w
-        codes, step = self._arrays[f"{op.path}.codes.{bits}"], self._arrays[f"{op.path}.steps.{bits}"]
+        codes, step, bits = weight_of(self._arrays, op.path, bits)
         scale = grid_shape(step, codes)
         weight = codes.astype(np.float32) * scale
         if axis == 1:

@@ -75,7 +75,8 @@ class Table:
 
 def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dict[str, Array]:
     """The arrays that these assignments need and no other width's: codes, steps and biases per layer and width, grids
-    of the quantizers."""
+    of the quantizers. Codes and steps are whole numbers whose product is the weight; held: the bits that these take
+    where zero points make them more than the width."""
     used = {(name, width) for assignment in assignments.values() for name, width in assignment.items()}
     arrays: dict[str, Array] = {}
     weight: CommittedWeight
@@ -84,8 +85,11 @@ def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dic
         module: Any = model.blocks[model.layers[layer].block].get_submodule(layer)
         for bits in sorted({width.w for used_by, width in used if used_by == layer}):
             row = weight.widths.index(bits)
-            arrays[f"{layer}.codes.{bits}"] = weight.code(bits).cpu().numpy()
-            arrays[f"{layer}.steps.{bits}"] = weight.steps[row].detach().cpu().numpy()
+            codes, steps = weight.multiples(bits)
+            arrays[f"{layer}.codes.{bits}"] = codes.cpu().numpy()
+            arrays[f"{layer}.steps.{bits}"] = steps.detach().cpu().numpy()
+            if (held := weight.held_bits(bits)) != bits:
+                arrays[f"{layer}.held.{bits}"] = np.array(held, dtype=np.int8)
             bias = module.bias if module.biases is None else module.biases[row]
             if bias is not None:
                 arrays[f"{layer}.bias.{bits}"] = bias.detach().cpu().numpy()
@@ -100,6 +104,12 @@ def store(model: MultiBitModel, assignments: Mapping[str, BitAssignment]) -> dic
     return arrays
 
 
+def weight_of(arrays: Mapping[str, Array], layer: str, bits: int) -> tuple[Array, Array, int]:
+    """Of a layer's weight at a width: whole numbers int8 (O, ...), steps (O,), and the bits that hold the former."""
+    codes, steps = arrays[f"{layer}.codes.{bits}"], arrays[f"{layer}.steps.{bits}"]
+    return codes, steps, int(arrays.get(f"{layer}.held.{bits}", bits))
+
+
 def parameters(table: Table, arrays: Mapping[str, Array], assignment: BitAssignment) -> dict[str, Array]:
     """Every parameter of the graph at an assignment, by its name in the graph."""
     widths = dict(assignment.layers)
@@ -111,10 +121,10 @@ def parameters(table: Table, arrays: Mapping[str, Array], assignment: BitAssignm
         found |= {f"{row.name}.{key}": value for key, value in own.items()}
     for layer in table.layers.values():
         bits = widths[layer.name].w
-        codes, step = arrays[f"{layer.name}.codes.{bits}"], arrays[f"{layer.name}.steps.{bits}"]
+        codes, step, held = weight_of(arrays, layer.name, bits)
         bias = arrays.get(f"{layer.name}.bias.{bits}")
         input_scale = scales[layer.source] if layer.source else None
-        own = layer_integers(codes, step, bias, input_scale, bits, layer.transposed)
+        own = layer_integers(codes, step, bias, input_scale, held, layer.transposed)
         found |= {f"{layer.name}.{key}": value for key, value in own.items()}
     return found
 

@@ -59,13 +59,14 @@ class SharedWeight(SwitchableWeight):
 
 
 class LsqWeight(SharedWeight):
-    """W^ = clip(round(W / s_b), low, high) * s_b; log s_b (O,) is a parameter of its own for every width.
+    """W^ = (clip(round(W / s_b + z/2), low, high) - z/2) s_b; log s_b (O,) is a parameter of its own for every width.
 
     Steps start from the frozen weight's. LSQ's factor on the step's gradient is left out: Adam does not see scales.
     """
 
     def __init__(self, frozen: MultiBitWeight) -> None:
         super().__init__(frozen)
+        self._frozen = [frozen]  # in a list, so that it is no submodule
         self.log_step = nn.ParameterDict(
             {str(bits): nn.Parameter(step.log()) for bits, step in zip(frozen.widths, frozen.steps, strict=True)}
         )
@@ -73,8 +74,11 @@ class LsqWeight(SharedWeight):
     def at(self, bits: int | None) -> Tensor:
         if bits is None:
             return self.value
-        step = grid.per_channel(self.log_step[str(bits)].exp(), self.value)
-        return round_through(self.value / step).clamp(*grid.limits(bits)) * step
+        step, zero = grid.per_channel(self.log_step[str(bits)].exp(), self.value), self._frozen[0].zero_point(bits)
+        if zero is None:
+            return round_through(self.value / step).clamp(*grid.limits(bits)) * step
+        half = grid.half_levels(zero, self.value)
+        return (round_through(self.value / step + half).clamp(*grid.limits(bits)) - half) * step
 
     @torch.no_grad()
     def committed(self) -> MultiBitWeight:
@@ -82,7 +86,7 @@ class LsqWeight(SharedWeight):
         tie."""
         n, latent_step = grid.latent(self.value)
         steps = torch.stack([self.log_step[str(bits)].exp() for bits in self.widths])
-        return MultiBitWeight(n, latent_step, self.widths, steps)
+        return MultiBitWeight(n, latent_step, self.widths, steps, zero_points=self._frozen[0].zero_points)
 
 
 class SwitchNorm(nn.Module):

@@ -35,12 +35,12 @@ class LatentCounts:
         # next to nothing do not
         self._parts = [(rows, most, _counted(n[rows], most)) for most, rows in _alike(top)]
 
-    def errors(self, shares: tuple[float, ...], bits: int, p: float, *, shifts: int = 1) -> Tensor:
+    def errors(self, shares: tuple[float, ...], bits: int, p: float, *, shifts: int = 1, zero: int = 0) -> Tensor:
         """Sum of |error|^p, in units of the latent step, of each channel at each step share * peak * 2^t, t below
-        shifts: (O, I * shifts) float64."""
+        shifts: (O, I * shifts) float64. zero: the zero point in half levels."""
         errors = torch.empty(len(self.peak), len(shares) * shifts, dtype=torch.float64)
         for rows, most, counts in self._parts:
-            errors[rows] = counts @ _table(most, shares, shifts, bits, p).T
+            errors[rows] = counts @ _table(most, shares, shifts, bits, p, zero).T
         return errors.to(self.device)
 
 
@@ -59,12 +59,13 @@ def _counted(n: Tensor, top: int) -> Tensor:
 
 
 @functools.lru_cache(maxsize=TABLES)
-def _table(top: int, shares: tuple[float, ...], shifts: int, bits: int, p: float) -> Tensor:
-    """|code * r - n|^p of the integers n from -top to top at the steps r = share * top * 2^t in units of the latent
-    step, (I * shifts, 2 top + 1) float64. No share is below EPS, the latent step of a channel that ends before the grid
-    does."""
+def _table(top: int, shares: tuple[float, ...], shifts: int, bits: int, p: float, zero: int) -> Tensor:
+    """|(code - zero/2) r - n|^p of the integers n from -top to top at the steps r = share * top * 2^t in units of the
+    latent step, (I * shifts, 2 top + 1) float64. No share is below EPS, the latent step of a channel that ends before
+    the grid does."""
     n = torch.arange(-top, top + 1, dtype=torch.int16)
     starts = (torch.tensor(shares, dtype=torch.float64) * top).clamp_min(1)
     r = starts.outer(2.0 ** torch.arange(shifts)).flatten()
-    codes = grid.levels(n.expand(len(r), -1), (1 / r).float(), bits)
-    return (codes.double().mul_(r.unsqueeze(1)) - n.double()).abs_().pow_(p)
+    zeros = torch.full(r.shape, zero, dtype=torch.int8) if zero else None
+    levels = grid.codes(n.expand(len(r), -1), (1 / r).float(), bits, zero=zeros).double().sub_(zero / 2)
+    return (levels.mul_(r.unsqueeze(1)) - n.double()).abs_().pow_(p)

@@ -18,7 +18,7 @@ from torch import fx, nn
 
 from ptmq_lightning.models.blocks import Block
 from ptmq_lightning.models.nodes import module_of
-from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.quant.steps import StepSize, weight_grids
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.keys import key
@@ -175,8 +175,8 @@ class _Inserter:
         twin = twin_of(module)
         n, latent_step = grid.latent(twin.weight_of(module))
         on_grid = n.float() * grid.per_channel(latent_step, n)
-        weight = MultiBitWeight(n, latent_step, widths, weight_steps(on_grid, widths, self.step_size))
-        return twin.of(module, weight)
+        steps, zeros = weight_grids(on_grid, widths, self.step_size)
+        return twin.of(module, MultiBitWeight(n, latent_step, widths, steps, zero_points=zeros))
 
     def _matmul(self, index: int, gm: fx.GraphModule, node: fx.Node, done: dict[fx.Node, str]) -> None:
         path = node.meta.get("path") or "matmul"

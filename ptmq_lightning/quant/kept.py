@@ -11,7 +11,8 @@ from ptmq_lightning.runtime.weights import MultiBitWeight
 
 
 class KeptCodes(LearnedWeight):
-    """W^ = q s: the codes q (O, ...) of every width as they were committed, with gradients to the steps s (O,)."""
+    """W^ = (q - z/2) s: the codes q (O, ...) of every width as they were committed, with gradients to the steps s
+    (O,)."""
 
     def __init__(self, frozen: MultiBitWeight) -> None:
         super().__init__(frozen, RoundingKeys("nearest"), learn_step_sizes=True)
@@ -23,8 +24,10 @@ class KeptCodes(LearnedWeight):
     def forward(self) -> Tensor:
         if self.bits is None:
             return self.frozen.at(None)
-        codes = self.codes[self.bits].float()
-        return codes.mul_(grid.per_channel(self.step_size(self.bits), codes))
+        levels = self.codes[self.bits].float()
+        if (zero := self.frozen.zero_point(self.bits)) is not None:
+            levels.sub_(grid.half_levels(zero, levels))
+        return levels.mul_(grid.per_channel(self.step_size(self.bits), levels))
 
     @torch.no_grad()
     def committed(self) -> MultiBitWeight:

@@ -164,7 +164,7 @@ def soft_weight(
     """AdaRound's W^ = clip(floor(u) + h(V), low, high) s.
 
     Args:
-        h, slope: of `rectify`, (O, n). floor: (O, n). step: (O, 1). low, high: scalars.
+        h, slope: of `rectify`, (O, n). floor: (O, n). step: (O, 1). low, high: scalars or (O, 1).
 
     Returns:
         W^, and what its gradients need: d(W^)/dV and d(W^)/ds, each (O, n).

@@ -25,17 +25,21 @@ _WIDEST = float(torch.iinfo(torch.int16).max)
 
 
 class _NearestWeight(torch.autograd.Function):
-    """W^ = clip(round(n' rho)) * s with n' = round(W' / s_L); straight-through to W' / s_L, LSQ's gradient to s."""
+    """W^ = (clip(round(n' rho + z/2)) - z/2) s with n' = round(W' / s_L); straight-through to W' / s_L, LSQ's gradient
+    to s."""
 
     @staticmethod
-    def forward(ctx: Any, position: Tensor, step: Tensor, latent_step: Tensor, low: int, high: int) -> Tensor:
-        u = grid.position(torch.round(position), grid.ratio(latent_step, step))
+    def forward(
+        ctx: Any, position: Tensor, step: Tensor, latent_step: Tensor, bits: int, zero: Tensor | None
+    ) -> Tensor:
+        u = grid.position(torch.round(position), grid.ratio(latent_step, step), zero)
         floor = torch.floor(u)
         raw = floor + (u - floor >= 0.5)  # exact in float32, where adding 1/2 to u is not
-        q = raw.clamp(low, high)
+        q = raw.clamp(*grid.limits(bits))
         inside = raw == q
-        ctx.save_for_backward(inside, q - u * inside, latent_step)  # d(q s)/ds: q - u inside, q at the ends
-        return q * grid.per_channel(step, q)
+        level, u = (q, u) if zero is None else (x - grid.half_levels(zero, x) for x in (q, u))
+        ctx.save_for_backward(inside, level - u * inside, latent_step)  # of d/ds: level - u inside, level at the ends
+        return level * grid.per_channel(step, level)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -75,15 +79,16 @@ class LatentWeight(LearnedWeight):
     def forward(self) -> Tensor:
         if self.bits is None:
             return self.frozen.at(None)
-        step, limits = self.step_size(self.bits), grid.limits(self.bits)
-        result: Tensor = _NearestWeight.apply(self.position(), step, self.frozen.latent_step, *limits)  # type: ignore[no-untyped-call]
+        place = self.step_size(self.bits), self.frozen.latent_step, self.bits, self.frozen.zero_point(self.bits)
+        result: Tensor = _NearestWeight.apply(self.position(), *place)  # type: ignore[no-untyped-call]
         return result
 
     @torch.no_grad()
     def committed(self) -> MultiBitWeight:
         """The runtime weight with the integers n' and the learned step sizes, which here move the codes too."""
         frozen = self.frozen
-        weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, self.step_sizes())
+        shared = frozen.latent, frozen.latent_step, frozen.widths
+        weight = MultiBitWeight(*shared, self.step_sizes(), zero_points=frozen.zero_points)
         weight.set_rounding(self.stored, torch.round(self.position()).to(torch.int16).unsqueeze(0), {})
         weight.select(self.bits)
         return weight

@@ -117,7 +117,8 @@ class LearnedWeight(SwitchableWeight):
     def with_step_sizes(self) -> MultiBitWeight:
         """The runtime weight with the learned step sizes, the same integers, and nothing said about their rounding."""
         frozen = self.frozen
-        weight = MultiBitWeight(frozen.latent, frozen.latent_step, frozen.widths, self.step_sizes(), frozen.ratios)
+        shared = frozen.latent, frozen.latent_step, frozen.widths
+        weight = MultiBitWeight(*shared, self.step_sizes(), frozen.ratios, frozen.zero_points)
         weight.select(self.bits)
         return weight
 

@@ -25,7 +25,8 @@ from ptmq_lightning.runtime.weights import MultiBitWeight
 class _SoftWeight(torch.autograd.Function):
     """W^ = clip(floor(u) + h(V), low, high) * s with gradients to V and s.
 
-    v, floor: of the weight's shape (O, ...). h, slope: h(V) and dh/dV, (O, n). step: (O,). low, high: scalars.
+    v, floor: of the weight's shape (O, ...). h, slope: h(V) and dh/dV, (O, n). step: (O,). low, high: scalars or
+    (O, 1). With zero points z, floor, low and high are levels: z/2 less than the codes.
     """
 
     @staticmethod
@@ -57,17 +58,23 @@ class SoftWeight(LearnedWeight):
     def __init__(self, frozen: MultiBitWeight, keys: RoundingKeys, *, learn_step_sizes: bool) -> None:
         super().__init__(frozen, keys, learn_step_sizes=learn_step_sizes)
         self.plane_of = self.planes(frozen, keys)
-        positions = {b: grid.position(frozen.latent, rho) for b, rho in zip(frozen.widths, frozen.ratios, strict=True)}
+        zeros = {bits: frozen.zero_point(bits) for bits in frozen.widths}
+        rows = list(zip(frozen.widths, frozen.ratios, strict=True))
+        positions = {bits: grid.position(frozen.latent, rho, zeros[bits]) for bits, rho in rows}
         self.floors = {bits: torch.floor(u) for bits, u in positions.items()}
-        self._limits = {
-            bits: tuple(frozen.latent_step.new_full((), end) for end in grid.limits(bits)) for bits in frozen.widths
-        }
         fractions = {bits: u - self.floors[bits] for bits, u in positions.items()}
+        self._limits = {b: tuple(frozen.latent_step.new_full((), end) for end in grid.limits(b)) for b in frozen.widths}
         self.nearest = {
-            b: grid.levels(frozen.latent, rho, b)
-            for b, rho in zip(frozen.widths, frozen.ratios, strict=True)
-            if b not in self.plane_of
+            bits: grid.codes(frozen.latent, rho, bits, zero=zeros[bits])
+            for bits, rho in rows
+            if bits not in self.plane_of
         }
+        for bits, zero in ((b, z) for b, z in zeros.items() if z is not None):  # from codes to levels
+            half = grid.half_levels(zero, frozen.latent)
+            self.floors[bits] -= half
+            self._limits[bits] = tuple(end - half.flatten(1) for end in self._limits[bits])
+            if bits in self.nearest:
+                self.nearest[bits] -= half
         self.v = nn.ParameterList(nn.Parameter(start) for start in self.starts(fractions))
 
     @classmethod

@@ -1,14 +1,15 @@
 """Step sizes before anything is learned: the search that minimizes the p-norm of the error, for every width on its own.
 
-Source: PTMQ §1.3 (p = 2.4). Weights: symmetric, per output channel, thresholds i/100 of the channel's maximum, above 4
-bits 51 to 100 % alone, as wide grids leave little to find. Activations: per tensor, quant.activation_steps, of a
-sample. Tables: quant.levels, of all values.
+Source: PTMQ §1.3 (p = 2.4). Weights: per output channel, thresholds i/100 of the channel's maximum, above 4 bits 51 to
+100 % alone, as wide grids leave little to find; symmetric, or with the best of three zero points. Activations: per
+tensor, quant.activation_steps, of a sample. Tables: quant.levels, of all values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,18 +18,27 @@ from ptmq_lightning.quant.activation_steps import activation_steps
 from ptmq_lightning.quant.counts import LatentCounts
 from ptmq_lightning.quant.levels import Distribution, activation_tables
 from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.hooks import watched_inputs
 from ptmq_lightning.runtime.keys import key
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.model import MultiBitModel, passthrough, quantizers_of
 from ptmq_lightning.runtime.registry import Registry
-from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS
+from ptmq_lightning.runtime.spec import MAX_BITS, MIN_BITS, MOST_ZERO, ZEROS
 
 ROWS = 256  # output channels that are searched at once: their counts, 4 MB, stay in a cache
 SAMPLE = 1 << 15  # values of a tensor that the activation search looks at
 
-# the counts of a weight's integers, its widths and the keys -> a step size (O,) for each width
-Search = Callable[[LatentCounts, Sequence[int], "StepSize"], list[Tensor]]
+
+class Grid(NamedTuple):
+    """Step sizes float32 and zero points int8, in half levels, of a width: (O,)."""
+
+    step: Tensor
+    zero: Tensor
+
+
+# the counts of a weight's integers, its widths and the keys -> the grid of each width
+Search = Callable[[LatentCounts, Sequence[int], "StepSize"], list[Grid]]
 STEP_SIZES: Registry[Search] = Registry("step_size")
 
 
@@ -41,39 +51,64 @@ class StepSize:
     free_widths: list[int] = key(factory=list, help="nested: weight widths that are not tied")
     learn: bool = key(False, "learn the weights' step sizes of the drawn widths")
     p: float = key(2.4, "norm of the error in the search of step sizes")
+    zero_points: list[int] = key(
+        factory=list,
+        help="weight widths at which each output channel takes the zero point that fits it best: none, half a level or a "
+        "level; for steps that are not tied",
+    )
 
     def __post_init__(self) -> None:
         _ = STEP_SIZES[self.name]  # refuses an unknown one
+        if wide := [bits for bits in self.zero_points if not MIN_BITS <= bits <= MOST_ZERO]:
+            raise ConfigError(
+                f"found step_size.zero_points with {wide[0]} bits; expected widths from {MIN_BITS} to {MOST_ZERO}, as "
+                f"wider ones have nothing to gain by it."
+            )
+        if tied := [bits for bits in self.zero_points if self.tied(bits)]:
+            raise ConfigError(
+                f"found step_size.zero_points with {tied[0]} bits, whose steps are tied to other widths' by "
+                f"step_size={self.name}; expected step_size=free, or nested with the width in step_size.free_widths."
+            )
+
+    def tied(self, bits: int) -> bool:
+        """Whether a width's steps follow from another width's."""
+        return self.name != "free" and not (self.name == "nested" and bits in self.free_widths)
 
 
-def weight_steps(weight: Tensor, widths: Sequence[int], how: StepSize) -> Tensor:
-    """Step sizes (K, O) of a weight (O, ...) on the latent grid for K widths."""
+def weight_grids(weight: Tensor, widths: Sequence[int], how: StepSize) -> Grid:
+    """Step sizes and zero points, each (K, O), of a weight (O, ...) on the latent grid for K widths."""
     parts = [LatentCounts(rows.float()) for rows in weight.detach().split(ROWS)]
-    return torch.cat([torch.stack(STEP_SIZES[how.name](part, widths, how)) for part in parts], dim=1)
+    found = [zip(*STEP_SIZES[how.name](part, widths, how), strict=True) for part in parts]
+    steps, zeros = zip(*((torch.stack(step), torch.stack(zero)) for step, zero in found), strict=True)
+    return Grid(torch.cat(steps, dim=1), torch.cat(zeros, dim=1))
 
 
 @STEP_SIZES.register("free")
-def _free(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _free(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Grid]:
     """One search for each width."""
-    return [_search_weight(counts, bits, how.p)[0] for bits in widths]
+    return [_own_grid(counts, bits, how) for bits in widths]
 
 
 @STEP_SIZES.register("nested")
-def _nested(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _nested(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Grid]:
     """s_b = s_anchor * 2^(anchor - b), except for free_widths."""
-    anchor, _ = _search_weight(counts, how.anchor, how.p)
+    anchor = _search_weight(counts, how.anchor, how.p)[0]
     return [
-        _search_weight(counts, bits, how.p)[0] if bits in how.free_widths else anchor * 2.0 ** (how.anchor - bits)
+        _own_grid(counts, bits, how) if bits in how.free_widths else _symmetric(anchor * 2.0 ** (how.anchor - bits))
         for bits in widths
     ]
 
 
 @STEP_SIZES.register("power_of_two")
-def _powers_of_two(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Tensor]:
+def _powers_of_two(counts: LatentCounts, widths: Sequence[int], how: StepSize) -> list[Grid]:
     """s_b = s_8 * 2^t, 0 <= t <= 8 - b, t for each channel and width."""
     widest = max(*widths, 8)
-    finest, share = _search_weight(counts, widest, how.p)
-    return [_power_of_two(counts, finest, share, bits, widest, how.p) for bits in widths]
+    finest, share, _ = _search_weight(counts, widest, how.p)
+    return [_symmetric(_power_of_two(counts, finest, share, bits, widest, how.p)) for bits in widths]
+
+
+def _symmetric(step: Tensor) -> Grid:
+    return Grid(step, torch.zeros(step.shape, dtype=torch.int8, device=step.device))
 
 
 def _shares(bits: int) -> list[float]:
@@ -86,12 +121,24 @@ def _steps(bits: int) -> tuple[float, ...]:
     return tuple(share / ((2**bits - 1) / 2) for share in _shares(bits))
 
 
-def _search_weight(counts: LatentCounts, bits: int, p: float) -> tuple[Tensor, Tensor]:
-    """Best step (O,) of each channel, and its place (O,) in _shares."""
-    best = counts.errors(_steps(bits), bits, p).argmin(dim=1)
+def _own_grid(counts: LatentCounts, bits: int, how: StepSize) -> Grid:
+    """The best step size of each channel and, where the width may have one, zero point: of equal ones none."""
+    step, _, least = _search_weight(counts, bits, how.p)
+    found = _symmetric(step)
+    for zero in ZEROS[1:] if bits in how.zero_points else ():
+        step, _, error = _search_weight(counts, bits, how.p, zero)
+        better = error < least
+        least = torch.where(better, error, least)
+        found = Grid(torch.where(better, step, found.step), found.zero.masked_fill(better, zero))
+    return found
+
+
+def _search_weight(counts: LatentCounts, bits: int, p: float, zero: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Best step (O,) of each channel, its place (O,) in _shares, and its error (O,)."""
+    least, best = counts.errors(_steps(bits), bits, p, zero=zero).min(dim=1)
     unit = counts.peak.clamp_min(grid.EPS) / ((2**bits - 1) / 2)
     shares = torch.tensor(_shares(bits), device=unit.device)
-    return (unit * shares[best]).clamp_min(grid.EPS), best
+    return (unit * shares[best]).clamp_min(grid.EPS), best, least
 
 
 def _power_of_two(counts: LatentCounts, finest: Tensor, share: Tensor, bits: int, top: int, p: float) -> Tensor:

@@ -2,7 +2,12 @@
 
 Source: PTMQ §1.2 (quantizers) and §2 (latent grid). A weight is an 11-bit integer n with a step s_L per output channel;
 for width b the position on its grid is u_b = n * rho_b with rho_b = s_L / s_b, one correctly rounded float32 product.
-Weights are symmetric and signed per output channel, activations unsigned with a zero point per tensor.
+Weights are signed per output channel and, where a channel has no zero point, symmetric; activations are unsigned with a
+zero point per tensor.
+
+A zero point z of a weight is counted in half levels: W^ = (q - z/2) s with z = 0, -1 or -2, so that the levels of 2
+bits are -2 to 1, -1.5 to 1.5 or -1 to 2: at few bits most of what the asymmetric grids of PTMQ §1.2 gain. As whole
+numbers, which is how integer kernels take it: 2q - z times s/2 where z is odd, else q - z/2 times s (`multiples`).
 """
 
 from __future__ import annotations
@@ -51,29 +56,64 @@ def ratio(latent_step: Tensor, step: Tensor) -> Tensor:
     return (latent_step.double() / step.double()).float()
 
 
-def position(n: Tensor, rho: Tensor) -> Tensor:
-    """u_b = n * rho_b, float32 (O, ...): one rounded product, the same bits on every machine."""
-    return n.float().mul_(per_channel(rho, n))
+def half_levels(zero: Tensor, like: Tensor) -> Tensor:
+    """z/2, float32 (O, 1, ...), of zero points z int8 (O,)."""
+    return per_channel(zero, like) * 0.5
 
 
-def code(n: Tensor, rho: Tensor, bits: int, rounding: Tensor | None = None) -> Tensor:
-    """q_b = clip(floor(u_b) + R): int8 codes (O, ...). rounding R: 0 or 1 (O, ...); None rounds to nearest, half up."""
-    return levels(n, rho, bits, rounding).to(torch.int8)
-
-
-def levels(n: Tensor, rho: Tensor, bits: int, rounding: Tensor | None = None, out: Tensor | None = None) -> Tensor:
-    """The codes of `code` as whole numbers in float32 (O, ...), written into `out` where it is given."""
+def position(n: Tensor, rho: Tensor, zero: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+    """u_b = n * rho_b, float32 (O, ...): one rounded product, the same bits on every machine; with zero points z (O,)
+    u_b + z/2, rounded once more. Written into `out` where it is given."""
     out = torch.empty(n.shape, device=n.device) if out is None else out
+    u = out.copy_(n).mul_(per_channel(rho, n))
+    return u if zero is None else u.add_(half_levels(zero, n))
+
+
+def code(n: Tensor, rho: Tensor, bits: int, rounding: Tensor | None = None, zero: Tensor | None = None) -> Tensor:
+    """q_b = clip(floor(u_b) + R): int8 codes (O, ...). rounding R: 0 or 1 (O, ...); None rounds to nearest, half up.
+    zero: int8 (O,), None where there is no zero point."""
+    return codes(n, rho, bits, rounding, zero).to(torch.int8)
+
+
+def codes(
+    n: Tensor,
+    rho: Tensor,
+    bits: int,
+    rounding: Tensor | None = None,
+    zero: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """The same as whole numbers in float32 (O, ...), written into `out` where it is given."""
     if rounding is None:
         half = torch.full((), 0.5, dtype=torch.float64, device=n.device)
-        return out.copy_(code_offset(n, rho, bits, half))
-    return out.copy_(n).mul_(per_channel(rho, n)).floor_().add_(rounding).clamp_(*limits(bits))
+        found = code_offset(n, rho, bits, half, zero)
+        return found.float() if out is None else out.copy_(found)
+    return position(n, rho, zero, out).floor_().add_(rounding).clamp_(*limits(bits))
 
 
-def code_offset(n: Tensor, rho: Tensor, bits: int, tau: Tensor) -> Tensor:
+def code_offset(n: Tensor, rho: Tensor, bits: int, tau: Tensor, zero: Tensor | None = None) -> Tensor:
     """q_b = clip(floor(u_b + tau)): int8 codes (O, ...). tau in [0, 1] (O, ...); the sum is taken in float64."""
     low, high = limits(bits)
-    return torch.floor(position(n, rho).double() + tau.double()).clamp(low, high).to(torch.int8)
+    return torch.floor(position(n, rho, zero).double() + tau.double()).clamp(low, high).to(torch.int8)
+
+
+def multiples(code: Tensor, zero: Tensor) -> Tensor:
+    """Codes int8 (O, ...) and zero points int8 (O,) -> whole numbers int8 whose product with `whole_step` is the weight
+    exactly: 2q - z in channels where z is odd, else q - z/2."""
+    odd = zero % 2
+    times, less = 1 + odd, torch.where(odd == 1, zero, zero // 2)
+    return code * per_channel(times, code) - per_channel(less, code)
+
+
+def whole_step(step: Tensor, zero: Tensor | None) -> Tensor:
+    """What 1 stands for in `multiples`, (O,): s/2 where z is odd, else s."""
+    return step if zero is None else step / (1 + zero % 2)
+
+
+def held_step(step: Tensor, bits: int) -> Tensor:
+    """What 1 stands for once an integer runtime has given narrow integers of so many bits 7 of them, (O,): step over
+    2^(7 - bits)."""
+    return step * 0.5 ** max(0, HELD_BITS - bits)
 
 
 def quantize_activation(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) -> Tensor:
@@ -82,10 +122,10 @@ def quantize_activation(x: Tensor, step: Tensor, zero_point: Tensor, bits: int) 
     return q.sub_(zero_point).mul_(step)
 
 
-def whole_bias(bias: Tensor, input_step: Tensor, step: Tensor, bits: int) -> Tensor:
-    """A bias (O,) as an integer runtime adds it to its sums of products: a whole number of s_a * s_w, where the codes
-    of a narrow weight take 7 bits and its step (O,) is finer by as much."""
-    unit = (input_step * (step * 0.5 ** max(0, HELD_BITS - bits))).double()
+def whole_bias(bias: Tensor, input_step: Tensor, step: Tensor) -> Tensor:
+    """A bias (O,) as an integer runtime adds it to its sums of products: a whole number of s_a * s_w, s_w (O,) being
+    the `held_step` of the weight."""
+    unit = (input_step * step).double()
     return torch.round(bias.double() / unit).mul_(unit).float()
 
 

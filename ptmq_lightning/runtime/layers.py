@@ -125,9 +125,9 @@ def _whole(bias: Tensor, weight: SwitchableWeight, quantizer: SwitchableActivati
     """A bias (O,) as a whole number of the layer's s_a * s_w; as it is in float, and while a step size is learned: the
     unit moves in each iteration then, and what rounding to it changes is far below a step of the output."""
     input_step, step = quantizer.fixed_step(), weight.fixed_step()
-    if input_step is None or step is None or weight.bits is None:
+    if input_step is None or step is None:
         return bias
-    return grid.whole_bias(bias, input_step, step, weight.bits)
+    return grid.whole_bias(bias, input_step, step)
 
 
 class QuantConv2d(WeightLayer):

@@ -15,6 +15,8 @@ LATENT_BITS = 11  # of the integers that all widths of a weight are made of (PTM
 OFFSET_BITS = 5  # of a learned offset tau
 TABLE_BITS = 8  # of the uniform grid that a table chooses its levels from
 HELD_BITS = 7  # that an integer runtime gives the codes of a narrow weight (export.values)
+ZEROS = (0, -1, -2)  # zero points of weights in half levels: none; symmetric levels; one more above zero than below
+MOST_ZERO = HELD_BITS - 1  # bits of a weight that may have zero points: its whole numbers take one more
 
 
 class BitWidth(NamedTuple):

@@ -47,7 +47,8 @@ class Switchable(nn.Module, ABC):
         self.__dict__["bits"] = bits  # a switch sets hundreds of these, and nn.Module's own way is slow
 
     def fixed_step(self) -> Tensor | None:
-        """The step size at the selected width, of a weight (O,); None in float and while it is learned."""
+        """The step size of what an integer runtime holds at the selected width, of a weight (O,); None in float and
+        while it is learned."""
         return None
 
 

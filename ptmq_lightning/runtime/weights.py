@@ -29,25 +29,52 @@ class Snapshot:
 
 
 class CommittedWeight(SwitchableWeight):
-    """One weight at every width: integer codes and steps s (K, O); O output channels, K widths."""
+    """One weight at every width: integer codes q, steps s (K, O) and, where a channel has one, zero points z int8
+    (K, O) in half levels, W^ = (q - z/2) s; O output channels, K widths."""
 
-    def __init__(self, widths: tuple[int, ...], steps: Tensor) -> None:
+    def __init__(self, widths: tuple[int, ...], steps: Tensor, zero_points: Tensor | None = None) -> None:
         super().__init__(widths)
         self.register_buffer("steps", steps)
+        rows = [] if zero_points is None else zero_points.any(dim=1).tolist()
+        self.moved = tuple(bits for bits, has in zip(widths, rows, strict=False) if has)  # widths with zero points
+        self.register_buffer("zero_points", zero_points if self.moved else None)
         self._active: tuple[int | None, Tensor] | None = None
 
     steps: Tensor
+    zero_points: Tensor | None
 
     @abstractmethod
     def code(self, bits: int, rows: slice = ALL) -> Tensor:
         """Integer codes int8 (O, ...) of a width; rows: of these output channels."""
 
-    def levels_into(self, out: Tensor, bits: int, rows: slice) -> Tensor:
-        """The codes as whole numbers, written into `out`, float32 (O, ...)."""
+    def codes_into(self, out: Tensor, bits: int, rows: slice) -> Tensor:
+        """The same as whole numbers, written into `out`, float32 (O, ...)."""
         return out.copy_(self.code(bits, rows))
 
+    def zero_point(self, bits: int, rows: slice = ALL) -> Tensor | None:
+        """z int8 (O,) of a width in half levels; None where all are 0."""
+        return self.zero_points[self.widths.index(bits), rows] if bits in self.moved else None  # type: ignore[index]
+
+    def multiples(self, bits: int) -> tuple[Tensor, Tensor]:
+        """Whole numbers int8 (O, ...) and steps (O,) whose product is the weight of a width: its codes, where it has no
+        zero points."""
+        zero = self.zero_point(bits)
+        step = grid.whole_step(self.steps[self.widths.index(bits)], zero)
+        return self.code(bits) if zero is None else grid.multiples(self.code(bits), zero), step
+
+    def moves(self) -> dict[str, Any]:
+        """What spec() says of zero points: nothing where there are none, and an older reader refuses what it says."""
+        return {"moved": list(self.moved)} if self.moved else {}
+
+    def held_bits(self, bits: int) -> int:
+        """Bits of a signed integer that hold the `multiples` of a width."""
+        return bits + (bits in self.moved)
+
     def fixed_step(self) -> Tensor | None:
-        return None if self.bits is None else self.steps[self.widths.index(self.bits)]
+        if self.bits is None:
+            return None
+        step = grid.whole_step(self.steps[self.widths.index(self.bits)], self.zero_point(self.bits))
+        return grid.held_step(step, self.held_bits(self.bits))
 
     @abstractmethod
     def spec(self) -> dict[str, Any]:
@@ -64,7 +91,10 @@ class CommittedWeight(SwitchableWeight):
         rows = max(1, grid.PIECE // max(1, weight[0].numel()))
         for first in range(0, len(weight), rows):
             part = slice(first, first + rows)
-            self.levels_into(weight[part], bits, part).mul_(grid.per_channel(step[part], weight))
+            levels = self.codes_into(weight[part], bits, part)
+            if (zero := self.zero_point(bits, part)) is not None:
+                levels.sub_(grid.half_levels(zero, levels))
+            levels.mul_(grid.per_channel(step[part], weight))
         return weight
 
     @property
@@ -94,16 +124,23 @@ class CommittedWeight(SwitchableWeight):
 class MultiBitWeight(CommittedWeight):
     """A weight on the latent grid. P rounding planes.
 
-    latent n int16 (O, ...), latent_step s_L (O,), ratios rho (K, O), steps s (K, O), rounding uint8 (P, O, ...):
+    latent n int16 (O, ...), latent_step s_L (O,), ratios rho (K, O), steps s and zero_points z (K, O), rounding uint8
+    (P, O, ...):
     kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of; a width in none is rounded to nearest),
     "offset" (tau in 31sts, P = 1), "latent" (int16, P = 1: learned integers n' that are rounded to nearest in the place
     of n).
     """
 
     def __init__(
-        self, latent: Tensor, latent_step: Tensor, widths: tuple[int, ...], steps: Tensor, ratios: Tensor | None = None
+        self,
+        latent: Tensor,
+        latent_step: Tensor,
+        widths: tuple[int, ...],
+        steps: Tensor,
+        ratios: Tensor | None = None,
+        zero_points: Tensor | None = None,
     ) -> None:
-        super().__init__(widths, steps)
+        super().__init__(widths, steps, zero_points)
         if ratios is None:
             ratios = torch.stack([grid.ratio(latent_step, step) for step in steps])
         self.kind = "nearest"
@@ -128,16 +165,17 @@ class MultiBitWeight(CommittedWeight):
 
     def code(self, bits: int, rows: slice = ALL) -> Tensor:
         out = torch.empty(self.latent[rows].shape, device=self.latent.device)
-        return self.levels_into(out, bits, rows).to(torch.int8)
+        return self.codes_into(out, bits, rows).to(torch.int8)
 
-    def levels_into(self, out: Tensor, bits: int, rows: slice) -> Tensor:
+    def codes_into(self, out: Tensor, bits: int, rows: slice) -> Tensor:
         rho, latent = self.ratios[index_of(bits, self.widths, "the weight")][rows], self.latent[rows]
+        zero = self.zero_point(bits, rows)
         if self.kind == "planes" and bits in self.plane_of:
-            return grid.levels(latent, rho, bits, self.rounding[self.plane_of[bits], rows], out)
+            return grid.codes(latent, rho, bits, self.rounding[self.plane_of[bits], rows], zero, out)
         if self.kind == "offset":
             tau = self.rounding[0, rows].double() / (2**grid.OFFSET_BITS - 1)
-            return out.copy_(grid.code_offset(latent, rho, bits, tau))
-        return grid.levels(self.integers[rows], rho, bits, out=out)
+            return out.copy_(grid.code_offset(latent, rho, bits, tau, zero))
+        return grid.codes(self.integers[rows], rho, bits, None, zero, out)
 
     @property
     def integers(self) -> Tensor:
@@ -158,4 +196,4 @@ class MultiBitWeight(CommittedWeight):
             "kind": self.kind,
             "planes": len(self.rounding),
             "plane_of": {str(b): p for b, p in self.plane_of.items()},
-        }
+        } | self.moves()

@@ -8,7 +8,7 @@ import torch
 from ptmq_lightning.artifact.fields import bits_per_weight
 from ptmq_lightning.artifact.nested import nested_of
 from ptmq_lightning.artifact.packing import pack, unpack
-from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.quant.steps import StepSize, weight_grids
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.artifact.tiny import LATENT, ROUNDING
@@ -44,7 +44,7 @@ def weight_of(kind: str, step_size: StepSize, plane_of: dict[int, int], scale: f
     """A random weight; at scale below 1 many of its codes saturate at every width."""
     generator = torch.Generator().manual_seed(3)
     n, step = grid.latent(torch.randn(6, 400, generator=generator))
-    steps = weight_steps(n * step[:, None], WIDTHS, step_size) * scale
+    steps = weight_grids(n * step[:, None], WIDTHS, step_size).step * scale
     weight = MultiBitWeight(n, step, WIDTHS, steps)
     if kind == "planes":
         rows = max(plane_of.values()) + 1

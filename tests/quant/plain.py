@@ -8,41 +8,46 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.quant.levels import ENDS, best_tables
-from ptmq_lightning.quant.steps import StepSize
+from ptmq_lightning.quant.steps import Grid, StepSize
 from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.spec import ZEROS
 
 
-def weight_steps(weight: Tensor, widths: Sequence[int], how: StepSize) -> Tensor:
-    """Step sizes (K, O) of a weight (O, ...)."""
+def weight_grids(weight: Tensor, widths: Sequence[int], how: StepSize) -> Grid:
+    """Step sizes and zero points (K, O) of a weight (O, ...)."""
     rows = weight.detach().flatten(1).float()
     if how.name == "free":
-        return torch.stack([search_weight(rows, bits, how.p) for bits in widths])
-    finest = search_weight(rows, 8, how.p)
-    return torch.stack(
-        [best(rows, [finest * 2.0**t for t in range(9 - bits)], bits, how.p) for bits in widths]  # power_of_two
-    )
+        found = [search_weight(rows, bits, how.p, ZEROS if bits in how.zero_points else (0,)) for bits in widths]
+    else:  # power_of_two
+        finest = search_weight(rows, 8, how.p).step
+        found = [best(rows, [(finest * 2.0**t, 0) for t in range(9 - bits)], bits, how.p) for bits in widths]
+    return Grid(torch.stack([step for step, _ in found]), torch.stack([zero for _, zero in found]))
 
 
-def search_weight(rows: Tensor, bits: int, p: float) -> Tensor:
-    """Best step (O,) for rows (O, C): i/100 of max|W| over (2^b - 1)/2 levels."""
+def search_weight(rows: Tensor, bits: int, p: float, zeros: Sequence[int] = (0,)) -> Grid:
+    """Best step and zero point (O,) for rows (O, C): i/100 of max|W| over (2^b - 1)/2 levels."""
     peak = rows.abs().amax(dim=1).clamp_min(grid.EPS)
     unit = peak / ((2**bits - 1) / 2)
-    return best(rows, [unit * (i / 100) for i in range(1 if bits <= 4 else 51, 101)], bits, p)
+    shares = range(1 if bits <= 4 else 51, 101)
+    return best(rows, [(unit * (i / 100), zero) for zero in zeros for i in shares], bits, p)
 
 
-def best(rows: Tensor, candidates: Sequence[Tensor], bits: int, p: float) -> Tensor:
+def best(rows: Tensor, candidates: Sequence[tuple[Tensor, int]], bits: int, p: float) -> Grid:
     """The candidate (O,) with the least p-norm error in each row (O, C)."""
-    found, error = candidates[-1], torch.full_like(candidates[-1], torch.inf)
-    for step in candidates:
-        score = weight_error(rows, step, bits, p)
-        found, error = torch.where(score < error, step, found), torch.minimum(score, error)
-    return found.clamp_min(grid.EPS)
+    found, error = candidates[-1][0], torch.full_like(candidates[-1][0], torch.inf)
+    at = torch.zeros(len(rows), dtype=torch.int8)
+    for step, zero in candidates:
+        score = weight_error(rows, step, bits, p, zero)
+        found, at = torch.where(score < error, step, found), at.masked_fill(score < error, zero)
+        error = torch.minimum(score, error)
+    return Grid(found.clamp_min(grid.EPS), at)
 
 
-def weight_error(rows: Tensor, step: Tensor, bits: int, p: float) -> Tensor:
-    """Mean of |error|^p (O,) of rows (O, C) at a step (O,), float32 as the search was."""
+def weight_error(rows: Tensor, step: Tensor, bits: int, p: float, zero: int = 0) -> Tensor:
+    """Mean of |error|^p (O,) of rows (O, C) at a step (O,), float32 as the search was. zero: in half levels."""
     s = step.clamp_min(grid.EPS).unsqueeze(1)
-    return (torch.round(rows / s).clamp_(*grid.limits(bits)).mul_(s).sub_(rows)).abs_().pow_(p).mean(dim=1)
+    levels = torch.round(rows / s + zero / 2).clamp_(*grid.limits(bits)).sub_(zero / 2)
+    return (levels.mul_(s).sub_(rows)).abs_().pow_(p).mean(dim=1)
 
 
 def activation_step(sample: Tensor, low: float, high: float, bits: int, p: float = 2.4) -> tuple[float, float]:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ptmq_lightning.quant.latent import FlexRound, LatentWeight
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
-from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.quant.steps import StepSize, weight_grids
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.weights import MultiBitWeight
 
@@ -20,7 +20,7 @@ SHAPES = {"conv": (6, 5, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 20)}
 def frozen(shape: tuple[int, ...] = SHAPES["conv"]) -> MultiBitWeight:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     n, step = grid.latent(weight)
-    return MultiBitWeight(n, step, WIDTHS, weight_steps(weight, WIDTHS, StepSize()))
+    return MultiBitWeight(n, step, WIDTHS, weight_grids(weight, WIDTHS, StepSize()).step)
 
 
 def moved(kind: str, shape: tuple[int, ...] = SHAPES["conv"], size: float = 0.3) -> LatentWeight:

@@ -10,7 +10,7 @@ from ptmq_lightning.quant import rounding as soft
 from ptmq_lightning.quant.layers import MaskBank, TrainableActivation, _QuantDrop
 from ptmq_lightning.quant.planes import PerWidth, Shared
 from ptmq_lightning.quant.roundings import RoundingKeys
-from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.quant.steps import StepSize, weight_grids
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.layers import ActivationQuantizer
 from ptmq_lightning.runtime.weights import MultiBitWeight
@@ -33,7 +33,7 @@ def to_last(x: Tensor) -> Tensor:
 def frozen(style: str = "free") -> MultiBitWeight:
     weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(3))
     n, step = grid.latent(weight)
-    return MultiBitWeight(n, step, WIDTHS, weight_steps(weight, WIDTHS, StepSize(style)))
+    return MultiBitWeight(n, step, WIDTHS, weight_grids(weight, WIDTHS, StepSize(style)).step)
 
 
 @pytest.mark.parametrize("case", golden("lsq_activation"), ids=lambda case: f"{case['bits']} bits")

@@ -11,7 +11,7 @@ from ptmq_lightning.quant import kernels, rounding
 from ptmq_lightning.quant.planes import PerGroup, SoftWeight
 from ptmq_lightning.quant.rounding import BetaSchedule
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
-from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.quant.steps import StepSize, weight_grids
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.weights import MultiBitWeight
@@ -68,7 +68,7 @@ def test_beta_is_the_golden_one() -> None:
 
 def weight_of(widths: tuple[int, ...], weight: torch.Tensor | None = None) -> MultiBitWeight:
     weight = torch.randn(4, 9, generator=torch.Generator().manual_seed(0)) if weight is None else weight
-    return MultiBitWeight(*grid.latent(weight), widths, weight_steps(weight, widths, StepSize()))
+    return MultiBitWeight(*grid.latent(weight), widths, weight_grids(weight, widths, StepSize()).step)
 
 
 @pytest.mark.parametrize(

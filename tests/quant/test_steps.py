@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ptmq_lightning.quant import steps as search
-from ptmq_lightning.quant.steps import StepSize, weight_steps
+from ptmq_lightning.quant.steps import StepSize, weight_grids
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import quantizers_of
@@ -50,7 +50,7 @@ KINDS = ["normal", "outlier", "constant", "zeros", "next to nothing", "few", "bf
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_search_by_counts_finds_the_steps_of_the_plain_search_to_the_bit(kind: str, name: str) -> None:
     rows, widths, how = on_the_latent_grid(rows_of(kind)), tuple(range(2, 9)), StepSize(name)
-    found, expected = weight_steps(rows, widths, how), plain.weight_steps(rows, widths, how)
+    found, expected = weight_grids(rows, widths, how).step, plain.weight_grids(rows, widths, how).step
     for bits, ours, theirs in zip(widths, found, expected, strict=True):
         # where two candidates tie, the plain form's float32 decides: then their errors are equal to its rounding
         mine, best = (plain.weight_error(rows, step, bits, how.p).pow(1 / how.p) for step in (ours, theirs))
@@ -60,30 +60,30 @@ def test_the_search_by_counts_finds_the_steps_of_the_plain_search_to_the_bit(kin
 
 def test_channels_are_searched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = on_the_latent_grid(torch.randn(10, 40))
-    whole = weight_steps(rows, WIDTHS, StepSize())
+    whole = weight_grids(rows, WIDTHS, StepSize()).step
     monkeypatch.setattr(search, "ROWS", 3)
-    assert torch.equal(weight_steps(rows, WIDTHS, StepSize()), whole)
+    assert torch.equal(weight_grids(rows, WIDTHS, StepSize()).step, whole)
 
 
 def test_free_steps_beat_the_full_range() -> None:
     rows = on_the_latent_grid(torch.randn(16, 400))
-    for bits, step in zip(WIDTHS, weight_steps(rows, WIDTHS, StepSize("free")), strict=True):
+    for bits, step in zip(WIDTHS, weight_grids(rows, WIDTHS, StepSize("free")).step, strict=True):
         widest = rows.abs().amax(1) / ((2**bits - 1) / 2)
         assert (error(rows, step, bits) <= error(rows, widest, bits) + 1e-9).all()
 
 
 def test_nested_steps_are_powers_of_two_apart_but_for_the_free_ones() -> None:
     rows = torch.randn(16, 400)
-    steps = dict(zip(WIDTHS, weight_steps(rows, WIDTHS, StepSize("nested", 4, [2])), strict=True))
+    steps = dict(zip(WIDTHS, weight_grids(rows, WIDTHS, StepSize("nested", 4, [2])).step, strict=True))
     for bits in (3, 4, 6, 8):
         assert torch.equal(steps[bits], steps[4] * 2.0 ** (4 - bits))
-    assert torch.equal(steps[2], weight_steps(rows, (2,), StepSize("free"))[0])
+    assert torch.equal(steps[2], weight_grids(rows, (2,), StepSize("free")).step[0])
 
 
 def test_power_of_two_steps_are_between_nested_and_free_in_error() -> None:
     rows = torch.randn(32, 400)
     total = {
-        style: error(rows, weight_steps(rows, (3,), StepSize(style, anchor=8))[0], 3).sum()
+        style: error(rows, weight_grids(rows, (3,), StepSize(style, anchor=8)).step[0], 3).sum()
         for style in ("free", "power_of_two", "nested")
     }
     assert total["free"] <= total["power_of_two"] <= total["nested"]
@@ -92,13 +92,13 @@ def test_power_of_two_steps_are_between_nested_and_free_in_error() -> None:
 def test_power_of_two_steps_are_shifts_of_the_widest_code() -> None:
     few = torch.randn(256, 9, generator=torch.Generator().manual_seed(0))  # depthwise: the search would go further
     widths = tuple(range(2, 9))
-    steps = weight_steps(few, widths, StepSize("power_of_two"))
+    steps = weight_grids(few, widths, StepSize("power_of_two")).step
     for bits, step in zip(widths, steps, strict=True):
         assert set(torch.log2(step / steps[-1]).tolist()) <= set(range(8 - bits + 1))
 
 
 def test_a_zero_channel_gets_a_positive_step() -> None:
-    assert (weight_steps(torch.zeros(3, 4), WIDTHS, StepSize("free")) > 0).all()
+    assert (weight_grids(torch.zeros(3, 4), WIDTHS, StepSize("free")).step > 0).all()
 
 
 def test_calibration_reaches_every_quantizer_and_repeats() -> None:
