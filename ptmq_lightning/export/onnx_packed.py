@@ -92,8 +92,10 @@ def by_channel(value: Array, axis: int) -> ByChannel:
 def _of_channels(w: Writer, name: str, stored: str, way: ByChannel, shape: Sequence[int]) -> str:
     x = w.step("Reshape", [unpacked(w, stored, way.x, way.bits), w.constant(shape)])
     x = w.step("BitShift", [x, w.stored(f"{stored}.up", way.up.astype(np.uint8))], direction="LEFT")
-    low = w.step("Cast", [w.stored(f"{stored}.low", way.low)], to=INT32)
-    return str(w.node("Cast", [w.step("Add", [w.step("Cast", [x], to=INT32), low])], name, to=INT8))
+    low = w.stored(f"{stored}.low", (way.low.astype(np.int16) + 128).astype(np.uint8))  # s8 is for what is a weight
+    x, low = (w.step("Cast", [value], to=INT32) for value in (x, low))
+    x = w.step("Sub", [w.step("Add", [x, low]), w.constant(128, np.int32)])
+    return str(w.node("Cast", [x], name, to=INT8))
 
 
 def unpacked(w: Writer, name: str, values: Array, bits: int, up: int = 0) -> str:

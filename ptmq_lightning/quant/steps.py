@@ -53,8 +53,8 @@ class StepSize:
     p: float = key(2.4, "norm of the error in the search of step sizes")
     zero_points: list[int] = key(
         factory=list,
-        help="weight widths at which each output channel takes the zero point that fits it best: none, half a level or a "
-        "level; for steps that are not tied",
+        help="weight widths at which each output channel takes the zero point that fits it best: none, half a level or "
+        "a level; for steps that are not tied",
     )
 
     def __post_init__(self) -> None:

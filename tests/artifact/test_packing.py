@@ -44,8 +44,8 @@ def weight_of(kind: str, step_size: StepSize, plane_of: dict[int, int], scale: f
     """A random weight; at scale below 1 many of its codes saturate at every width."""
     generator = torch.Generator().manual_seed(3)
     n, step = grid.latent(torch.randn(6, 400, generator=generator))
-    steps = weight_grids(n * step[:, None], WIDTHS, step_size).step * scale
-    weight = MultiBitWeight(n, step, WIDTHS, steps)
+    steps, zeros = weight_grids(n * step[:, None], WIDTHS, step_size)
+    weight = MultiBitWeight(n, step, WIDTHS, steps * scale, zero_points=zeros)
     if kind == "planes":
         rows = max(plane_of.values()) + 1
         weight.set_rounding(kind, torch.randint(2, (rows, *n.shape), generator=generator, dtype=torch.uint8), plane_of)
@@ -58,6 +58,7 @@ def weight_of(kind: str, step_size: StepSize, plane_of: dict[int, int], scale: f
 
 
 NESTED, FREE_2_3 = StepSize("nested"), StepSize("nested", free_widths=[2, 3])
+ZEROS_2_3 = StepSize("nested", free_widths=[2, 3], zero_points=[2, 3])
 ONE, THREE = dict.fromkeys(WIDTHS, 0), {2: 0, 3: 1} | dict.fromkeys(range(4, 9), 2)
 CASES = {
     "one plane": ("planes", NESTED, ONE, 9),
@@ -67,6 +68,7 @@ CASES = {
     "planes of 4 to 8 alone": ("planes", NESTED, dict.fromkeys(range(4, 9), 0), 8 + 1 + 2 + 3),
     "a plane of 2 alone, free steps": ("planes", StepSize(), {2: 0}, 35),
     "free 2 and 3": ("planes", FREE_2_3, THREE, 8 + 1 + 2 + 3),
+    "zero points at 2 and 3": ("planes", ZEROS_2_3, THREE, 8 + 1 + 2 + 3),
     "a power of two per channel": ("planes", StepSize("power_of_two"), ONE, None),
     "free steps": ("planes", StepSize(), ONE, 35),
     "offset": ("offset", NESTED, {}, 35),

@@ -32,12 +32,16 @@ from tests.networks import images, small_model
 WIDTHS = tuple(range(2, 9))
 
 
-def weight(kind: str, *, tied: bool) -> MultiBitWeight:
-    """A weight (6, 5, 3, 3) with a rounding of a kind, its steps powers of two apart or not."""
+def weight(kind: str, *, tied: bool, moved: bool = False) -> MultiBitWeight:
+    """A weight (6, 5, 3, 3) with a rounding of a kind, its steps powers of two apart or not; moved: with zero points at
+    2 to 6 bits."""
     generator = torch.Generator().manual_seed(0)
     latent, step = grid.latent(torch.randn(6, 5, 3, 3, generator=generator))
     apart = torch.tensor([2.0 ** (8 - b) if tied else 1.83 ** (8 - b) for b in WIDTHS]).reshape(-1, 1)
-    made = MultiBitWeight(latent, step, WIDTHS, (8 * step).expand(7, 6) * apart)
+    steps = (8 * step).expand(7, 6) * apart
+    zeros = torch.randint(-2, 1, (7, 6), generator=generator, dtype=torch.int8)
+    zeros[5:] = 0
+    made = MultiBitWeight(latent, step, WIDTHS, steps, zero_points=zeros if moved else None)
     bits = torch.randint(0, 2, (2, *latent.shape), generator=generator, dtype=torch.uint8)
     if kind == "one plane":
         made.set_rounding("planes", bits[:1], dict.fromkeys(WIDTHS, 0))
@@ -57,7 +61,7 @@ def written(way: Shared, codes: dict[int, Array], turned: bool) -> dict[int, Arr
     """What the operators of a file make of a way to store a weight."""
     found = {}
     for bits, code in codes.items():
-        wanted = (code.T if turned else code) * np.int8(2 ** max(0, 7 - bits))
+        wanted = (code.T if turned else code) * np.int8(2 ** max(0, 7 - way.held(bits)))
         w = Writer({"l.weight": np.ascontiguousarray(wanted)})
         SharedWriter({"l": (way, turned)}).write(w, "l", bits, "name")
         model = w.model([("l.weight", np.int8, wanted.shape)], {})
@@ -66,16 +70,22 @@ def written(way: Shared, codes: dict[int, Array], turned: bool) -> dict[int, Arr
     return found
 
 
+STEPS = {"free": (False, False), "tied": (True, False), "zero points": (False, True), "some tied": (True, True)}
+
+
 @pytest.mark.parametrize("turned", [False, True], ids=["as it is", "transposed"])
-@pytest.mark.parametrize("tied", [False, True], ids=["free", "tied"])
+@pytest.mark.parametrize("steps", STEPS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_stored_once_gives_the_codes_of_every_width(kind: str, tied: bool, turned: bool) -> None:
-    made = weight(kind, tied=tied)
+def test_what_is_stored_once_gives_the_codes_of_every_width(kind: str, steps: str, turned: bool) -> None:
+    tied, moved = STEPS[steps]
+    made = weight(kind, tied=tied, moved=moved)
     way = shared(made, WIDTHS)
-    codes = {bits: made.code(bits).numpy() for bits in WIDTHS}
+    codes = {bits: made.multiples(bits)[0].numpy() for bits in WIDTHS}
     if turned:
         codes = {bits: code[:, :, 0, 0] for bits, code in codes.items()}
-        flat = MultiBitWeight(made.latent[:, :, 0, 0], made.latent_step, WIDTHS, made.steps)
+        flat = MultiBitWeight(
+            made.latent[:, :, 0, 0], made.latent_step, WIDTHS, made.steps, zero_points=made.zero_points
+        )
         flat.set_rounding(made.kind, made.rounding[:, :, :, 0, 0], made.plane_of)
         way = shared(flat, WIDTHS)
     written(way, codes, turned)
@@ -98,6 +108,13 @@ def test_a_layer_is_stored_in_the_fewest_bits(kind: str, tied: bool, widths: tup
     assert way.size <= bits
 
 
+def test_zero_points_take_no_bit_of_a_layer() -> None:
+    for kind in KINDS:
+        assert (
+            shared(weight(kind, tied=False, moved=True), WIDTHS).size == shared(weight(kind, tied=False), WIDTHS).size
+        )
+
+
 def test_a_nested_artifact_gives_the_codes_that_it_stores() -> None:
     nested: CommittedWeight = nested_of(weight("one plane", tied=True))
     way = shared(nested, WIDTHS)
@@ -105,8 +122,9 @@ def test_a_nested_artifact_gives_the_codes_that_it_stores() -> None:
     written(way, {bits: nested.code(bits).numpy() for bits in WIDTHS}, turned=False)
 
 
-def test_every_width_is_the_static_file_of_that_width_in_any_order(tmp_path: Path) -> None:
-    model, x = every_layer()
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_every_width_is_the_static_file_of_that_width_in_any_order(zero_points: bool, tmp_path: Path) -> None:
+    model, x = every_layer(zero_points)
     widths = [f"w{bits}a8" for bits in WIDTHS]
     write_export(model, tmp_path / "multi", x, widths, form="multi")
     draft = Draft(model, x, widths)

@@ -22,8 +22,10 @@ from ptmq_lightning.export.parity import FLOAT_KERNELS, kernels
 from ptmq_lightning.export.portable import as_portable, shifted
 from ptmq_lightning.export.session import inference_session
 from ptmq_lightning.export.values import Array
+from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.spec import ZEROS
 from tests.networks import images, small_model
 
 ALL = [[f"w{bits}a8"] for bits in range(2, 9)]
@@ -47,10 +49,12 @@ class EveryLayer(nn.Module):
 
 
 @cache
-def every_layer() -> tuple[MultiBitModel, Tensor]:
+def every_layer(zero_points: bool = False) -> tuple[MultiBitModel, Tensor]:
+    """zero_points: of channels that are served by them, at 2 to 6 bits."""
     torch.manual_seed(0)
     x = torch.randn(8, 3, 6, 6)
-    return ptmq.quantize(EveryLayer().eval(), x, bits=ALL), x
+    more = ["step_size.zero_points=[2,3,4,5,6]"] if zero_points else []
+    return ptmq.quantize(EveryLayer().eval(), x, bits=ALL, overrides=more), x
 
 
 @pytest.fixture
@@ -71,9 +75,10 @@ def weights_in(model: Any, names: list[str]) -> dict[str, Array]:
     return dict(zip(names, found, strict=True))
 
 
+@pytest.mark.parametrize("zero_points", [False, True])
 @pytest.mark.parametrize("width", [f"w{bits}a8" for bits in range(2, 8)])
-def test_every_kind_of_layer_is_unpacked_bit_for_bit(width: str, always: None) -> None:
-    model, x = every_layer()
+def test_every_kind_of_layer_is_unpacked_bit_for_bit(width: str, zero_points: bool, always: None) -> None:
+    model, x = every_layer(zero_points)
     draft = Draft(model, x, [width])
     made = draft.static(width)
     names = [f"{layer}.weight" for layer in ("conv", "depthwise", "up", "linear")]
@@ -91,11 +96,12 @@ def test_a_packed_file_is_plain_onnx(always: None) -> None:
 
 
 @pytest.mark.parametrize("portable", [False, True])
+@pytest.mark.parametrize("zero_points", [False, True])
 @pytest.mark.parametrize("width", ["w2a8", "w5a8"])
 def test_packed_and_whole_weights_run_the_same_kernels_on_the_same_numbers(
-    width: str, portable: bool, always: None
+    width: str, zero_points: bool, portable: bool, always: None
 ) -> None:
-    model, x = every_layer()
+    model, x = every_layer(zero_points)
     draft = Draft(model, x, [width])
     graphs = [draft.static(width, pack=pack) for pack in (True, False)]
     files = [(as_portable(graph, "onnx") if portable else graph).SerializeToString() for graph in graphs]
@@ -112,6 +118,21 @@ def test_a_weight_of_b_bits_takes_b_bits(bits: int) -> None:
     as_weight(w, "weight", "weight", codes * np.int8(2 ** (7 - bits)))
     file = len(w.model([("weight", np.int8, codes.shape)], {}).SerializeToString())
     assert bits <= 8 * file / codes.size < bits + 0.3  # the nodes take a kilobyte
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("bits", range(2, 7))
+def test_a_weight_of_b_bits_with_zero_points_takes_b_bits(bits: int, turned: bool) -> None:
+    draw = np.random.default_rng(0)
+    codes = draw.integers(-(2 ** (bits - 1)), 2 ** (bits - 1), (512, 300)).astype(np.int8)
+    zero = draw.choice(ZEROS, 512).astype(np.int8)
+    whole = grid.multiples(torch.from_numpy(codes), torch.from_numpy(zero)).numpy() * np.int8(2 ** (6 - bits))
+    weight = np.ascontiguousarray(whole.T) if turned else whole
+    w = Writer({})
+    as_weight(w, "weight", "weight", weight)
+    file = w.model([("weight", np.int8, weight.shape)], {}).SerializeToString()
+    assert bits <= 8 * len(file) / codes.size < bits + 0.2
+    assert np.array_equal(inference_session(file, 1).run(None, {})[0], weight)
 
 
 @pytest.mark.parametrize("bits", range(1, 9))
@@ -137,8 +158,9 @@ def test_a_small_weight_stays_whole() -> None:
     assert "conv.weight" in {tensor.name for tensor in made.graph.initializer}
 
 
-def test_the_portable_form_makes_unsigned_weights_of_packed_ones(always: None) -> None:
-    model, x = every_layer()
+@pytest.mark.parametrize("zero_points", [False, True])
+def test_the_portable_form_makes_unsigned_weights_of_packed_ones(zero_points: bool, always: None) -> None:
+    model, x = every_layer(zero_points)
     draft = Draft(model, x, ["w3a8"])
     made = as_portable(draft.static("w3a8"), "onnx")
     onnx.checker.check_model(made, full_check=True)

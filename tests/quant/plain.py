@@ -43,10 +43,12 @@ def best(rows: Tensor, candidates: Sequence[tuple[Tensor, int]], bits: int, p: f
     return Grid(found.clamp_min(grid.EPS), at)
 
 
-def weight_error(rows: Tensor, step: Tensor, bits: int, p: float, zero: int = 0) -> Tensor:
-    """Mean of |error|^p (O,) of rows (O, C) at a step (O,), float32 as the search was. zero: in half levels."""
+def weight_error(rows: Tensor, step: Tensor, bits: int, p: float, zero: int | Tensor = 0) -> Tensor:
+    """Mean of |error|^p (O,) of rows (O, C) at a step (O,), float32 as the search was. zero: in half levels, one or
+    (O,)."""
+    half = torch.as_tensor(zero).view(-1, 1) / 2
     s = step.clamp_min(grid.EPS).unsqueeze(1)
-    levels = torch.round(rows / s + zero / 2).clamp_(*grid.limits(bits)).sub_(zero / 2)
+    levels = torch.round(rows / s + half).clamp_(*grid.limits(bits)).sub_(half)
     return (levels.mul_(s).sub_(rows)).abs_().pow_(p).mean(dim=1)
 
 

@@ -20,7 +20,8 @@ SHAPES = {"conv": (6, 5, 3, 3), "depthwise": (6, 1, 3, 3), "linear": (6, 20)}
 def frozen(shape: tuple[int, ...] = SHAPES["conv"]) -> MultiBitWeight:
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
     n, step = grid.latent(weight)
-    return MultiBitWeight(n, step, WIDTHS, weight_grids(weight, WIDTHS, StepSize()).step)
+    steps, zeros = weight_grids(weight, WIDTHS, StepSize(zero_points=[2, 3]))
+    return MultiBitWeight(n, step, WIDTHS, steps, zero_points=zeros)
 
 
 def moved(kind: str, shape: tuple[int, ...] = SHAPES["conv"], size: float = 0.3) -> LatentWeight:
@@ -65,7 +66,9 @@ def test_all_widths_round_one_tensor_to_nearest(kind: str) -> None:
     stored = committed.rounding[0].double() * grid.per_channel(committed.latent_step.double(), committed.latent)
     for row, bits in enumerate(WIDTHS):
         step = grid.per_channel(committed.steps[row].double(), committed.latent)
-        code = torch.floor(stored / step + 0.5).clamp(*grid.limits(bits))
+        zero = committed.zero_point(bits)
+        half = 0 if zero is None else grid.half_levels(zero, committed.latent).double()
+        code = torch.floor(stored / step + half + 0.5).clamp(*grid.limits(bits))
         # float32 products beside a tie may round the other way
         assert float((committed.code(bits) != code).float().mean()) < 1e-2
 
@@ -87,8 +90,10 @@ def test_gradients_pass_straight_through_the_rounding(kind: str, bits: int) -> N
     n = weight.frozen.latent.float()
     position = n + twins[0] * weight._unit if kind == "ste" else n * torch.exp(-sum(twins[1:], twins[0]))
     step = grid.per_channel(weight.frozen.steps[WIDTHS.index(bits)] * gain.exp(), n)
-    u = through(position, position.round()) * grid.per_channel(weight.frozen.latent_step, n) / step
-    (through(u, torch.floor(u + 0.5)).clamp(low, high) * step).backward(upstream)
+    zero = weight.frozen.zero_point(bits)
+    half = torch.zeros(()) if zero is None else grid.half_levels(zero, n)
+    u = through(position, position.round()) * grid.per_channel(weight.frozen.latent_step, n) / step + half
+    ((through(u, torch.floor(u + 0.5)).clamp(low, high) - half) * step).backward(upstream)
     for found, expected in zip(weight.d, twins, strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(weight.log_gain[str(bits)].grad, gain.grad, rtol=1e-4, atol=1e-5)

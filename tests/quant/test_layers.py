@@ -30,10 +30,18 @@ def to_last(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def frozen(style: str = "free") -> MultiBitWeight:
+def frozen() -> MultiBitWeight:
+    """Of 2 and 3 bits some channels have zero points."""
     weight = torch.randn(6, 5, 3, 3, generator=torch.Generator().manual_seed(3))
     n, step = grid.latent(weight)
-    return MultiBitWeight(n, step, WIDTHS, weight_grids(weight, WIDTHS, StepSize(style)).step)
+    steps, zeros = weight_grids(weight, WIDTHS, StepSize(zero_points=[2, 3]))
+    assert zeros.any(dim=1).tolist() == [True, True, False, False]
+    return MultiBitWeight(n, step, WIDTHS, steps, zero_points=zeros)
+
+
+def half_levels(bits: int) -> Tensor:
+    zero = frozen().zero_point(bits)
+    return torch.zeros(6, 1, 1, 1) if zero is None else grid.half_levels(zero, frozen().latent)
 
 
 @pytest.mark.parametrize("case", golden("lsq_activation"), ids=lambda case: f"{case['bits']} bits")
@@ -97,8 +105,10 @@ def test_the_soft_weight_has_autograds_gradients(how: RoundingKeys, bits: int) -
 
     def composed(v: Tensor, gain: Tensor) -> Tensor:
         logits = v + weight.offsets[bits] if how.name == "offset" else v
-        q = (weight.floors[bits] + soft.rectified_sigmoid(logits)).clamp(*grid.limits(bits))
-        return q * (weight.frozen.steps[WIDTHS.index(bits)] * gain.exp()).reshape(-1, 1, 1, 1)
+        codes = weight.floors[bits] + half_levels(bits) + soft.rectified_sigmoid(logits)
+        return (codes.clamp(*grid.limits(bits)) - half_levels(bits)) * (
+            weight.frozen.steps[WIDTHS.index(bits)] * gain.exp()
+        ).reshape(-1, 1, 1, 1)
 
     twins = v.detach().clone().requires_grad_(), gain.detach().clone().requires_grad_()
     composed(*twins).backward(upstream)
@@ -128,7 +138,8 @@ def test_the_start_width_starts_at_the_float_weight_wherever_nothing_is_clipped(
 @pytest.mark.parametrize("kind", ["offset", "per_width"])
 def test_offset_and_per_width_start_at_nearest_rounding(kind: str, bits: int) -> None:
     weight, nearest = trainable(frozen(), RoundingKeys(kind), learn_step_sizes=False), frozen().code(bits)
-    started = (weight.floors[bits] + (weight.logits(bits) >= 0).float()).clamp(*grid.limits(bits))
+    started = weight.floors[bits] + half_levels(bits) + (weight.logits(bits) >= 0).float()
+    started = started.clamp(*grid.limits(bits))
     assert torch.equal(started, nearest.float())
     share = (weight.committed().code(bits) != nearest).float().mean()
     # tau = 1/2 is not a 31st: codes within 1/62 of a tie may differ
@@ -146,13 +157,14 @@ def test_committed_integers_round_by_the_sign_of_v(how: RoundingKeys) -> None:
     committed = weight.committed()
     for row, bits in enumerate(WIDTHS):
         hard = (weight.logits(bits) >= 0).float()
-        expected = (weight.floors[bits] + hard).clamp(*grid.limits(bits))
+        expected = (weight.floors[bits] + half_levels(bits) + hard).clamp(*grid.limits(bits))
         found = committed.code(bits).float()
         if how.name == "offset":  # tau is rounded to 31sts
             assert float((found != expected).float().mean()) < 0.05
         else:
             assert torch.equal(found, expected)
-        assert torch.equal(committed.at(bits), found * weight.step_size(bits).detach().reshape(-1, 1, 1, 1))
+        level = found - half_levels(bits)
+        assert torch.equal(committed.at(bits), level * weight.step_size(bits).detach().reshape(-1, 1, 1, 1))
         assert torch.equal(committed.steps[row], weight.step_size(bits).detach())
 
 

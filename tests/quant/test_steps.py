@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,6 +13,7 @@ from ptmq_lightning.quant.steps import StepSize, weight_grids
 from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError
 from ptmq_lightning.runtime.model import quantizers_of
+from ptmq_lightning.runtime.weights import MultiBitWeight
 from tests.networks import images, small_model
 from tests.quant import plain
 
@@ -46,16 +49,20 @@ def rows_of(kind: str) -> Tensor:
 KINDS = ["normal", "outlier", "constant", "zeros", "next to nothing", "few", "bf16"]
 
 
-@pytest.mark.parametrize("name", ["free", "power_of_two"])
+HOW = [StepSize(), StepSize("power_of_two"), StepSize(zero_points=[2, 3, 4, 5, 6])]
+
+
+@pytest.mark.parametrize("how", HOW, ids=["free", "power_of_two", "zero_points"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_search_by_counts_finds_the_steps_of_the_plain_search_to_the_bit(kind: str, name: str) -> None:
-    rows, widths, how = on_the_latent_grid(rows_of(kind)), tuple(range(2, 9)), StepSize(name)
-    found, expected = weight_grids(rows, widths, how).step, plain.weight_grids(rows, widths, how).step
+def test_the_search_by_counts_finds_the_grids_of_the_plain_search_to_the_bit(kind: str, how: StepSize) -> None:
+    rows, widths = on_the_latent_grid(rows_of(kind)), tuple(range(2, 9))
+    found, expected = (zip(*search(rows, widths, how), strict=True) for search in (weight_grids, plain.weight_grids))
     for bits, ours, theirs in zip(widths, found, expected, strict=True):
         # where two candidates tie, the plain form's float32 decides: then their errors are equal to its rounding
-        mine, best = (plain.weight_error(rows, step, bits, how.p).pow(1 / how.p) for step in (ours, theirs))
-        assert ((ours == theirs) | ((mine - best).abs() <= 1e-6 * rows.abs().amax(1))).all()
-        assert kind == "constant" or torch.equal(ours, theirs)
+        mine, best = (plain.weight_error(rows, s, bits, how.p, z).pow(1 / how.p) for s, z in (ours, theirs))
+        same = (ours[0] == theirs[0]) & (ours[1] == theirs[1])
+        assert (same | ((mine - best).abs() <= 1e-6 * rows.abs().amax(1))).all()
+        assert kind == "constant" or how.zero_points or same.all()
 
 
 def test_channels_are_searched_alone(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +79,40 @@ def test_free_steps_beat_the_full_range() -> None:
         assert (error(rows, step, bits) <= error(rows, widest, bits) + 1e-9).all()
 
 
+@pytest.mark.parametrize(("rows", "zero"), [
+    (torch.tensor([[-3.0, -1.0, 1.0, 3.0] * 9]), -1),  # half a level: -1.5 to 1.5
+    (torch.tensor([[-1.0, 0.0, 1.0, 2.0] * 9]), -2),  # a level
+    (torch.tensor([[-2.0, -1.0, 0.0, 1.0] * 9]), 0),
+    (torch.zeros(1, 9), 0),
+])  # fmt: skip
+def test_a_channel_takes_the_zero_point_that_fits_it(rows: Tensor, zero: int) -> None:
+    steps, zeros = weight_grids(on_the_latent_grid(rows), (2, 8), StepSize(zero_points=[2]))
+    assert zeros.tolist() == [[zero], [0]] and zeros.dtype == torch.int8
+    latent, latent_step = grid.latent(rows)
+    weight = MultiBitWeight(latent, latent_step, (2, 8), steps, zero_points=zeros)
+    torch.testing.assert_close(weight.at(2), rows, atol=0.02, rtol=0)
+    assert weight.moved == ((2,) if zero else ())
+
+
+@pytest.mark.parametrize(("how", "message"), [
+    ({"zero_points": [7]}, "found step_size.zero_points with 7 bits; expected widths from 2 to 6"),
+    ({"zero_points": [1]}, "1 bits"),
+    ({"name": "power_of_two", "zero_points": [2]}, "2 bits, whose steps are tied to other widths'"),
+    ({"name": "nested", "free_widths": [3], "zero_points": [3, 2]}, "with 2 bits, whose steps are tied"),
+])  # fmt: skip
+def test_zero_points_where_they_cannot_be_are_refused(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        StepSize(**how)
+
+
 def test_nested_steps_are_powers_of_two_apart_but_for_the_free_ones() -> None:
     rows = torch.randn(16, 400)
     steps = dict(zip(WIDTHS, weight_grids(rows, WIDTHS, StepSize("nested", 4, [2])).step, strict=True))
     for bits in (3, 4, 6, 8):
         assert torch.equal(steps[bits], steps[4] * 2.0 ** (4 - bits))
     assert torch.equal(steps[2], weight_grids(rows, (2,), StepSize("free")).step[0])
+    own, tied = weight_grids(rows, (2, 3), StepSize("nested", 4, [2], zero_points=[2])).zero
+    assert own.any() and not tied.any()
 
 
 def test_power_of_two_steps_are_between_nested_and_free_in_error() -> None:

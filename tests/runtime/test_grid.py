@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ptmq_lightning.runtime import grid
+from ptmq_lightning.runtime.spec import MOST_ZERO, ZEROS
 from tests.golden_values import golden
 
 WIDTHS = range(2, 9)
@@ -52,6 +53,27 @@ def test_nested_codes_are_the_stored_code_shifted(bits: int) -> None:
 def test_activations_are_the_golden_ones(case: dict) -> None:
     x, s, z = torch.tensor(case["x"]), torch.tensor(case["s"]), torch.tensor(float(case["zero_point"]))
     torch.testing.assert_close(grid.quantize_activation(x, s, z, case["bits"]), torch.tensor(case["y"]))
+
+
+@pytest.mark.parametrize("bits", range(2, MOST_ZERO + 1))
+def test_zero_points_move_the_levels_by_halves_and_whole_numbers_tell_them_exactly(bits: int) -> None:
+    low, high = grid.limits(bits)
+    codes = torch.arange(low, high + 1, dtype=torch.int8).expand(3, -1)
+    zero, step = torch.tensor(ZEROS, dtype=torch.int8), torch.tensor([0.3, 0.7, 1.1])
+    levels = codes - grid.half_levels(zero, codes)
+    assert [row.tolist()[0] - low for row in levels] == [0.0, 0.5, 1.0]
+    whole, unit = grid.multiples(codes, zero), grid.whole_step(step, zero)
+    assert torch.equal(whole * unit[:, None], levels * step[:, None])
+    assert whole.dtype == torch.int8 and max(int(whole.max()) + 1, -int(whole.min())) <= 2**bits <= 64
+    # nearest: the level that is nearest, at the ends the last one
+    n = torch.arange(-1000, 1001, dtype=torch.int16).expand(3, -1)
+    rho = torch.tensor([0.01, 0.02, 0.03])
+    found = grid.code(n, rho, bits, zero=zero) - grid.half_levels(zero, n)
+    apart = (n * rho[:, None]).clamp(levels[:, :1], levels[:, -1:]) - found
+    assert float(apart.abs().max()) <= 0.5 + 1e-5
+    up = grid.code(n, rho, bits, torch.ones(3, 2001, dtype=torch.uint8), zero)
+    down = grid.code(n, rho, bits, torch.zeros(3, 2001, dtype=torch.uint8), zero)
+    assert set((up - down).flatten().tolist()) <= {0, 1} and (grid.code(n, rho, bits, zero=zero) - down).max() == 1
 
 
 def test_a_channel_of_zeros_stays_zero_at_every_width() -> None:
