@@ -51,10 +51,14 @@ def batch(*shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
 
 
+def made(*overrides: str) -> MultiBitModel:
+    torch.manual_seed(0)
+    return quantize(Convolutional().eval(), batch(8, 3, 8, 8), bits=GROUPS, overrides=overrides)
+
+
 @pytest.fixture(scope="module")
 def model() -> MultiBitModel:
-    torch.manual_seed(0)
-    return quantize(Convolutional().eval(), batch(8, 3, 8, 8), bits=GROUPS)
+    return made()
 
 
 Exported = tuple[Path, dict[str, WidthReport]]
@@ -97,6 +101,20 @@ def test_a_weight_is_held_in_the_bits_of_its_palette(exported: Exported) -> None
         palette = weight.inputs["data"].op
         assert palette.inputs["lut"].shape == (1, 1, 1, 1, 2**bits, 1) and palette.inputs["lut"].dtype is types.int8
         assert types.builtin_to_string(palette.inputs["indices"].dtype) == f"uint{bits}", name
+
+
+def test_zero_points_give_each_channel_a_table_of_its_own_in_the_same_bits(tmp_path: Path) -> None:
+    from coremltools.converters.mil.mil import types
+
+    from ptmq_lightning.export.coreml_run import WEIGHT
+
+    model = made("step_size.zero_points=[2,3,5]")
+    for name, report in write_export(model, tmp_path, batch(8, 3, 8, 8), backend="coreml").items():
+        assert report.largest_step is not None and report.largest_step < 0.5, name
+    program = coreml_package.load(tmp_path / "w3a4.mlpackage").functions["main"]
+    palette = [op for op in program.operations if op.op_type == WEIGHT][3].inputs["data"].op
+    assert palette.inputs["lut"].shape == (8, 1, 1, 1, 8, 1)
+    assert types.builtin_to_string(palette.inputs["indices"].dtype) == "uint3"
 
 
 def test_fewer_bits_make_a_smaller_file(exported: Exported) -> None:

@@ -15,6 +15,7 @@ from ptmq_lightning.export.export import write_export
 from ptmq_lightning.export.session import Session
 from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.models import zoo
+from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import at_bits
 from ptmq_lightning.runtime.spec import BitWidth
@@ -38,6 +39,16 @@ def test_the_executor_computes_what_the_simulation_does_at_every_width(tmp_path:
     session.switch("w3a5")
     with at_bits(model, "w3a5"), torch.no_grad():
         assert torch.allclose(session(x[:3]), model(x[:3]), atol=0.05)
+
+
+def test_zero_points_take_a_bit_more_and_no_zero_point(tmp_path: Path) -> None:
+    model, x = small_model(pairs=PAIRS, step_size=StepSize(zero_points=[2, 3])), images()
+    for name, report in write_export(model, tmp_path / "out", x, backend="qonnx").items():
+        assert report.largest_step is not None and report.largest_step < 0.01, name
+    graph = onnx.load(str(tmp_path / "out" / "w3a5.onnx")).graph
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    quants = [node for node in graph.node if node.op_type == "Quant" and node.output[0].endswith(".weight")]
+    assert {(float(held[q.input[2]]), float(held[q.input[3]])) for q in quants} == {(0, 4), (0, 8)}
 
 
 def test_a_file_tells_the_bits_of_every_layer(tmp_path: Path) -> None:
