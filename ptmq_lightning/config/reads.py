@@ -83,6 +83,7 @@ RULES = (
     rule("allocate.*", allocate__name=("none",)),
     Rule(("allocate.activations",), TRAINED),  # norms belong to the pairs that were trained
     rule("finetune.*", finetune__name=("none",)),
+    rule("step_size.*", finetune__name=("any_precision",)),  # its grid is DoReFa's
     rule("finetune.lr_step_size", finetune__name=("robustquant",)),
     rule("finetune.kurtosis_weight", finetune__name=("any_precision", "multiquant")),
     rule("finetune.statistics_images", finetune__name=("any_precision", "robustquant")),
