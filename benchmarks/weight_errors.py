@@ -1,10 +1,12 @@
-"""How far nearest rounding is off in the layers of a network, and which widths get a plane of their own by it.
+"""How far nearest rounding is off in the layers of a network, what zero points take off it, and which widths get a
+plane of their own by it.
 
     PTMQ_DATA=DIR python benchmarks/weight_errors.py
 
 The error of a layer at a width: sum (W^ - W)^2 / sum W^2 of its weight, folded and equalized as in the default method,
 at the step sizes that the search finds. Where it is above `rounding.tolerance`, the layer learns a rounding for that
-width, too. Results: benchmarks/results/weight_errors.{json,md}.
+width, too. Beside it the same with a zero point for each channel that gains by one (step_size.zero_points). Results:
+benchmarks/results/weight_errors.{json,md}.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.quant.planes import error_of
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import weights_of
+from ptmq_lightning.runtime.spec import MIN_BITS, MOST_ZERO
+from ptmq_lightning.runtime.weights import MultiBitWeight
 
 FILE = Path(__file__).resolve().parent / "results" / "weight_errors.json"
 IMAGES = 64  # enough for the fold
@@ -43,18 +47,26 @@ def main() -> None:
 
 
 def rows(experiment: str) -> list[dict[str, Any]]:
-    """For each width, over the layers that are not pinned to one: the median and the largest error, and the share of
-    the weights that are in layers above the tolerance."""
-    config = configuration([f"experiment={experiment}", f"data.calibration_images={IMAGES}"])
-    model, _ = rounded(config)
-    weights = [w for block in model.blocks for n, w in weights_of(block) if not model.layers[n].pinned]
-    tolerance, result = config.rounding.tolerance, []
+    """For each width, over the layers that are not pinned to one: the median and the largest error, the share of the
+    weights that are in layers above the tolerance, and with zero points the median and the largest error (None where
+    the width can have none)."""
+    weights, moved = (_weights(experiment, widths) for widths in ([], [*range(MIN_BITS, MOST_ZERO + 1)]))
+    tolerance, result = configuration([f"experiment={experiment}"]).rounding.tolerance, []
     for bits in weights[0].widths:
         errors = [error_of(weight, bits) for weight in weights]
         above = sum(w.latent.numel() for w, error in zip(weights, errors, strict=True) if error > tolerance)
         share = above / sum(w.latent.numel() for w in weights)
-        result.append({"bits": bits, "median": statistics.median(errors), "largest": max(errors), "above": share})
+        row = {"bits": bits, "median": statistics.median(errors), "largest": max(errors), "above": share}
+        own = [error_of(weight, bits) for weight in moved] if bits <= MOST_ZERO else None
+        row["moved"] = own and {"median": statistics.median(own), "largest": max(own)}
+        result.append(row)
     return result
+
+
+def _weights(experiment: str, zero_points: list[int]) -> list[MultiBitWeight]:
+    words = [f"experiment={experiment}", f"data.calibration_images={IMAGES}", f"step_size.zero_points={zero_points}"]
+    model, _ = rounded(configuration(words))
+    return [w for block in model.blocks for n, w in weights_of(block) if not model.layers[n].pinned]
 
 
 def page(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -62,15 +74,18 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
     lines = [
         "# Nearest rounding's error, layer by layer",
         "",
-        "Made by `PTMQ_DATA=DIR python benchmarks/weight_errors.py`: share of a weight's power, over the layers.",
+        "Made by `PTMQ_DATA=DIR python benchmarks/weight_errors.py`: share of a weight's power, over the layers. The",
+        "first three figures are of symmetric grids, the others of grids with zero points.",
         "",
-        "| experiment | bits | median layer | worst layer | weights in layers above `rounding.tolerance`, % |",
-        "|---|--:|--:|--:|--:|",
+        "| experiment | bits | median layer | worst layer | weights in layers above `rounding.tolerance`, % | "
+        "median, zero points | worst, zero points |",
+        "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for name, widths in found.items():
         for row in widths:
             figures = f"{row['median']:.5f} | {row['largest']:.5f} | {100 * row['above']:.0f}"
-            lines.append(f"| {name} | {row['bits']} | {figures} |")
+            moved = row["moved"] and f"{row['moved']['median']:.5f} | {row['moved']['largest']:.5f}"
+            lines.append(f"| {name} | {row['bits']} | {figures} | {moved or '- | -'} |")
     return "\n".join(lines) + "\n"
 
 

@@ -16,6 +16,8 @@ def test_the_page_of_weight_errors_follows_from_the_results() -> None:
     for rows in found.values():
         assert [row["bits"] for row in rows] == [2, 3, 4, 5, 6, 7, 8]
         assert all(a["median"] > b["median"] for a, b in pairwise(rows))
+        assert [row["bits"] for row in rows if row["moved"]] == [2, 3, 4, 5, 6]
+        assert all(row["moved"]["median"] < row["median"] for row in rows if row["moved"])
 
 
 def test_the_pages_of_every_width_follow_from_their_results() -> None:
