@@ -13,7 +13,7 @@ import functools
 import keyword
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, fx, nn
@@ -278,14 +278,13 @@ def _check_zeros(path: str, spec: Mapping[str, Any], zeros: Tensor | None) -> No
     if zeros is None or not moved or zeros.dtype != torch.int8 or zeros.shape != shape:
         found = "no zero points" if zeros is None else f"zero points of shape {tuple(zeros.shape)}, {zeros.dtype}"
         _refuse(f"whose weight {path!r} has {found}", f"int8 of shape {shape} where widths have some, here {moved}")
-    assert zeros is not None
     rows = [bits for bits, row in zip(spec["widths"], zeros, strict=True) if row.any()]
     if rows != moved or moved[-1] > MOST_ZERO or zeros.min() < min(ZEROS) or zeros.max() > max(ZEROS):
         found = f"zero points from {int(zeros.min())} to {int(zeros.max())} at the widths {rows}"
         _refuse(f"whose weight {path!r} has {found}", f"{min(ZEROS)} to {max(ZEROS)} half levels at the widths {moved}")
 
 
-def _refuse(what: str, expected: str) -> Any:
+def _refuse(what: str, expected: str) -> NoReturn:
     raise ArtifactError(
         f"a graph {what} is refused; expected {expected}. Use an artifact that this version wrote, from a source "
         f"you trust."

@@ -79,6 +79,8 @@ RULES = (
     rule("loss.tokens", method__unit=("layer",)),
     rule("rounding.planes rounding.tolerance", rounding__name=("shared", "offset", "per_width", "ste", "flexround")),
     rule("rounding.init_width", rounding__name=("per_width",)),
+    rule("step_size.zero_points", step_size__name=("power_of_two",)),
+    rule("step_size.zero_points", step_size__name=("nested",), step_size__free_widths=([],)),
     rule("step_size.anchor step_size.free_widths", step_size__name=("free", "power_of_two")),
     rule("allocate.*", allocate__name=("none",)),
     Rule(("allocate.activations",), TRAINED),  # norms belong to the pairs that were trained

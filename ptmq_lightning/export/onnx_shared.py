@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from ptmq_lightning.artifact.nested import NestedWeight, nested_of
@@ -53,10 +54,10 @@ class Shared:
         """What zero points add to the position that is cut to a whole number, float32 (O,)."""
         return self.zeros[bits] * np.float32(0.5 if bits in self.plane_of else 1)
 
-    def scale(self, bits: int) -> tuple[Array, Array]:
-        """m and c, float32 (O,): the whole numbers are m * codes - c (grid.multiples)."""
-        odd = self.zeros[bits] % 2
-        return (1 + odd).astype(np.float32), np.where(odd, self.zeros[bits], self.zeros[bits] // 2).astype(np.float32)
+    def spread(self, bits: int) -> tuple[Array, Array]:
+        """m and c, float32 (O,): the whole numbers are m * codes - c."""
+        times, less = (_array(part.float()) for part in grid.spread(torch.from_numpy(self.zeros[bits])))
+        return times, less
 
     def whole(self, bits: int) -> Array:
         """The whole numbers int8 (O, ...) of a width, as the graph computes them."""
@@ -67,7 +68,7 @@ class Shared:
         x = x + self.planes[self.plane_of[bits]] if bits in self.plane_of else np.floor((x + 1) * np.float32(0.5))
         x = np.clip(x, *grid.limits(bits))
         if bits in self.zeros:
-            times, less = (grid_shape(part, x) for part in self.scale(bits))
+            times, less = (grid_shape(part, x) for part in self.spread(bits))
             x = x * times - less
         made: Array = x.astype(np.int8)
         return made
@@ -179,7 +180,7 @@ class SharedWriter:
             x = w.step("Clip", [x, *(w.constant(end * 2**up, np.int8) for end in limits)])
             return str(w.node("Cast", [x], name, to=INT8))
         x = w.step("Clip", [x, *(w.constant(end, np.float32) for end in limits)])
-        times, less = way.scale(bits)
+        times, less = way.spread(bits)
         x = w.step("Sub", [w.step("Mul", [x, per_channel(times)]), per_channel(less)])
         return str(w.node("QuantizeLinear", [x, *unit], name))
 

@@ -54,7 +54,7 @@ class StepSize:
     zero_points: list[int] = key(
         factory=list,
         help="weight widths at which each output channel takes the zero point that fits it best: none, half a level or "
-        "a level; for steps that are not tied",
+        "a level; a width whose steps are tied has none",
     )
 
     def __post_init__(self) -> None:
@@ -64,15 +64,6 @@ class StepSize:
                 f"found step_size.zero_points with {wide[0]} bits; expected widths from {MIN_BITS} to {MOST_ZERO}, as "
                 f"wider ones have nothing to gain by it."
             )
-        if tied := [bits for bits in self.zero_points if self.tied(bits)]:
-            raise ConfigError(
-                f"found step_size.zero_points with {tied[0]} bits, whose steps are tied to other widths' by "
-                f"step_size={self.name}; expected step_size=free, or nested with the width in step_size.free_widths."
-            )
-
-    def tied(self, bits: int) -> bool:
-        """Whether a width's steps follow from another width's."""
-        return self.name != "free" and not (self.name == "nested" and bits in self.free_widths)
 
 
 def weight_grids(weight: Tensor, widths: Sequence[int], how: StepSize) -> Grid:

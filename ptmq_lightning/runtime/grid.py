@@ -97,11 +97,16 @@ def code_offset(n: Tensor, rho: Tensor, bits: int, tau: Tensor, zero: Tensor | N
     return torch.floor(position(n, rho, zero).double() + tau.double()).clamp(low, high).to(torch.int8)
 
 
-def multiples(code: Tensor, zero: Tensor) -> Tensor:
-    """Codes int8 (O, ...) and zero points int8 (O,) -> whole numbers int8 whose product with `whole_step` is the weight
-    exactly: 2q - z in channels where z is odd, else q - z/2."""
+def spread(zero: Tensor) -> tuple[Tensor, Tensor]:
+    """m and c of zero points z, int8 (O,): the whole numbers m q - c are 2q - z where z is odd, else q - z/2."""
     odd = zero % 2
-    times, less = 1 + odd, torch.where(odd == 1, zero, zero // 2)
+    return 1 + odd, torch.where(odd == 1, zero, zero // 2)
+
+
+def multiples(code: Tensor, zero: Tensor) -> Tensor:
+    """Codes int8 (O, ...) and zero points int8 (O,) -> whole numbers int8 whose product with `whole_step` is exactly
+    the weight."""
+    times, less = spread(zero)
     return code * per_channel(times, code) - per_channel(less, code)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from torch import Tensor
@@ -94,15 +92,16 @@ def test_a_channel_takes_the_zero_point_that_fits_it(rows: Tensor, zero: int) ->
     assert weight.moved == ((2,) if zero else ())
 
 
-@pytest.mark.parametrize(("how", "message"), [
-    ({"zero_points": [7]}, "found step_size.zero_points with 7 bits; expected widths from 2 to 6"),
-    ({"zero_points": [1]}, "1 bits"),
-    ({"name": "power_of_two", "zero_points": [2]}, "2 bits, whose steps are tied to other widths'"),
-    ({"name": "nested", "free_widths": [3], "zero_points": [3, 2]}, "with 2 bits, whose steps are tied"),
-])  # fmt: skip
-def test_zero_points_where_they_cannot_be_are_refused(how: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        StepSize(**how)
+@pytest.mark.parametrize("bits", [1, 7])
+def test_zero_points_of_wide_widths_are_refused(bits: int) -> None:
+    with pytest.raises(ConfigError, match=f"found step_size.zero_points with {bits} bits; expected widths from 2 to 6"):
+        StepSize(zero_points=[4, bits])
+
+
+def test_tied_widths_have_no_zero_points() -> None:
+    rows = on_the_latent_grid(torch.randn(16, 400))
+    for name in ("nested", "power_of_two"):
+        assert not weight_grids(rows, (2, 3), StepSize(name, zero_points=[2, 3])).zero.any()
 
 
 def test_nested_steps_are_powers_of_two_apart_but_for_the_free_ones() -> None:
@@ -111,7 +110,7 @@ def test_nested_steps_are_powers_of_two_apart_but_for_the_free_ones() -> None:
     for bits in (3, 4, 6, 8):
         assert torch.equal(steps[bits], steps[4] * 2.0 ** (4 - bits))
     assert torch.equal(steps[2], weight_grids(rows, (2,), StepSize("free")).step[0])
-    own, tied = weight_grids(rows, (2, 3), StepSize("nested", 4, [2], zero_points=[2])).zero
+    own, tied = weight_grids(rows, (2, 3), StepSize("nested", 4, [2], zero_points=[2, 3])).zero
     assert own.any() and not tied.any()
 
 
