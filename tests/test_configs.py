@@ -188,7 +188,7 @@ def test_an_unknown_option_is_answered_with_the_nearest_ones(group: str) -> None
 def test_an_unknown_key_is_answered_with_the_nearest_ones_and_its_siblings() -> None:
     assert message("step_size.anker=3") == (
         "step_size.anker is no key (nearest: step_size.anchor); the keys of step_size are name, anchor, free_widths, "
-        "learn, p"
+        "learn, p, zero_points"
     )
 
 
