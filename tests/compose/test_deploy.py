@@ -17,7 +17,7 @@ from ptmq_lightning.export.session import Session
 from ptmq_lightning.export.targets import target_of
 from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.layers import ActivationQuantizer, WeightLayer
-from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of
+from ptmq_lightning.runtime.model import MultiBitModel, at_bits, quantizers_of, weights_of
 from tests.artifact.test_hostile import forge
 from tests.networks import SmallNet, images, small_network
 
@@ -46,9 +46,11 @@ def convolutions() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def made() -> dict[str, MultiBitModel]:
-    """The network without and with the option; a test copies what it changes."""
-    own = {name: [f"placement.deploy={name}"] for name in ("none", "onnx")}
-    return {name: quantize(convolutions(), images(), bits=PAIRS, overrides=given) for name, given in own.items()}
+    """The network without and with the option, weights of 4 bits with zero points; a test copies what it changes."""
+    own = {name: [f"placement.deploy={name}", "step_size.zero_points=[4]"] for name in ("none", "onnx")}
+    found = {name: quantize(convolutions(), images(), bits=PAIRS, overrides=given) for name, given in own.items()}
+    assert {moved for _, weight in weights_of(found["onnx"]) if (moved := weight.moved)} == {(4,)}
+    return found
 
 
 def paths(model: MultiBitModel) -> set[str]:
