@@ -77,6 +77,8 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
         "Made by `PTMQ_DATA=DIR python benchmarks/weight_errors.py`: share of a weight's power, over the layers. The",
         "first three figures are of symmetric grids, the others of grids with zero points.",
         "",
+        "Symmetric grids and grids with zero points",
+        "",
         "| experiment | bits | median layer | worst layer | weights in layers above `rounding.tolerance`, % | "
         "median, zero points | worst, zero points |",
         "|---|--:|--:|--:|--:|--:|--:|",
