@@ -9,12 +9,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
+from ptmq_lightning.compose import cli
 from ptmq_lightning.compose.cli import configuration, explain, main, with_dashes
 from ptmq_lightning.compose.words import PATHS, quoted_paths, run_label, run_name
 from ptmq_lightning.config.declared import every_key
@@ -245,6 +247,19 @@ def test_a_setting_that_is_written_as_a_flag_is_answered_with_its_form() -> None
     assert with_dashes(["--recon.iters=5"]) == ("--recon.iters=5", "recon.iters=5")
     assert with_dashes(["--mixer", "seed=1"]) == ("--mixer", "mixer=VALUE")
     assert with_dashes(["--cfg", "job", "-m", "--resolve", "mixer=none"]) is None
+
+
+def test_the_command_runs_without_a_word(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+
+    def task(config: Any) -> None:
+        found.append(config)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_task", task)
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    main()
+    assert [config.method.name for config in found] == ["ptmq"]
 
 
 def test_a_value_of_the_wrong_type_names_key_and_value() -> None:

@@ -12,6 +12,7 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def exported_bits(overrides: Sequence[str]) -> list[str]:
 def with_dashes(words: Sequence[str]) -> tuple[str, str] | None:
     """The first word that writes a group or a key as a flag ("--bits"), and the setting that it means."""
     known = {*groups(), *(name for name, _, _ in every_key(Config))}
-    for word, after in zip(words, [*words[1:], ""], strict=True):
+    for word, after in pairwise([*words, ""]):
         name, _, value = word.lstrip("-").partition("=")
         if word.startswith("--") and (key := name.replace("-", "_")) in known:
             value = value or ("VALUE" if not after or "=" in after or after.startswith("-") else after)
