@@ -257,7 +257,8 @@ def test_the_command_runs_without_a_word(tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_task", task)
-    monkeypatch.setattr("sys.argv", ["train.py"])
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "0")  # main sets it; restored afterwards
     main()
     assert [config.method.name for config in found] == ["ptmq"]
 
