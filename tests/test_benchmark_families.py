@@ -25,6 +25,7 @@ def test_sixty_families_are_saved_bit_for_bit_and_fifty_five_exported() -> None:
     assert sum(bool(row.get("exported")) for row in rows) >= 55
 
 
+@pytest.mark.runtimes
 def test_a_family_goes_through_every_column() -> None:
     row = families.measure("test_byobnet", families.FAMILIES["test_byobnet"])
     assert "reason" not in row and row["equal"] and row["exported"] and row["largest_step"] <= 1
