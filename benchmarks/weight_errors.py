@@ -27,6 +27,7 @@ from benchmarks.accuracy_figure import TITLES
 from benchmarks.sensitivity import rounded
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.quant.planes import error_of
+from ptmq_lightning.quant.steps import StepSize, weight_grids
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import weights_of
 from ptmq_lightning.runtime.spec import MIN_BITS, MOST_ZERO
@@ -50,8 +51,12 @@ def rows(experiment: str) -> list[dict[str, Any]]:
     """For each width, over the layers that are not pinned to one: the median and the largest error, the share of the
     weights that are in layers above the tolerance, and with zero points the median and the largest error (None where
     the width can have none)."""
-    weights, moved = (_weights(experiment, widths) for widths in ([], [*range(MIN_BITS, MOST_ZERO + 1)]))
-    tolerance, result = configuration([f"experiment={experiment}"]).rounding.tolerance, []
+    words = [f"experiment={experiment}", f"data.calibration_images={IMAGES}", "step_size.zero_points=[]"]
+    config = configuration(words)
+    model, _ = rounded(config)
+    weights = [w for block in model.blocks for n, w in weights_of(block) if not model.layers[n].pinned]
+    moved = [with_zero_points(weight) for weight in weights]
+    tolerance, result = config.rounding.tolerance, []
     for bits in weights[0].widths:
         errors = [error_of(weight, bits) for weight in weights]
         above = sum(w.latent.numel() for w, error in zip(weights, errors, strict=True) if error > tolerance)
@@ -63,10 +68,11 @@ def rows(experiment: str) -> list[dict[str, Any]]:
     return result
 
 
-def _weights(experiment: str, zero_points: list[int]) -> list[MultiBitWeight]:
-    words = [f"experiment={experiment}", f"data.calibration_images={IMAGES}", f"step_size.zero_points={zero_points}"]
-    model, _ = rounded(configuration(words))
-    return [w for block in model.blocks for n, w in weights_of(block) if not model.layers[n].pinned]
+def with_zero_points(weight: MultiBitWeight) -> MultiBitWeight:
+    """The same weight rounded to nearest on grids that may have zero points."""
+    how = StepSize(zero_points=[*range(MIN_BITS, MOST_ZERO + 1)])
+    steps, zeros = weight_grids(weight.at(None), weight.widths, how)
+    return MultiBitWeight(weight.latent, weight.latent_step, weight.widths, steps, zero_points=zeros)
 
 
 def page(found: dict[str, list[dict[str, Any]]]) -> str:

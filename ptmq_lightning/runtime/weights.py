@@ -125,10 +125,9 @@ class MultiBitWeight(CommittedWeight):
     """A weight on the latent grid. P rounding planes.
 
     latent n int16 (O, ...), latent_step s_L (O,), ratios rho (K, O), steps s and zero_points z (K, O), rounding uint8
-    (P, O, ...):
-    kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of; a width in none is rounded to nearest),
-    "offset" (tau in 31sts, P = 1), "latent" (int16, P = 1: learned integers n' that are rounded to nearest in the place
-    of n).
+    (P, O, ...): kind "nearest" (P = 0), "planes" (R, one row per set of widths: plane_of; a width in none is rounded to
+    nearest), "offset" (tau in 31sts, P = 1), "latent" (int16, P = 1: learned integers n' that are rounded to nearest in
+    the place of n).
     """
 
     def __init__(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from ptmq_lightning.artifact.manifest import MANIFEST
 from ptmq_lightning.artifact.verify import verify
 from ptmq_lightning.quant.steps import StepSize
 from ptmq_lightning.runtime.errors import ArtifactError
-from ptmq_lightning.runtime.model import MultiBitModel, weights_of
+from ptmq_lightning.runtime.model import weights_of
 from ptmq_lightning.runtime.sealed import digest
 from ptmq_lightning.runtime.spec import BitWidth
 from tests.networks import small_model
@@ -49,19 +48,12 @@ def test_a_model_without_zero_points_is_stored_as_before(tmp_path: Path) -> None
     assert all("moved" not in spec for spec in specs(tmp_path / "model").values())
 
 
-def with_zeros(value: int) -> Callable[[MultiBitModel], None]:
-    def change(model: MultiBitModel) -> None:
-        for _, weight in weights_of(model):
-            if weight.moved:
-                weight.zero_points[0, 0] = value
-
-    return change
-
-
 @pytest.mark.parametrize("value", [1, -3, 127])
 def test_zero_points_that_nobody_writes_are_refused(value: int, tmp_path: Path) -> None:
     model = small_model(step_size=ZEROS)
-    with_zeros(value)(model)
+    for _, weight in weights_of(model):
+        if weight.moved:
+            weight.zero_points[0, 0] = value
     with pytest.raises(
         ArtifactError, match=r"zero points from .* at the widths \[3, 4\].*expected -2 to 0 half levels"
     ):
