@@ -5,6 +5,7 @@
 
 - every_width: nearest, the default as decision 11 chose it, and the one before, on ResNet-20.
 - equalization: what equalization and bias correction do for nearest rounding, on MobileOne-S0.
+- attention, attention_vit_t: what reparametrization and rotation do for nearest rounding, on two transformers.
 - stored_bits: what a plane more or less is worth, on ResNet-20.
 
 One run of train.py a row, in a folder below FOLDER; what is finished there is not run again. The results go to
@@ -33,6 +34,13 @@ RESULTS = ROOT / "benchmarks" / "results"
 SHORT = ["recon.iters=100", "recon.lr_activation=3e-3"]
 CORRECTED = "method.bias_correction=after"
 BEFORE = ["fold.equalize=false", "rounding.tolerance=null", "tune.iters=0"]  # as decision 13 found it
+
+ATTENTION = {
+    "rtn": ["fold.reparam=false", "fold.rotate=false"],
+    "rtn, reparametrized": ["fold.reparam=true", "fold.rotate=false"],
+    "rtn, rotated": ["fold.reparam=false", "fold.rotate=true"],
+    "rtn, reparametrized, rotated": ["fold.reparam=true", "fold.rotate=true"],
+}
 
 
 @dataclass(frozen=True)
@@ -69,6 +77,18 @@ PAGES = {
             "rtn, equalized": ["fold.equalize=true"],
             "rtn, equalized, biases corrected": ["fold.equalize=true", CORRECTED],
         },
+    ),
+    "attention": Page(
+        "Reparametrization and rotation before anything is learned",
+        "small ViT on CIFAR-10",
+        ["experiment=cifar_vit", "method=rtn", "placement.gelu=table", "seed=0"],
+        ATTENTION,
+    ),
+    "attention_vit_t": Page(
+        "Reparametrization and rotation before anything is learned",
+        "ViT-Tiny on ImageNet",
+        ["experiment=imagenet_vit_t", "method=rtn", "placement.gelu=table", "seed=0"],
+        ATTENTION,
     ),
     "stored_bits": Page(
         "Stored bits against error",

@@ -43,6 +43,7 @@ from ptmq_lightning.models.faithful import require_same
 from ptmq_lightning.models.fold import FoldReport, fold
 from ptmq_lightning.models.graph import trace
 from ptmq_lightning.models.reparametrize import reparametrize
+from ptmq_lightning.models.rotate import rotate
 from ptmq_lightning.models.unwrap import plain
 from ptmq_lightning.models.zoo import Network
 from ptmq_lightning.quant.insert import insert
@@ -186,6 +187,8 @@ def prepare(
         log.debug("not equalized: %s", "; ".join(f"{what}: {why}" for what, why in pairs.kept))
     if config.reparam:
         report += reparametrize(gm, images[:FOLD_IMAGES])
+    if config.rotate:
+        report += rotate(gm)
     blocks = cut(gm, images[:2], name=network.name)
     require_same(module, blocks, images, name=network.name)
     modules = [block.module for block in blocks]

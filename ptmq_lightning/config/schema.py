@@ -116,6 +116,7 @@ class FoldConfig:
         False, "balance channel ranges over ReLU by a few images; the same function, easier to quantize"
     )
     reparam: bool = key(False, "one range for all channels behind a LayerNorm; likewise")
+    rotate: bool = key(False, "spread large channels of queries, keys and values over their head; likewise")
 
 
 @dataclass(frozen=True)

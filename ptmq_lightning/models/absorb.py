@@ -1,4 +1,4 @@
-"""Per-channel scales and shifts taken into a layer's weight and bias, formed in float64; and the record of it."""
+"""Per-channel scales and shifts, and rotations, taken into a layer's weight and bias in float64; and the record of it."""
 
 from __future__ import annotations
 
@@ -44,6 +44,25 @@ def absorb_input(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor | No
     if shift is not None:
         bias = bias + (grouped * shift.detach().double().reshape(groups, 1, -1, *ones)).flatten(2).sum(2).reshape(-1)
     _store(layer, (grouped * factor).reshape(weight.shape), bias)
+
+
+def rotate_output(layer: nn.Conv2d | nn.Linear, heads: Tensor, rotation: Tensor) -> None:
+    """The output channels of each head, a row vector y, become y R; heads (P, C) int64, rotation R (C, C) float64."""
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
+    _store(layer, _rotated(layer.weight.detach(), 0, heads, rotation), _rotated(bias, 0, heads, rotation))
+
+
+def rotate_input(layer: nn.Conv2d | nn.Linear, heads: Tensor, rotation: Tensor) -> None:
+    """The layer reads x R where it read a row vector x of each head's channels; heads (P, C), rotation R (C, C)."""
+    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
+    _store(layer, _rotated(layer.weight.detach(), 1, heads, rotation), bias)
+
+
+def _rotated(values: Tensor, axis: int, heads: Tensor, rotation: Tensor) -> Tensor:
+    """Along an axis, the values of each head multiplied by R; float64."""
+    made = values.double().movedim(axis, -1).clone()
+    made[..., heads] = made[..., heads] @ rotation.to(made.device)
+    return made.movedim(-1, axis)
 
 
 def _store(layer: nn.Conv2d | nn.ConvTranspose2d | nn.Linear, weight: Tensor, bias: Tensor) -> None:
