@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -42,6 +43,8 @@ from ptmq_lightning.artifact import artifact
 from ptmq_lightning.compose import pipeline
 from ptmq_lightning.compose.folder import CONFIG
 from ptmq_lightning.config.check import typed
+from ptmq_lightning.config.declared import completed
+from ptmq_lightning.config.schema import Config
 from ptmq_lightning.device.allocation import Allocation
 from ptmq_lightning.device.pictures import spread
 from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
@@ -72,7 +75,7 @@ class Cell:
 
     def __init__(self, folder: Path, *, images: int, judges: int | None, swap_seconds: float) -> None:
         self.swap_seconds = swap_seconds
-        config = typed(OmegaConf.load(folder / CONFIG))
+        config = typed(OmegaConf.create(completed(Config, yaml.safe_load((folder / CONFIG).read_text()))))
         self.model = artifact.load(folder / "model")
         sources, indices = pipeline.find(config)
         sources, calibration = pipeline.load(config, pipeline.build(config.model), sources, indices)

@@ -35,6 +35,7 @@ SHORT = ["recon.iters=100", "recon.lr_activation=3e-3"]
 CORRECTED = "method.bias_correction=after"
 BEFORE = ["fold.equalize=false", "rounding.tolerance=null", "tune.iters=0"]  # as decision 13 found it
 
+FEW = "bits.evaluate=[w2a4,w3a3,w4a4,w6a6,w8a8]"
 ATTENTION = {
     "rtn": ["fold.reparam=false", "fold.rotate=false"],
     "rtn, reparametrized": ["fold.reparam=true", "fold.rotate=false"],
@@ -87,7 +88,7 @@ PAGES = {
     "attention_vit_t": Page(
         "Reparametrization and rotation before anything is learned",
         "ViT-Tiny on ImageNet",
-        ["experiment=imagenet_vit_t", "method=rtn", "placement.gelu=table", "seed=0"],
+        ["experiment=imagenet_vit_t", "method=rtn", "placement.gelu=table", "seed=0", "data.val_images=350", FEW],
         ATTENTION,
     ),
     "stored_bits": Page(

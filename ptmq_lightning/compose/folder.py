@@ -27,6 +27,7 @@ from safetensors import SafetensorError, safe_open
 
 from ptmq_lightning.artifact import artifact
 from ptmq_lightning.artifact.manifest import MANIFEST
+from ptmq_lightning.config.declared import completed
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.reconstruction.commit import load_block, save_block
 from ptmq_lightning.reconstruction.reconstruct import BlockResult
@@ -240,8 +241,9 @@ class RunFolder:
 
     def _require_same(self, place: Path) -> None:
         try:
-            before = dict(flat(yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))))
-        except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+            kept = yaml.safe_load((place / CONFIG).read_text(encoding="utf-8"))
+            before = dict(flat(completed(Config, kept)))
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
             raise ConfigError(
                 f"resume=true, but {place / CONFIG} cannot be read ({type(error).__name__}); expected the "
                 "configuration of the run that was stopped. Start afresh with resume=false"

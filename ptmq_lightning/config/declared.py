@@ -40,6 +40,18 @@ def every_value(group: Any, plain: Mapping[str, Any], prefix: str = "") -> Itera
                 yield from every_value(inner, item, f"{prefix}{name}[{number}].")
 
 
+def completed(group: Any, plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain values of a run of an earlier version: keys that it did not have yet are at their declared values, at which
+    a new key changes nothing."""
+    made = dict(plain)
+    for name, (field, kind) in keys_of(group).items():
+        if dataclasses.is_dataclass(kind):
+            made[name] = completed(kind, plain.get(name, {}))
+        elif name not in plain and (value := default_of(field)) is not dataclasses.MISSING:
+            made[name] = list(value) if isinstance(value, tuple) else value
+    return made
+
+
 def value_of(config: Any, key: str) -> Any:
     """The value of a dotted key."""
     for part in key.split("."):

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 import torch
 from torch import nn
 
@@ -196,10 +197,33 @@ def test_a_log_that_cannot_be_written_says_nothing(
     assert "Traceback" not in capsys.readouterr().err
 
 
-def test_a_damaged_configuration_on_resume_is_one_message(config: Config, resumed: Config, tmp_path: Path) -> None:
+def test_a_run_of_an_earlier_version_is_resumed_where_a_new_key_changes_nothing(
+    config: Config, resumed: Config, tmp_path: Path
+) -> None:
     with RunFolder(tmp_path, config) as folder:
         folder.open()
-    (tmp_path / "unfinished" / "config.yaml").write_bytes(b"\x00: [")
+    kept = tmp_path / "unfinished" / "config.yaml"
+    stored = yaml.safe_load(kept.read_text())
+    assert stored["trainer"].pop("cache") == "auto" and stored["step_size"].pop("zero_points") == [2, 3, 4]
+    kept.write_text(yaml.safe_dump(stored))
+    with (
+        RunFolder(tmp_path, resumed) as folder,
+        pytest.raises(ConfigError, match=r"configuration: step_size.zero_points was \[\], now \[2, 3, 4\]; give"),
+    ):
+        folder.open()
+    stored["step_size"]["zero_points"] = [2, 3, 4]
+    kept.write_text(yaml.safe_dump(stored))
+    with RunFolder(tmp_path, resumed) as folder:
+        folder.open()
+
+
+@pytest.mark.parametrize("content", [b"\x00: [", b"", b"model", b"model: 3"])
+def test_a_damaged_configuration_on_resume_is_one_message(
+    content: bytes, config: Config, resumed: Config, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path, config) as folder:
+        folder.open()
+    (tmp_path / "unfinished" / "config.yaml").write_bytes(content)
     with RunFolder(tmp_path, resumed) as folder, pytest.raises(ConfigError, match="cannot be read"):
         folder.open()
 
