@@ -1,4 +1,4 @@
-"""Per-channel scales and shifts, and rotations, taken into a layer's weight and bias in float64; and the record of it."""
+"""Per-channel scales, shifts and rotations taken into a layer's weight and bias in float64; and the record of it."""
 
 from __future__ import annotations
 

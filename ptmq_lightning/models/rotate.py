@@ -1,4 +1,4 @@
-"""Rotation inside attention heads: what their two products read gets even channels, the network stays the same function.
+"""Rotation inside attention heads: what their products read gets even channels, the network stays the same function.
 
 For an orthogonal R, (q R)(k R)^T = q k^T, and a (v R) = (a v) R, which the layer behind it undoes. So R goes into the
 rows of the layers that make q, k and v, and into the columns of the layer that reads a v; nothing is left to do at run
@@ -74,7 +74,9 @@ def _rotate_both(operands: list[_Operand], report: FoldReport) -> None:
     """Queries and keys: the product sums over the rotated channels."""
     for operand in operands:
         rotate_output(operand.layer, operand.heads, _rotation(operand.heads.shape[1]))
-    report.folded.append(("queries and keys (rotation)", ", ".join(dict.fromkeys(str(o.node.target) for o in operands))))
+    report.folded.append(
+        ("queries and keys (rotation)", ", ".join(dict.fromkeys(str(o.node.target) for o in operands)))
+    )
 
 
 def _rotate_through(
@@ -83,7 +85,7 @@ def _rotate_through(
     """Values: the layers that read the product undo it."""
     numbers = value.numbers.unsqueeze(-1 if side == 0 else -2).expand(product.meta["shape"])
     columns: dict[fx.Node, Tensor] = {}
-    for reader, read, moved in _ends(gm, product, numbers):
+    for reader, _, moved in _ends(gm, product, numbers):
         layer = module_of(gm, reader)
         own = _columns(layer, moved, value.heads) if _mixes(layer) and called[reader.target] == 1 else None
         if own is None or reader in columns:

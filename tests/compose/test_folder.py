@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-import yaml
 import torch
+import yaml
 from torch import nn
 
 from ptmq_lightning.artifact import artifact
