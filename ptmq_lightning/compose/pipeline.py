@@ -182,13 +182,11 @@ def prepare(
     gm = trace(module, network.preprocessing.input_size)
     report = fold(gm) if norms else FoldReport()
     if norms and config.equalize:
-        pairs = equalize(gm, images[:FOLD_IMAGES])
-        log.info("equalized with the layers that read them: %d", len(pairs.folded))
-        log.debug("not equalized: %s", "; ".join(f"{what}: {why}" for what, why in pairs.kept))
+        _tell("equalized with the layers that read them", equalize(gm, images[:FOLD_IMAGES]))
     if config.reparam:
-        report += reparametrize(gm, images[:FOLD_IMAGES])
+        _tell("norms reparametrized", reparametrize(gm, images[:FOLD_IMAGES]))
     if config.rotate:
-        report += rotate(gm)
+        _tell("operands of attention rotated", rotate(gm))
     blocks = cut(gm, images[:2], name=network.name)
     require_same(module, blocks, images, name=network.name)
     modules = [block.module for block in blocks]
@@ -204,6 +202,13 @@ def prepare(
         for what in unexportable(modules, images[:2]):
             log.warning("cannot be exported to ONNX: %s", what)
     return blocks
+
+
+def _tell(what: str, report: FoldReport) -> None:
+    """How often a change that is worth trying everywhere was made; where it was not and why, to those who ask."""
+    if report.folded:
+        log.info("%s: %d", what, len(report.folded))
+    log.debug("not %s: %s", what, "; ".join(f"{where}: {why}" for where, why in report.kept))
 
 
 def quantize(blocks: Sequence[Block], config: Config, network: Network) -> MultiBitModel:
