@@ -166,7 +166,7 @@ def fit_of(name: str, given: list[str], device: str = "cpu") -> tuple[Fit, nn.Mo
     fold(graph)
     folded = cut(graph, images[:2], name=name)[0].module
     model = ptmq.quantize(network, images, overrides=overrides).to(device)
-    last = parts.channels_last(config.trainer, torch.device(device))
+    last = parts.channels_last(config.trainer, model, torch.device(device))
     images = images.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)
     recipe = parts.recipes(config, model)[0]
     unit = next(UNITS[recipe.unit].units(model.chain[0], nn.Sequential(*list(model.blocks)[1:])))

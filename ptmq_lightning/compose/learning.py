@@ -51,7 +51,7 @@ def learn(
             processes=parts.local_processes(config.trainer),
         )
         last = config.tune.iterations(passes[0]) if passes else 0
-        laid_out = parts.channels_last(config.trainer, images.device)
+        laid_out = parts.channels_last(config.trainer, model, images.device)
         fast = compiles(config.trainer.compile, model, images, passes, last)
         step_sizes = StepSizes(loggers, list(model.blocks))
         results = folder.restore(model) if folder else []

@@ -4,7 +4,7 @@
     reconstruct(model, images, mixer="case3", loss="gd_figure", iters=2000)
     evaluate(model, loader, ["w8a8", "w4a4"])
 
-Every other key of the command is set by ``overrides``, as on the command line: ["recon.batch=16", "fold.reparam=true"].
+Every other key of the command is set by ``overrides``, as on the command line: ["recon.batch=16", "fold.rotate=false"].
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import nn
 
 from ptmq_lightning.config.schema import BitsConfig, Config, TrainerConfig
 from ptmq_lightning.quant.roundings import ROUNDINGS, RoundingKeys
@@ -17,6 +18,7 @@ from ptmq_lightning.reconstruction.mixer import MIXERS, Mixer, MixerKeys
 from ptmq_lightning.reconstruction.objective import Objective
 from ptmq_lightning.reconstruction.recipe import Recipe, Schedule
 from ptmq_lightning.runtime.errors import ConfigError
+from ptmq_lightning.runtime.layout import trains_channels_last
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.registry import made
 from ptmq_lightning.runtime.spec import BitGroups, BitWidth
@@ -127,9 +129,11 @@ def device_of(config: TrainerConfig) -> torch.device:
         ) from error
 
 
-def channels_last(config: TrainerConfig, device: torch.device) -> bool:
+def channels_last(config: TrainerConfig, network: nn.Module, device: torch.device) -> bool:
     """Whether a fit lays features out with channels last: a CPU's convolutions copy them else, and nothing that an
-    artifact can hold asks where features lie in memory."""
+    artifact can hold asks where features lie in memory. Never where that would break the gradients of a CPU."""
+    if device.type == "cpu" and not trains_channels_last(network):
+        return False
     return config.channels_last == "always" or (config.channels_last == "auto" and device.type == "cpu")
 
 

@@ -99,7 +99,7 @@ class TrainerConfig:
     channels_last: str = key(
         "auto",
         "features of the fits lie in memory with their channels last, as a CPU's convolutions want them; auto: on a "
-        "CPU",
+        "CPU; never where the network has a convolution whose gradient that breaks",
         choices=("auto", "always", "never"),
     )
     cache: str = key(

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ptmq_lightning.runtime.errors import DataError
 from ptmq_lightning.runtime.keys import key
+from ptmq_lightning.runtime.layout import trains_channels_last
 from ptmq_lightning.runtime.model import MultiBitModel
 from ptmq_lightning.runtime.registry import Registry
 
@@ -78,6 +79,7 @@ class Batches(Dataset[Batch]):
             )
         self.images, self.labels, self.keys, self.seed = images, labels, keys, seed
         self.per_epoch = len(labels) // keys.batch
+        self.channels_last = True  # `fit` asks the network
 
     def __len__(self) -> int:
         return self.keys.epochs * self.per_epoch
@@ -87,7 +89,10 @@ class Batches(Dataset[Batch]):
         epoch, place = divmod(index, self.per_epoch)
         order = torch.randperm(len(self.labels), generator=_generator(self.seed, -1 - epoch))
         chosen = order[place * keys.batch : (place + 1) * keys.batch].to(self.labels.device)
-        return augment(self.images[chosen], keys.crop, keys.flip, _generator(self.seed, index)), self.labels[chosen]
+        images = augment(self.images[chosen], keys.crop, keys.flip, _generator(self.seed, index))
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return images, self.labels[chosen]
 
 
 def _generator(seed: int, index: int) -> torch.Generator:
@@ -105,7 +110,7 @@ def augment(images: Tensor, crop: int, flip: bool, generator: torch.Generator) -
         corners = torch.randint(2 * crop + 1, (len(images), 2), generator=generator).tolist()
         shifted = [image[:, y : y + height, x : x + width] for image, (y, x) in zip(padded, corners, strict=True)]
         images = torch.stack(shifted)
-    return images.contiguous(memory_format=torch.channels_last)
+    return images
 
 
 class FineTuning(L.LightningModule, ABC):
@@ -190,6 +195,7 @@ def fit(module: FineTuning, batches: Batches, trainer: L.Trainer) -> float:
     """Train ``module.network`` in place and leave it in eval mode; seconds."""
     started = time.perf_counter()
     module.train()
+    batches.channels_last = trains_channels_last(module.network)
     trainer.fit(module, DataLoader(batches, batch_size=None))
     module.to(batches.images.device)  # the Trainer leaves a network on the CPU
     module.eval()

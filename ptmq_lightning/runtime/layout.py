@@ -6,8 +6,12 @@ order; a tensor of either order is `dense` and can be read as one row of values.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+_VECTOR = 16  # numbers in a register of AVX-512
 
 
 def is_dense(x: Tensor) -> bool:
@@ -28,6 +32,22 @@ def flat(x: Tensor) -> Tensor:
 def channels_last(x: Tensor) -> bool:
     """Whether features (B, C, H, W) lie in memory as (B, H, W, C), and not as (B, C, H, W) too."""
     return x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+
+
+def trains_channels_last(network: nn.Module) -> bool:
+    """Whether a CPU may train a network whose features have their channels last.
+
+    It may not where the gradient of a weight (O, I, 1, 1) is taken behind a stride with I < 16: oneDNN writes past its
+    buffer there, which ends the process, hangs, or gives other numbers (uxlfoundation/oneDNN#6035).
+    """
+    return not any(_strided_narrow_1x1(module) for module in network.modules())
+
+
+def _strided_narrow_1x1(module: Any) -> bool:
+    if not all(hasattr(module, name) for name in ("weight", "stride", "groups")) or max(module.stride) == 1:
+        return False
+    _, width, *kernel = module.weight.shape
+    return module.groups == 1 and set(kernel) == {1} and width < _VECTOR
 
 
 def rows(x: Tensor, *, last: bool) -> Tensor:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from ptmq_lightning.finetune.any_precision import AnyPrecision
-from ptmq_lightning.finetune.fit import Batches, FinetuneKeys, FineTuning, augment
+from ptmq_lightning.finetune.fit import Batches, FinetuneKeys, FineTuning, augment, fit
 from ptmq_lightning.finetune.multiquant import MultiQuant
 from ptmq_lightning.runtime.errors import DataError
+from ptmq_lightning.runtime.layout import channels_last
 from tests.finetune.networks import images, inserted, labels
+from tests.networks import trainer
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -35,6 +41,20 @@ def test_a_step_has_the_same_batch_whenever_it_is_asked_for() -> None:
 def test_another_seed_has_other_batches() -> None:
     first, second = (Batches(images(), labels(), FinetuneKeys(epochs=1, batch=8), seed)[0][1] for seed in (0, 1))
     assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize("width", [3, 16])
+def test_batches_have_their_channels_last_where_a_cpu_can_train_so(width: int) -> None:
+    class Seen(FineTuning):
+        def losses(self, images: Tensor, labels: Tensor) -> Iterator[tuple[str, Tensor]]:
+            seen.append(channels_last(images))
+            yield "float", cross_entropy(self.network(images), labels)
+
+    seen: list[bool] = []
+    keys = FinetuneKeys(epochs=1, batch=4)
+    network = nn.Sequential(nn.Conv2d(width, 4, 1, stride=2), nn.Flatten(), nn.Linear(64, 3))
+    fit(Seen(network, keys, 2), Batches(torch.randn(8, width, 8, 8), torch.zeros(8).long(), keys), trainer())
+    assert seen == [width == 16] * 2
 
 
 def test_too_few_images_for_a_batch_are_answered_with_the_keys() -> None:

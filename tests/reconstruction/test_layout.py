@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+import ptmq_lightning as ptmq
 from ptmq_lightning.compose.cli import configuration
 from ptmq_lightning.config import parts
 from ptmq_lightning.reconstruction.features import advance
@@ -21,8 +23,20 @@ ITERS = 20
 @pytest.mark.parametrize(("wanted", "cpu", "gpu"), [("auto", 1, 0), ("always", 1, 1), ("never", 0, 0)])
 def test_auto_is_for_cpus(wanted: str, cpu: int, gpu: int) -> None:
     config = configuration([f"trainer.channels_last={wanted}"]).trainer
-    assert parts.channels_last(config, torch.device("cpu")) == cpu
-    assert parts.channels_last(config, torch.device("cuda")) == gpu
+    network = small_model()
+    assert parts.channels_last(config, network, torch.device("cpu")) == cpu
+    assert parts.channels_last(config, network, torch.device("cuda")) == gpu
+
+
+def test_a_cpu_keeps_the_usual_order_where_the_other_one_breaks_gradients() -> None:
+    """A convolution 1x1 behind a stride that reads fewer channels than a register holds: a crash else."""
+    network = nn.Sequential(nn.Conv2d(3, 16, 1, stride=2), nn.ReLU(), nn.Conv2d(16, 8, 1, stride=2), nn.Flatten())
+    model = ptmq.quantize(network.eval(), torch.randn(8, 3, 64, 64), bits=[["w4a4"], ["w8a8"]])
+    for wanted in ("auto", "always"):
+        config = configuration([f"trainer.channels_last={wanted}"]).trainer
+        assert not parts.channels_last(config, model, torch.device("cpu"))
+    assert parts.channels_last(config, model, torch.device("cuda"))
+    ptmq.reconstruct(model, torch.randn(8, 3, 64, 64), iters=2, overrides=["recon.batch=4"])
 
 
 @pytest.mark.parametrize("store", [None, "files"])

@@ -4,12 +4,29 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ptmq_lightning.runtime import grid, layout
 
 X = torch.randn(3, 5, 4, 2, generator=torch.Generator().manual_seed(0))
 LAST = X.contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    ("layer", "trains"),
+    [
+        (nn.Conv2d(3, 16, 1, stride=2), False),
+        (nn.Conv2d(15, 16, 1, stride=(1, 2)), False),
+        (nn.Conv2d(16, 16, 1, stride=2), True),
+        (nn.Conv2d(3, 16, 1), True),
+        (nn.Conv2d(3, 16, 3, stride=2), True),
+        (nn.Conv2d(8, 8, 1, stride=2, groups=8), True),
+        (nn.MaxPool2d(2, stride=2), True),
+        (nn.Linear(3, 3), True),
+    ],
+)
+def test_only_a_narrow_strided_1x1_convolution_keeps_a_network_from_channels_last(layer: nn.Module, trains: bool):
+    assert layout.trains_channels_last(nn.Sequential(nn.ReLU(), nn.Sequential(layer))) == trains
 
 
 @pytest.mark.parametrize("x", [X, LAST], ids=["first", "last"])
