@@ -3,7 +3,7 @@ plane of their own by it.
 
     PTMQ_DATA=DIR python benchmarks/weight_errors.py
 
-The error of a layer at a width: sum (W^ - W)^2 / sum W^2 of its weight, folded and equalized as in the default method,
+The error of a layer at a width: sum (W^ - W)^2 / sum W^2 of its weight, made ready as in the default method,
 at the step sizes that the search finds. Where it is above `rounding.tolerance`, the layer learns a rounding for that
 width, too. Beside it the same with a zero point for each channel that gains by one (step_size.zero_points). Results:
 benchmarks/results/weight_errors.{json,md}.
