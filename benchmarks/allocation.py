@@ -14,6 +14,7 @@ Results: benchmarks/results/allocation.{json,md}.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import random
@@ -83,7 +84,9 @@ class Cell:
         chosen = spread(len(sources.val), judges or len(sources.val))
         self.judge = judge_on(self.model, sources.val, chosen)
         self.macs = layer_macs(self.model, self.images[:1])
-        self.run = {"seed": config.seed, "iters": config.recon.iters, "decide": len(self.images), "judge": len(chosen)}
+        content = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+        counts = {"iters": config.recon.iters, "decide": len(self.images), "judge": len(chosen)}
+        self.run = {"seed": config.seed, **counts, "model": content[:8]}
 
     @cached_property
     def tied(self) -> Allocation:
