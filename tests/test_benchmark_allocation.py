@@ -28,7 +28,8 @@ def test_the_table_follows_from_the_results(benchmark: Any) -> None:
 def test_a_finished_run_is_measured_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(configuration(NEAREST), tmp_path / "run")
     cell = allocation.Cell(tmp_path / "run", images=8, judges=20, swap_seconds=0.2)
-    assert cell.run == {"seed": 3, "iters": configuration(NEAREST).recon.iters, "decide": 8, "judge": 20}
+    counts = {"seed": 3, "iters": configuration(NEAREST).recon.iters, "decide": 8, "judge": 20}
+    assert cell.run == counts | {"model": cell.run["model"]} and len(cell.run["model"]) == 8
     assert len(cell.images) == 8 and sum(map(len, cell.judge.images)) == 20
     monkeypatch.setattr(allocation, "FILE", tmp_path / "found.json")
     monkeypatch.setattr(allocation, "AVERAGES", (4.0,))
