@@ -44,10 +44,11 @@ def trains_channels_last(network: nn.Module) -> bool:
 
 
 def _strided_narrow_1x1(module: Any) -> bool:
-    if not all(hasattr(module, name) for name in ("weight", "stride", "groups")) or max(module.stride) == 1:
-        return False
+    stride, groups = getattr(module, "stride", None), getattr(module, "groups", None)
+    if not isinstance(stride, tuple) or max(stride) == 1 or groups != 1:
+        return False  # no convolution, or none of these
     _, width, *kernel = module.weight.shape
-    return module.groups == 1 and set(kernel) == {1} and width < _VECTOR
+    return set(kernel) == {1} and width < _VECTOR
 
 
 def rows(x: Tensor, *, last: bool) -> Tensor:

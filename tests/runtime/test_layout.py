@@ -21,7 +21,7 @@ LAST = X.contiguous(memory_format=torch.channels_last)
         (nn.Conv2d(3, 16, 1), True),
         (nn.Conv2d(3, 16, 3, stride=2), True),
         (nn.Conv2d(8, 8, 1, stride=2, groups=8), True),
-        (nn.MaxPool2d(2, stride=2), True),
+        (nn.MaxPool2d((2, 2), stride=(2, 2)), True),
         (nn.Linear(3, 3), True),
     ],
 )
