@@ -47,7 +47,8 @@ def _strided_narrow_1x1(module: Any) -> bool:
     stride, groups = getattr(module, "stride", None), getattr(module, "groups", None)
     if not isinstance(stride, tuple) or max(stride) == 1 or groups != 1:
         return False  # no convolution, or none of these
-    _, width, *kernel = module.weight.shape
+    weight = module.weight  # a tensor, or what gives one
+    _, width, *kernel = (weight if hasattr(weight, "shape") else weight()).shape
     return set(kernel) == {1} and width < _VECTOR
 
 
