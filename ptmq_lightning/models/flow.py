@@ -14,8 +14,8 @@ from torch import Tensor, fx, nn
 
 from ptmq_lightning.models.nodes import bind, module_of
 
-_SAME = {"contiguous", "clone", "to", "float"}
-_REGROUP = {"reshape", "flatten", "Flatten", "unflatten", "Unflatten", "squeeze", "unsqueeze"}
+SAME = {"contiguous", "clone", "to", "float"}
+REGROUP = {"reshape", "flatten", "Flatten", "unflatten", "Unflatten", "squeeze", "unsqueeze"}
 _AVERAGE = {"AdaptiveAvgPool2d", "adaptive_avg_pool2d"}
 _HOMOGENEOUS = {
     "ReLU",
@@ -44,13 +44,9 @@ def carry(gm: fx.GraphModule, user: fx.Node, node: fx.Node, axis: int, *, scale_
     if not user.args or user.args[0] is not node or user.all_input_nodes != [node] or "shape" not in user.meta:
         return None
     name, shape, out = kind(gm, user), node.meta["shape"], user.meta["shape"]
-    if (
-        name in _SAME
-        or (name in _AVERAGE and axis == len(shape) - 3)
-        or (scale_only and _homogeneous(user, name, axis))
-    ):
+    if name in SAME or (name in _AVERAGE and axis == len(shape) - 3) or (scale_only and _homogeneous(user, name, axis)):
         return axis
-    if name in _REGROUP:
+    if name in REGROUP:
         return _regrouped(shape, out, axis)
     if name in ("permute", "transpose"):
         return _order(user, name, len(shape)).index(axis)

@@ -25,12 +25,10 @@ from scipy.fft import dct
 from torch import Tensor, fx, nn
 
 from ptmq_lightning.models.absorb import FoldReport, rotate_input, rotate_output
-from ptmq_lightning.models.flow import kind
+from ptmq_lightning.models.flow import REGROUP, SAME, kind
 from ptmq_lightning.models.nodes import execute, is_size, module_of
 
-_MOVES = {"reshape", "flatten", "Flatten", "unflatten", "Unflatten", "squeeze", "unsqueeze", "permute", "transpose"}
-_MOVES |= {"getitem", "unbind", "chunk", "split", "roll"}
-_KEEPS = {"contiguous", "clone", "to", "float", "mul", "truediv"}  # the last two: by a number
+_MOVES = REGROUP | {"permute", "transpose", "getitem", "unbind", "chunk", "split", "roll"}
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,7 @@ def _operands(gm: fx.GraphModule, node: fx.Node, layer: Any) -> Iterator[tuple[f
         if kind(gm, reader) != "matmul" or own.ndim < 3:
             continue
         side = 0 if reader.args[0] is read else 1
+        # channels lie along one of the last two axes, -1 or -2, and are the same at every place of the other, -3 - axis
         along = next((axis for axis in (-1, -2) if bool((own == own.narrow(-3 - axis, 0, 1)).all())), None)
         if along is None:
             continue
@@ -126,12 +125,18 @@ def _ends(gm: fx.GraphModule, node: fx.Node, numbers: Any) -> Iterator[tuple[fx.
         name = kind(gm, user)
         if is_size(user):
             continue
-        if user.all_input_nodes == [node] and name in _KEEPS:
+        if user.all_input_nodes == [node] and (name in SAME or _scales(user, name)):
             yield from _ends(gm, user, numbers)
         elif user.all_input_nodes == [node] and name in _MOVES:
             yield from _ends(gm, user, execute(gm, user.op, user.target, (numbers, *user.args[1:]), user.kwargs))
         else:
             yield user, node, numbers
+
+
+def _scales(user: fx.Node, name: str) -> bool:
+    """Whether a node multiplies or divides the tensor by a number."""
+    number = [isinstance(factor, (int, float)) for factor in user.args]
+    return (name == "mul" and sum(number) == 1) or (name == "truediv" and number == [False, True])
 
 
 def _mixes(layer: Any) -> bool:

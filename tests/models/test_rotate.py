@@ -78,6 +78,29 @@ def test_channels_that_are_read_twice_stay(error):
 
 
 @pytest.mark.parametrize(
+    ("made", "pairs"),
+    [
+        (lambda q: q / 2, 1),
+        (lambda q: 2 * q, 1),
+        (lambda q: 2 / (q + 9), 0),
+        (lambda q: 1 / q, 0),
+        (lambda q: q * q, 0),
+    ],
+)
+def test_only_a_scale_by_a_number_is_passed(made, pairs, error):
+    class Scaled(Attention):
+        def forward(self, x: Tensor) -> Tensor:
+            q, k, v = self.qkv(x.flatten(2).transpose(1, 2)).reshape(-1, 36, 3, 2, 3).permute(2, 0, 3, 1, 4).unbind(0)
+            return self.proj((torch.softmax(made(q) @ k.transpose(-2, -1), -1) @ v).transpose(1, 2).flatten(2))
+
+    module = Scaled()
+    gm, report = rotated(module)
+    assert [what for what, _ in report.folded].count("queries and keys (rotation)") == pairs
+    with torch.no_grad():
+        assert error(gm(IMAGES.double()), module(IMAGES.double())) < 1e-12
+
+
+@pytest.mark.parametrize(
     ("name", "pairs", "values"),
     [
         ("vit_t", 12, 12),
