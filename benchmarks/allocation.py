@@ -14,7 +14,6 @@ Results: benchmarks/results/allocation.{json,md}.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import math
 import random
@@ -51,6 +50,7 @@ from ptmq_lightning.device.pictures import spread
 from ptmq_lightning.evaluation.cost import bit_ops, layer_macs, size_bytes
 from ptmq_lightning.runtime.files import write_atomically
 from ptmq_lightning.runtime.model import MultiBitModel
+from ptmq_lightning.runtime.sealed import sha256_of
 from ptmq_lightning.runtime.spec import BitAssignment, BitWidth
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,7 +76,9 @@ class Cell:
 
     def __init__(self, folder: Path, *, images: int, judges: int | None, swap_seconds: float) -> None:
         self.swap_seconds = swap_seconds
-        config = typed(OmegaConf.create(completed(Config, yaml.safe_load((folder / CONFIG).read_text()))))
+        config = typed(
+            OmegaConf.create(completed(Config, yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))))
+        )
         self.model = artifact.load(folder / "model")
         sources, indices = pipeline.find(config)
         sources, calibration = pipeline.load(config, pipeline.build(config.model), sources, indices)
@@ -84,9 +86,8 @@ class Cell:
         chosen = spread(len(sources.val), judges or len(sources.val))
         self.judge = judge_on(self.model, sources.val, chosen)
         self.macs = layer_macs(self.model, self.images[:1])
-        content = hashlib.sha256((folder / "model" / "model.safetensors").read_bytes()).hexdigest()
         counts = {"iters": config.recon.iters, "decide": len(self.images), "judge": len(chosen)}
-        self.run = {"seed": config.seed, **counts, "model": content[:8]}
+        self.run = {"seed": config.seed, **counts, "model": sha256_of(folder / "model" / "model.safetensors")[:8]}
 
     @cached_property
     def tied(self) -> Allocation:

@@ -39,8 +39,7 @@ def absorb_input(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor | No
     grouped = weight.reshape(groups, -1, *weight.shape[1:])  # (g, O/g, I/g, ...)
     ones = [1] * (weight.ndim - 2)
     factor = scale.detach().double().reshape(groups, 1, -1, *ones)
-    bias = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
-    bias = bias if layer.bias is None else layer.bias.detach().double()
+    bias = _bias(layer)
     if shift is not None:
         bias = bias + (grouped * shift.detach().double().reshape(groups, 1, -1, *ones)).flatten(2).sum(2).reshape(-1)
     _store(layer, (grouped * factor).reshape(weight.shape), bias)
@@ -48,14 +47,17 @@ def absorb_input(layer: nn.Conv2d | nn.Linear, scale: Tensor, shift: Tensor | No
 
 def rotate_output(layer: nn.Conv2d | nn.Linear, heads: Tensor, rotation: Tensor) -> None:
     """The output channels of each head, a row vector y, become y R; heads (P, C) int64, rotation R (C, C) float64."""
-    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
-    _store(layer, _rotated(layer.weight.detach(), 0, heads, rotation), _rotated(bias, 0, heads, rotation))
+    _store(layer, _rotated(layer.weight.detach(), 0, heads, rotation), _rotated(_bias(layer), 0, heads, rotation))
 
 
 def rotate_input(layer: nn.Conv2d | nn.Linear, heads: Tensor, rotation: Tensor) -> None:
     """The layer reads x R where it read a row vector x of each head's channels; heads (P, C), rotation R (C, C)."""
-    bias = torch.zeros(len(layer.weight)) if layer.bias is None else layer.bias.detach()
-    _store(layer, _rotated(layer.weight.detach(), 1, heads, rotation), bias)
+    _store(layer, _rotated(layer.weight.detach(), 1, heads, rotation), _bias(layer))
+
+
+def _bias(layer: nn.Conv2d | nn.Linear) -> Tensor:
+    """(O,) float64; zeros where the layer has none."""
+    return layer.weight.new_zeros(len(layer.weight)).double() if layer.bias is None else layer.bias.detach().double()
 
 
 def _rotated(values: Tensor, axis: int, heads: Tensor, rotation: Tensor) -> Tensor:
