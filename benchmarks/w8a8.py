@@ -184,7 +184,8 @@ def ours(case: Case, backend: str) -> tuple[Run, dict[str, Any]]:
     write_export(model, folder, case.images[:REAL], backend=backend)
     session = Session(folder)
     images = min(len(case.images), configuration(case.keys).data.step_size_images)
-    told = {"bytes": Path(session.graph("w8a8")).stat().st_size, "seconds": seconds, "images": images}
+    size = (folder / session.manifest["files"]["w8a8"]).stat().st_size
+    told = {"bytes": size, "seconds": seconds, "images": images}
     return session, told | {"version": f"ptmq, {VERSIONS[backend]}"}
 
 

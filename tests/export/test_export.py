@@ -212,7 +212,7 @@ def test_a_pooled_network_is_exact_layer_by_layer() -> None:
     model, x = _pooled()
     draft = Draft(model, x, ["w4a4"])
     with at_bits(model, "w4a4"):
-        steps, differing = layer_steps(draft, "w4a4")
+        steps, differing = layer_steps(draft, "w4a4", portable=session.saturates("onnx"))
     assert max(steps.values()) <= 1 and differing < 0.5
     assert onnx_convert.Converter(draft.plan, draft.values["w4a4"]).layers(draft.ops) is not None
 
@@ -246,7 +246,7 @@ def test_the_check_of_openvino_finds_a_wrong_layer() -> None:
     draft = Draft(model, images(), ["w8a8"], early=False)
     draft.values["w8a8"]["layer1.0.conv2.scale"] = 1.5 * draft.values["w8a8"]["layer1.0.conv2.scale"]
     with at_bits(model, "w8a8"):
-        steps, _ = layer_steps(draft, "w8a8", "openvino")
+        steps, _ = layer_steps(draft, "w8a8", "openvino", portable=session.saturates("openvino"))
     assert [layer for layer, step in steps.items() if step > 1] == ["layer1.0.conv2"]
 
 

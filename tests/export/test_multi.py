@@ -26,7 +26,7 @@ from ptmq_lightning.runtime import grid
 from ptmq_lightning.runtime.errors import ConfigError, ExportError
 from ptmq_lightning.runtime.model import weights_of
 from ptmq_lightning.runtime.weights import CommittedWeight, MultiBitWeight
-from tests.export.test_packed import EveryLayer, every_layer
+from tests.export.test_packed import EveryLayer, every_layer, exact_session
 from tests.networks import images, small_model
 
 WIDTHS = tuple(range(2, 9))
@@ -130,7 +130,7 @@ def test_every_width_is_the_static_file_of_that_width_in_any_order(zero_points: 
     draft = Draft(model, x, widths)
     session = Session(tmp_path / "multi")
     for bits in (8, 2, 5, 3, 8, 7, 4, 6):
-        alone = inference_session(draft.static(f"w{bits}a8").SerializeToString(), 1)
+        alone = exact_session(draft.static(f"w{bits}a8"))
         session.switch(f"w{bits}a8")
         assert np.array_equal(session(x.numpy()), alone.run(None, {"images": x.numpy()})[0]), bits
 
@@ -174,7 +174,7 @@ def test_widths_that_are_no_uniform_ones_are_chosen_by_an_index(tmp_path: Path) 
     mixed = {name: "w8a8" if name.endswith("conv2") else "w3a3" for name, i in model.layers.items() if not i.pinned}
     model.assignments["mixed"] = model.resolve(mixed)
     write_export(model, tmp_path / "out", images(), ["w4a4", "mixed", "w4a8"], form="multi")
-    opened = inference_session(tmp_path / "out" / "model.onnx", 1)
+    opened = exact_session((tmp_path / "out" / "model.onnx").read_bytes())
     names = json.loads(opened.get_modelmeta().custom_metadata_map["ptmq.assignment"])
     assert names == {"w4a4": 0, "mixed": 1, "w4a8": 2} == read_manifest(tmp_path / "out")["choice"]["values"]
     session = Session(tmp_path / "out")

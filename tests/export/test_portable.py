@@ -24,6 +24,7 @@ from ptmq_lightning.export.session import Session
 from ptmq_lightning.models import zoo
 from ptmq_lightning.runtime.errors import ExportError
 from ptmq_lightning.runtime.model import MultiBitModel, at_bits
+from tests.export.test_packed import every_layer
 from tests.networks import images, small_model
 
 FORMS = [("static", "onnx"), ("multi", "onnx"), ("switchable", "onnx"), ("static", "openvino")]
@@ -96,12 +97,20 @@ def test_every_layer_agrees_in_the_portable_form(backend: str) -> None:
 def test_the_option_of_onnx_runtime_opens_an_export(tmp_path: Path) -> None:
     import onnxruntime as ort
 
-    write_export(small_model(), tmp_path / "out", images(), ["w8a8"])
+    model, x = every_layer()
+    write_export(model, tmp_path / "out", x, ["w8a8"])
+    assert "session.x64quantprecision=1" in read_manifest(tmp_path / "out")["old_processors"]
     options = ort.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")
     opened = ort.InferenceSession(tmp_path / "out" / "w8a8.onnx", options, providers=["CPUExecutionProvider"])
-    found = opened.run(None, {"images": images().numpy()})[0]
-    assert np.array_equal(found, Session(tmp_path / "out")(images().numpy()))
+    found = opened.run(None, {"images": x.numpy()})[0]
+    assert np.array_equal(found, Session(tmp_path / "out")(x.numpy()))
+
+
+def test_an_export_with_products_promises_nothing_of_that_option(tmp_path: Path) -> None:
+    write_export(small_model(), tmp_path / "out", images(), ["w8a8"])
+    told = read_manifest(tmp_path / "out")["old_processors"]
+    assert "exact only in Session" in told  # the option leaves the product before a softmax as it is
 
 
 def test_a_split_weight_is_the_sum_of_two_small_ones() -> None:
@@ -121,7 +130,7 @@ def test_a_refusal_tells_its_cause(cause: str, tmp_path: Path, monkeypatch: pyte
     right = export.layer_steps
 
     def steps(draft: Draft, name: str, backend: str = "onnx", *, portable: bool = False):  # type: ignore[no-untyped-def]
-        return right(draft, name, backend, portable=portable) if cause == "processor" else ({"fc": 9.0}, None)
+        return right(draft, name, backend, portable=True) if cause == "processor" else ({"fc": 9.0}, None)
 
     def compare(draft: Draft, session: Session) -> dict[str, object]:
         far = 0.2 if cause == "images" else 9.0
