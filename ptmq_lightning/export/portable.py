@@ -3,7 +3,8 @@
 There the kernels of ONNX Runtime and OpenVINO multiply u8 by s8 two products at a time and add them in 16 bits, which
 saturates: 255 * 127 + 255 * 127 > 32767. Two forms do not: u8 weights and factors with a zero point of 128 (ONNX
 Runtime has a kernel for u8 x u8 that adds in 32 bits), and s8 weights within [-64, 64] (255 * 64 * 2 = 32640). For
-OpenVINO, which runs u8 weights in float, a wider weight becomes the sum of two such ones.
+OpenVINO, which runs u8 weights in float, a wider weight becomes the sum of two such ones, and a product of two
+activations, of which nothing is small, is computed in float.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from ptmq_lightning.runtime.extras import require
 
 SMALL = 64  # largest s8 weight of which two products with 255 fit 16 bits
 SHIFT = 128  # from s8 to u8
+LOWEST = (
+    "lowest"  # the float that is no larger than any: Max with it changes nothing, and OpenVINO's integers end there
+)
 # (255, 255) x (127, 127) as MatMulInteger, for machines where ONNX Runtime is and the onnx package is not.
 _PROBE = (
     b"\x08\n:V\n\x18\n\x01a\n\x01b\x12\x01c\"\rMatMulInteger\x12\x01g*\r\x08\x02\x08\x01\x10\x03B\x01bJ\x02\x7f\x7f"
@@ -61,7 +65,8 @@ def as_portable(model: Any, backend: str) -> Any:
     """A graph of `onnx_convert` (a ModelProto, or its bytes) as one that no processor saturates; the same numbers.
 
     onnx: every s8 initializer, input and output becomes u8, shifted by 128. openvino: a layer with weights outside
-    [-64, 64] becomes the sum of two. The model that was given stays as it is.
+    [-64, 64] becomes the sum of two, and a product of two activations is taken out of the integers. The model that was
+    given stays as it is.
     """
     require(backend, "onnx")
     import onnx
@@ -133,8 +138,12 @@ def split_weights(graph: Any) -> None:
     held: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
     floating = {name for node in graph.node if IMAGES in node.input for name in node.input}  # not on integers
     rest: dict[str, str] = {}  # dequantized weight -> what is left of it beside the part within [-64, 64]
+    fixed = held.keys() | {node.output[0] for node in graph.node if node.input and node.input[0] in held}
     made: list[Any] = []
     for node in graph.node:
+        if node.op_type == "MatMul" and fixed.isdisjoint(node.input):
+            made.append(helper.make_node("Max", [node.input[0], LOWEST], [f"{node.output[0]}.float"]))
+            node.input[0] = made[-1].output[0]
         made.append(node)
         tensor: Any = held.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
         codes = np.zeros(1) if tensor is None else numpy_helper.to_array(tensor)
@@ -150,6 +159,8 @@ def split_weights(graph: Any) -> None:
             node.output[0] = f"{sum_of}.near"
             made.append(_like(node, [node.input[0], rest[node.input[1]]], f"{sum_of}.rest"))
             made.append(helper.make_node("Add", [node.output[0], made[-1].output[0]], [sum_of]))
+    if any(LOWEST in node.input for node in made):
+        graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).min), LOWEST))
     _replace_nodes(graph, made)
 
 
