@@ -132,7 +132,7 @@ def _replace_nodes(graph: Any, nodes: list[Any]) -> None:
 
 
 def split_weights(graph: Any) -> None:
-    """For OpenVINO."""
+    """For OpenVINO; products of two activations, which cannot be split, leave the integers."""
     from onnx import helper, numpy_helper
 
     held: dict[str, Any] = {tensor.name: tensor for tensor in graph.initializer}
