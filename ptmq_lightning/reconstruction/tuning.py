@@ -231,8 +231,12 @@ class TunedBiases(nn.Module):
         self.shift = nn.ParameterDict({str(bits): nn.Parameter(torch.zeros_like(scale)) for bits in weight.widths})
 
         def compute(x: Tensor, found: Tensor, bias: Tensor | None) -> Tensor:
+            weight: nn.Module = layer.weight
             bits: int | None = layer.weight.bits
-            output: Tensor = plain(x, found, bias if bits is None else self.at(bits))
+            own = None if bits is None else self.at(bits)
+            if own is not None and isinstance(weight, KeptCodes):
+                return weight.tell(plain(x, found, own.detach()), own, layer.channel)
+            output: Tensor = plain(x, found, bias if own is None else own)
             return output
 
         layer.compute = compute
