@@ -19,7 +19,7 @@ from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.sealed import digest
 from tests.artifact.tiny import tiny_model
 
-SECONDS = 2.0  # of processor time: a bomb would take minutes, or all memory
+SECONDS = 10.0  # of processor time, on a slow machine: a bomb would take minutes, or all memory
 PICTURES = {
     "input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 0.9,
     "crop_mode": "center",
