@@ -21,9 +21,7 @@ from ptmq_lightning.runtime.extras import require
 
 SMALL = 64  # largest s8 weight of which two products with 255 fit 16 bits
 SHIFT = 128  # from s8 to u8
-LOWEST = (
-    "lowest"  # the float that is no larger than any: Max with it changes nothing, and OpenVINO's integers end there
-)
+LOWEST = "lowest"  # of all floats: Max with it changes nothing, but OpenVINO's integers end there
 # (255, 255) x (127, 127) as MatMulInteger, for machines where ONNX Runtime is and the onnx package is not.
 _PROBE = (
     b"\x08\n:V\n\x18\n\x01a\n\x01b\x12\x01c\"\rMatMulInteger\x12\x01g*\r\x08\x02\x08\x01\x10\x03B\x01bJ\x02\x7f\x7f"
