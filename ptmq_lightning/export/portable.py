@@ -21,7 +21,7 @@ from ptmq_lightning.runtime.extras import require
 
 SMALL = 64  # largest s8 weight of which two products with 255 fit 16 bits
 SHIFT = 128  # from s8 to u8
-LOWEST = "lowest"  # of all floats: Max with it changes nothing, but OpenVINO's integers end there
+LOWEST = np.array(np.finfo(np.float32).min)  # Max with it changes nothing, but OpenVINO's integers end there
 # (255, 255) x (127, 127) as MatMulInteger, for machines where ONNX Runtime is and the onnx package is not.
 _PROBE = (
     b"\x08\n:V\n\x18\n\x01a\n\x01b\x12\x01c\"\rMatMulInteger\x12\x01g*\r\x08\x02\x08\x01\x10\x03B\x01bJ\x02\x7f\x7f"
@@ -140,7 +140,9 @@ def split_weights(graph: Any) -> None:
     made: list[Any] = []
     for node in graph.node:
         if node.op_type == "MatMul" and fixed.isdisjoint(node.input):
-            made.append(helper.make_node("Max", [node.input[0], LOWEST], [f"{node.output[0]}.float"]))
+            product = node.output[0]
+            graph.initializer.append(numpy_helper.from_array(LOWEST, f"{product}.lowest"))
+            made.append(helper.make_node("Max", [node.input[0], f"{product}.lowest"], [f"{product}.float"]))
             node.input[0] = made[-1].output[0]
         made.append(node)
         tensor: Any = held.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
@@ -157,8 +159,6 @@ def split_weights(graph: Any) -> None:
             node.output[0] = f"{sum_of}.near"
             made.append(_like(node, [node.input[0], rest[node.input[1]]], f"{sum_of}.rest"))
             made.append(helper.make_node("Add", [node.output[0], made[-1].output[0]], [sum_of]))
-    if any(LOWEST in node.input for node in made):
-        graph.initializer.append(numpy_helper.from_array(np.array(np.finfo(np.float32).min), LOWEST))
     _replace_nodes(graph, made)
 
 

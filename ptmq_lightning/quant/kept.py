@@ -16,7 +16,7 @@ class KeptCodes(LearnedWeight):
     """W^ = (q - z/2) s: the codes q (O, ...) of every width as they were committed, and steps s (O,) that are learned.
 
     A layer's output is linear in the step of its channel, so that their gradient is found there, by `tell`: that of
-    the weight itself, a third of a step's arithmetic, is never computed.
+    the weight itself, one of the three products that a layer takes in a step, is never computed.
     """
 
     def __init__(self, frozen: MultiBitWeight) -> None:

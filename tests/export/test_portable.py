@@ -31,15 +31,13 @@ from tests.networks import images, small_model
 
 FORMS = [("static", "onnx"), ("multi", "onnx"), ("switchable", "onnx"), ("static", "openvino")]
 WIDTHS = ["w8a8", "w4a4"]
+PICTURES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 SIGNED = pytest.mark.skipif(saturates("onnx"), reason="this processor saturates: it has the portable form alone")
 
 
 def signed_factors() -> tuple[MultiBitModel, torch.Tensor]:
     """Attention whose second factors are s8 and whose levels behind a GELU stand in tables."""
     return quantize(transformer(), PICTURES, bits=[["w4a4"], ["w8a8"]], overrides=["placement.gelu=table"]), PICTURES
-
-
-PICTURES = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 def transformer() -> nn.Module:
