@@ -224,9 +224,9 @@ def become(command: list[str], folder: Path, output: Path, at: setups.At | None 
         os._exit(code)
 
 
-def wrong(row: dict[str, Any]) -> bool:
+def wrong(row: dict[str, Any], seconds: float = SECONDS) -> bool:
     fits = row["code"] == row["expected"] and row["named"] and not row["traceback"] and not row["lost"]
-    return not fits or row["seconds"] > SECONDS or row["megabytes"] << 20 > BYTES
+    return not fits or row["seconds"] > seconds or row["megabytes"] << 20 > BYTES
 
 
 def summary(found: list[dict[str, Any]]) -> str:

@@ -19,7 +19,7 @@ from ptmq_lightning.runtime.errors import ArtifactError
 from ptmq_lightning.runtime.sealed import digest
 from tests.artifact.tiny import tiny_model
 
-SECONDS = 10.0  # of processor time, on a slow machine: a bomb would take minutes, or all memory
+SECONDS = 60.0  # of processor time, on the slowest of machines: a bomb would take hours, or all memory
 PICTURES = {
     "input_size": [3, 8, 8], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic", "crop_pct": 0.9,
     "crop_mode": "center",
@@ -133,7 +133,7 @@ def test_a_bomb_is_one_message_at_once(name: str, tmp_path: Path, capsys: pytest
         said = capsys.readouterr()
         assert said.out == "" and said.err.count("\n") == 1 and len(said.err) < 1000
         assert said.err.startswith(f"ptmq: cannot load '{place}': ") and named in said.err
-    assert time.process_time() - started < 2 * SECONDS
+    assert time.process_time() - started < SECONDS
 
 
 def test_what_networks_do_with_sizes_is_no_bomb() -> None:
