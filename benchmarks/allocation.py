@@ -60,9 +60,10 @@ AVERAGES = (3.0, 3.5, 4.0, 4.5, 5.0)
 IMAGES, DRAWS, RANDOM, ITERS = 256, 200, 3, 300
 ENDS = (AVERAGES[0], AVERAGES[-1])  # of the averages of assignments drawn at random
 METHODS = ("random", "greedy", "milp", "milp + any swap", "milp + swaps")  # any swap: that lowers the mean
-FREE = (  # any activation width, two budgets
-    "milp, bit operations too", "milp + any swap, bit operations too", "milp + swaps, bit operations too",
-)  # fmt: skip
+OPS = "bit operations too"  # two budgets
+LEARNED = f"milp, learned pairs, {OPS}"
+FREE = (f"milp, {OPS}", f"milp + any swap, {OPS}", f"milp + swaps, {OPS}")  # any activation width
+ALL = (*METHODS, LEARNED, *FREE)
 
 
 class Cell:
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", type=Path, help="folders of finished runs of the experiment instead")
     parser.add_argument("--images", type=int, default=IMAGES, help="calibration images that decide")
     parser.add_argument("--judges", type=int, help="evaluation images that judge (all)")
-    parser.add_argument("--methods", nargs="+", choices=(*METHODS, *FREE), default=(*METHODS, *FREE))
+    parser.add_argument("--methods", nargs="+", choices=ALL, default=ALL)
     parser.add_argument("--swap-seconds", type=float, default=20.0)
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
@@ -225,10 +226,10 @@ def at_random(cell: Cell, average: float, draw: random.Random) -> Choice:
 
 
 def allocated(cell: Cell, method: str, average: float) -> dict[str, Any]:
-    """One method under the average of weight bits; those of FREE under the uniform pairs' bit operations as well."""
+    """One method under the average of weight bits; some under the uniform pairs' bit operations as well."""
     allocation = cell.free if method in FREE else cell.tied
     budgets: list[Budget] = [weight_bits(cell.model, allocation.pairs, average)]
-    if method in FREE:
+    if OPS in method:
         budgets.append(replace(allocation.bit_ops(0.0), limit=cell.uniform_ops(average)))
     problem = Problem(allocation.sensitivity, tuple(budgets))
     if method == "random":
@@ -284,7 +285,7 @@ def _rows(cells: list[dict[str, Any]]) -> Iterator[str]:
     yield "| asked | method | top-1, % | agreement, % | KL | activation bits | bytes | G bit operations | weight bits |"
     yield "| ---: | --- " + "| ---: " * len(_SHOWN) + "|"
     for average in AVERAGES:
-        for method in ("uniform", *METHODS, *FREE):
+        for method in ("uniform", *ALL):
             rows = [cell[name] for cell in cells if (name := f"{method} {average}") in cell]
             if rows:
                 mean = {key: statistics.mean(row[key] for row in rows) for key in rows[0] if key in _SHOWN}
@@ -304,7 +305,7 @@ def _swaps(cells: list[dict[str, Any]]) -> Iterator[str]:
     yield "| asked | swaps | " + " | ".join(f"KL after {t} s" for t in times) + " |"
     yield "| ---: | --- " + "| ---: " * len(times) + "|"
     for average in AVERAGES:
-        for method in (name for name in (*METHODS, *FREE) if "swap" in name):
+        for method in (name for name in ALL if "swap" in name):
             courses = [cell[name]["course"] for cell in cells if (name := f"{method} {average}") in cell]
             if courses:
                 best = [statistics.mean(_at(course, t) for course in courses) for t in times]
