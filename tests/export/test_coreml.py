@@ -58,7 +58,7 @@ def made(*overrides: str) -> MultiBitModel:
 
 @pytest.fixture(scope="module")
 def model() -> MultiBitModel:
-    return made()
+    return made("step_size.zero_points=[]")
 
 
 Exported = tuple[Path, dict[str, WidthReport]]

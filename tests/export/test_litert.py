@@ -54,10 +54,14 @@ BITS = [["w2a2", "w3a3", "w4a8"], ["w5a5", "w8a8"]]
 LARGE_STEPS = ["fold.equalize=false"]  # of outputs: else biases of so small a network are too coarse for few bits
 
 
+def made(*overrides: str) -> MultiBitModel:
+    torch.manual_seed(0)
+    return quantize(Convolutions().eval(), batch(16, 3, 12, 16), bits=BITS, overrides=[*LARGE_STEPS, *overrides])
+
+
 @pytest.fixture(scope="module")
 def model() -> MultiBitModel:
-    torch.manual_seed(0)
-    return quantize(Convolutions().eval(), batch(16, 3, 12, 16), bits=BITS, overrides=LARGE_STEPS)
+    return made("step_size.zero_points=[]")
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +106,7 @@ def test_linear_layers_are_held_in_the_bits_that_the_runtime_has(exported: Path)
 
 
 def test_weights_with_zero_points_are_held_in_a_bit_more(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    more = [*LARGE_STEPS, "step_size.zero_points=[2,3,4]"]
-    model = quantize(Convolutions().eval(), batch(16, 3, 12, 16), bits=BITS, overrides=more)
+    model = made("step_size.zero_points=[2,3,4]")
     for name, report in write_export(model, tmp_path, batch(16, 3, 12, 16), WIDTHS, backend="litert").items():
         assert report.largest_step is not None and report.largest_step <= 1, name
 

@@ -53,7 +53,7 @@ def every_layer(zero_points: bool = False) -> tuple[MultiBitModel, Tensor]:
     """zero_points: of channels that are served by them, at 2 to 6 bits."""
     torch.manual_seed(0)
     x = torch.randn(8, 3, 6, 6)
-    more = ["step_size.zero_points=[2,3,4,5,6]"] if zero_points else []
+    more = [f"step_size.zero_points={[2, 3, 4, 5, 6] if zero_points else []}"]
     return ptmq.quantize(EveryLayer().eval(), x, bits=ALL, overrides=more), x
 
 
