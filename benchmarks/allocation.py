@@ -88,6 +88,7 @@ class Cell:
         self.judge = judge_on(self.model, sources.val, chosen)
         self.macs = layer_macs(self.model, self.images[:1])
         counts = {"iters": config.recon.iters, "decide": len(self.images), "judge": len(chosen)}
+        self.bits = "" if config.bits.name == "uniform" else f" bits={config.bits.name}"
         self.run = {"seed": config.seed, **counts, "model": sha256_of(folder / "model" / "model.safetensors")[:8]}
 
     @cached_property
@@ -159,7 +160,7 @@ def main() -> None:
     if not options.table:
         for folder in options.runs or [made(options.experiment, seed) for seed in options.seeds]:
             cell = Cell(folder, images=options.images, judges=options.judges, swap_seconds=options.swap_seconds)
-            kept = found.setdefault(f"{options.experiment}/{cell.run['seed']}", {})
+            kept = found.setdefault(f"{options.experiment}{cell.bits}/{cell.run['seed']}", {})
             if kept.setdefault("run", cell.run) != cell.run:
                 sys.exit(f"{FILE} has this cell of another run, {kept['run']}, not of {cell.run}: take that one out")
             measure(cell, options.methods, kept, found)

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ptmq_lightning.compose.progress import Left
 from ptmq_lightning.config.schema import Config
 from ptmq_lightning.data.sources import Sources
 from ptmq_lightning.evaluation.details import changed, histograms, layer_errors, worst
@@ -72,12 +73,12 @@ def looked_at(model: MultiBitModel, config: Config, sources: Sources) -> dict[st
     count = min(TRIED, len(sources.val))
     drawn = [sources.val[index] for index in range(0, len(sources.val), max(1, len(sources.val) // count))][:count]
     images = torch.stack([image for image, _ in drawn]).to(device_of(model))
-    pair = narrowest(config)
+    labels, pair = [int(label) for _, label in drawn], narrowest(config)
     errors = layer_errors(model, images[:SEEN], names)
     at = str(pair) if str(pair) in errors else names[0]
     changes = [
         {"picture": picture(images[index], model.info), "label": label, "classes": classes}
-        for index, label, classes in changed(model, images, [int(label) for _, label in drawn], names)
+        for index, label, classes in changed(model, images, labels, names, progress=Left("report", "width"))
     ]
     return {
         "layer_errors": errors,

@@ -5,7 +5,7 @@ Shown by the page of a run; nothing of it decides anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -114,7 +114,12 @@ def _counts(values: Tensor) -> dict[str, Any]:
 
 @torch.inference_mode()
 def changed(
-    model: MultiBitModel, images: Tensor, labels: Sequence[int], names: Sequence[str], most: int = 8
+    model: MultiBitModel,
+    images: Tensor,
+    labels: Sequence[int],
+    names: Sequence[str],
+    most: int = 8,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[tuple[int, int, dict[str, int]]]:
     """Images whose class is not the same at all widths: (index, label, "float" and name -> class), those that change at
     the most widths first.
@@ -122,11 +127,14 @@ def changed(
     Args:
         images: (B, C, H, W).
         names: what ``model.resolve`` knows.
+        progress: called with (networks run, of how many).
     """
     classes: dict[str, list[int]] = {}
-    for name in (None, *names):
+    for number, name in enumerate((None, *names), 1):
         with at_bits(model, name):
             classes[name or "float"] = model(images).argmax(1).tolist()
+        if progress is not None:
+            progress(number, len(names) + 1)
     lost = {i: sum(of[i] != classes["float"][i] for of in classes.values()) for i in range(len(images))}
     for index in sorted((i for i, count in lost.items() if count), key=lambda i: (-lost[i], i))[:most]:
         yield index, labels[index], {name: of[index] for name, of in classes.items()}
