@@ -17,6 +17,7 @@ import argparse
 import json
 import math
 import random
+import re
 import statistics
 import subprocess
 import sys
@@ -33,6 +34,7 @@ from omegaconf import OmegaConf
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from ptmq_lightning.allocate.baselines import or_uniform
 from ptmq_lightning.allocate.judge import Judge
 from ptmq_lightning.allocate.keys import AllocateKeys
 from ptmq_lightning.allocate.problem import Budget, Choice, Problem
@@ -59,7 +61,7 @@ RUNS = ROOT / "outputs" / "allocation"
 AVERAGES = (3.0, 3.5, 4.0, 4.5, 5.0)
 IMAGES, DRAWS, RANDOM, ITERS = 256, 200, 3, 300
 ENDS = (AVERAGES[0], AVERAGES[-1])  # of the averages of assignments drawn at random
-METHODS = ("random", "greedy", "milp", "milp + any swap", "milp + swaps")  # any swap: that lowers the mean
+METHODS = ("random", "greedy", "milp", "milp or uniform", "milp + any swap", "milp + swaps")
 OPS = "bit operations too"  # two budgets
 LEARNED = f"milp, learned pairs, {OPS}"
 FREE = (f"milp, {OPS}", f"milp + any swap, {OPS}", f"milp + swaps, {OPS}")  # any activation width
@@ -236,10 +238,12 @@ def allocated(cell: Cell, method: str, average: float) -> dict[str, Any]:
     if method == "random":
         rows = [cell.row(complete(cell.model, SEARCHES[method](problem, seed))) for seed in range(RANDOM)]
         return {key: round(statistics.mean(row[key] for row in rows), 5) for key in rows[0]}
-    choice, seconds = timed(lambda: SEARCHES[method.split(" + ")[0].split(",")[0]](problem, 0))
+    choice, seconds = timed(lambda: SEARCHES[re.split(" or | \\+ |,", method)[0]](problem, 0))
+    if "swap" in method or "uniform" in method:
+        choice = or_uniform(problem, choice, cell.divergence)
     if "swap" not in method:
         return cell.row(complete(cell.model, choice), search_seconds=round(seconds, 3))
-    sure = 0.0 if "any swap" in method else SURE
+    sure = 0.0 if "any swap" in method else SURE  # any that lowers the mean
     course = Course(cell.divergence, sure)
     choice = swap(problem, choice, course, cell.swap_seconds, sure=sure, clock=time.process_time)
     return cell.row(complete(cell.model, choice), course=course.told)

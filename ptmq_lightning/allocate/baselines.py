@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
+
+from torch import Tensor
 
 from ptmq_lightning.allocate.greedy import Spent
 from ptmq_lightning.allocate.problem import SEARCHES, Choice, Problem, impossible
@@ -28,6 +31,18 @@ def uniform_choices(problem: Problem) -> list[Choice]:
     fitting = [pair for pair in common if problem.fits(dict.fromkeys(problem.harm, pair))]
     widest = [p for p in fitting if not any(o != p and o.w >= p.w and o.a >= p.a for o in fitting)]
     return [dict.fromkeys(problem.harm, pair) for pair in widest]
+
+
+def or_uniform(problem: Problem, choice: Choice, divergence: Callable[[Choice], Tensor]) -> Choice:
+    """The choice, or one pair in all layers where the whole network answers no worse at that within the budgets.
+
+    The layers of a pair were learned together and make up for each other's errors, which no sum of single layers' harm
+    knows of.
+
+    Args:
+        divergence: of the whole network at a choice, on each of N images (N,).
+    """
+    return min([*uniform_choices(problem), choice], key=lambda one: float(divergence(one).mean()))
 
 
 @SEARCHES.register("random")

@@ -42,4 +42,6 @@ class AllocateKeys:
     swap_seconds: float = key(
         0.0, "for each assignment: swaps of two layers, by the true divergence of the network", least=0
     )
-    swap_images: int = key(256, "of the calibration images: for swaps and max_drop", least=1)
+    swap_images: int = key(
+        256, "of the calibration images: for swaps, max_drop and the comparison with uniform widths", least=1
+    )

@@ -2,8 +2,7 @@
 
 One layer goes down a rung of its ladder, or none, and another goes up as far as the budgets then allow. The candidates
 are tried in the order of the additive harm that they would cost. One is kept where the true divergence surely falls,
-and the search goes on from there: whenever it is stopped, what it holds is the best so far. It starts from the given
-choice, or from a uniform one where that is surely better.
+and the search goes on from there: whenever it is stopped, what it holds is the best so far.
 
 "Surely" is by more than two standard errors over the images. A few images hold most of a divergence, so many a swap
 lowers its mean by chance, and does nothing for images that the search does not see. N images.
@@ -19,7 +18,6 @@ from operator import itemgetter
 
 from torch import Tensor
 
-from ptmq_lightning.allocate.baselines import uniform_choices
 from ptmq_lightning.allocate.greedy import Spent
 from ptmq_lightning.allocate.problem import Choice, Problem
 
@@ -50,10 +48,6 @@ def swap(
         return choice
     started, tried, kept = clock(), 0, 0
     best, least, seen = choice, divergence(choice), {_key(choice)}
-    for start in uniform_choices(problem):
-        seen.add(_key(start))
-        if below(found := divergence(start), least, sure):
-            best, least = start, found
     improved = True
     while improved:
         improved = False

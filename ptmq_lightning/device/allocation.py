@@ -12,6 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ptmq_lightning.allocate.baselines import or_uniform
 from ptmq_lightning.allocate.judge import Judge
 from ptmq_lightning.allocate.keys import AVERAGES, AllocateKeys
 from ptmq_lightning.allocate.measures import MEASURES
@@ -144,8 +145,11 @@ class Allocation:
         return complete(self.model, self._search(Problem(self.sensitivity, budgets), self.keys.swap_seconds))
 
     def _search(self, problem: Problem, seconds: float) -> Choice:
-        """The search's choice, with swaps for so many seconds."""
-        return swap(problem, SEARCHES[self.keys.name](problem, self.seed), self._divergence, seconds)
+        """The search's choice or a uniform one, whichever answers better, with swaps for so many seconds."""
+        choice = SEARCHES[self.keys.name](problem, self.seed)
+        if self.keys.name != "random":  # which is there to be compared with
+            choice = or_uniform(problem, choice, self._divergence)
+        return swap(problem, choice, self._divergence, seconds)
 
     def _divergence(self, choice: Choice) -> Tensor:
         return self.judge.divergences(complete(self.model, choice))

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from ptmq_lightning.allocate.baselines import or_uniform
 from ptmq_lightning.allocate.greedy import greedy
 from ptmq_lightning.allocate.problem import Budget, Choice, Problem
 from ptmq_lightning.allocate.swaps import SURE, below, swap
@@ -38,10 +39,19 @@ def interacting(problem: Problem) -> Callable[[Choice], Tensor]:
     return divergence
 
 
-def test_the_uniform_choice_is_taken_where_it_is_truly_better() -> None:
+def test_the_uniform_choice_is_taken_where_the_whole_network_is_no_worse_at_it() -> None:
     problem = random_problem(0, share=1.0)
-    eight, start = dict.fromkeys(problem.harm, max(TIED)), dict.fromkeys(problem.harm, min(TIED))
-    assert swap(problem, start, lambda choice: torch.tensor([float(choice != eight)]), 5, clock=Clock()) == eight
+    eight, mixed = dict.fromkeys(problem.harm, max(TIED)), greedy(random_problem(0, share=0.5))
+    assert mixed != eight
+    better, equal, worse = -1.0, 0.0, 1.0
+    for harm, taken in ((better, eight), (equal, eight), (worse, mixed)):
+        assert or_uniform(problem, mixed, lambda choice, h=harm: torch.tensor([h * (choice == eight)])) == taken
+
+
+def test_no_uniform_choice_is_taken_that_exceeds_a_budget() -> None:
+    problem = random_problem(0, share=0.5)
+    found = or_uniform(problem, greedy(problem), lambda choice: torch.tensor([float(len({*choice.values()}))]))
+    assert problem.fits(found) and len({*found.values()}) == 1 and found != dict.fromkeys(problem.harm, max(TIED))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -95,4 +105,4 @@ def test_the_search_ends_when_the_time_is_over() -> None:
         return torch.ones(4)  # nothing is better than the start
 
     assert swap(problem, greedy(problem), counted, 10, clock=Clock()) == asked[0]
-    assert 2 < len(asked) <= 10 + 2  # from two starts
+    assert 2 < len(asked) <= 10 + 1  # and the start
