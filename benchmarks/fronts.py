@@ -1,4 +1,4 @@
-"""How long `ptmq allocate DIR --front` works on a network at 224 px: sensitivity, search, answers of the images.
+"""How long `ptmq allocate DIR --front` works on a network at 224 px: sensitivity, searches and answers of the images.
 
     python benchmarks/fronts.py                                          # ResNet-18 and DeiT-S, 256 images
     python benchmarks/fronts.py --models deit_s --images 16 --threads 2
@@ -49,22 +49,20 @@ def main() -> None:
 
 
 def measure(name: str, images: int) -> dict[str, Any]:
-    """The command's three parts, one after the other, on so many images."""
+    """The command's two parts, one after the other, on so many images."""
     model, x = of_noise(name, images)
     asked = min(images, SENSITIVITY)
     allocation = Allocation(model, x, AllocateKeys(name="milp", sensitivity_images=asked, swap_images=images))
     sensitivity, of_layers = timed(lambda: allocation.sensitivity)
     made, searched = timed(lambda: [assignment for _, _, assignment in allocation.front()])
-    judge, of_float = timed(lambda: allocation.judge)
-    every = dict.fromkeys([*map(model.resolve, model.pairs), *made])
-    _, answered = timed(lambda: [judge.ask(assignment) for assignment in every])
+    _, answered = timed(lambda: [allocation.judge.ask(model.resolve(pair)) for pair in model.pairs])
     return {
         "layers": len(sensitivity),
         "pairs": len(model.pairs),
         "assignments": len(model.pairs) + len(made),
-        "different": len(every),
+        "different": allocation.judge.asked,
         "images": {"sensitivity": asked, "answers": images},
-        "seconds": {"sensitivity": of_layers, "search": searched, "answers": of_float + answered},
+        "seconds": {"sensitivity": of_layers, "answers": searched + answered},
     }
 
 
@@ -77,15 +75,14 @@ def timed(call: Callable[[], Any]) -> tuple[Any, float]:
 def table(found: dict[str, Any]) -> str:
     """The results as Markdown."""
     lines = [
-        f"| model | layers | pairs | assignments | sensitivity, {SENSITIVITY} images, min | search, min "
-        f"| answers, {COUNT} images, min | whole, min | images measured | assignments measured |",
-        "| --- " + "| ---: " * 9 + "|",
+        f"| model | layers | pairs | assignments | sensitivity, {SENSITIVITY} images, min "
+        f"| searches and answers, {COUNT} images, min | whole, min | images measured | assignments measured |",
+        "| --- " + "| ---: " * 8 + "|",
     ]
     for name, row in found.items():
         images, seconds = row["images"], row["seconds"]
         parts = [
             seconds["sensitivity"] * SENSITIVITY / images["sensitivity"],
-            seconds["search"],
             seconds["answers"] * COUNT / images["answers"] * row["assignments"] / row["different"],
         ]
         minutes = " | ".join(f"{part / 60:.1f}" for part in (*parts, sum(parts)))

@@ -50,6 +50,11 @@ class Judge:
         """What `drop` counts."""
         return "agreement with float" if self.labels is None else "top-1"
 
+    @property
+    def asked(self) -> int:
+        """How many different assignments the model was run at."""
+        return len(self._known)
+
     def ask(self, assignment: BitAssignment) -> Answers:
         """How the model answers at an assignment; asked again, it is not run again."""
         return self._found(assignment)[0]

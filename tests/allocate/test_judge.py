@@ -27,6 +27,7 @@ def test_agreement_and_divergence_are_those_of_the_logits() -> None:
     assert answers.agreement == 100 * float((p.argmax(1) == q.argmax(1)).double().mean())
     assert float(judge.divergences(low).mean()) == answers.divergence and len(judge.divergences(low)) == 32
     assert answers.top1 is None and judge.drop(low) == 100 - answers.agreement
+    assert judge.asked == 1
 
 
 def test_with_labels_the_drop_is_of_accuracy() -> None:
