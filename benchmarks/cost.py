@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ptmq_lightning.compose.learning import WHOLE
 from ptmq_lightning.runtime.files import write_atomically
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,22 +82,23 @@ def measure(command: list[str], noise: Path, run: Path) -> dict[str, Any]:
 
 def table(found: dict[str, Any]) -> str:
     lines = [
-        "| case | settings | blocks | s per block | minutes in all | predicted cache, MiB | peak, MiB |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: |",
+        "| case | settings | blocks | s per block | last pass, s | minutes in all | predicted cache, MiB | peak, MiB |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, case in found.items():
         settings = " ".join(part for part in case["command"] if part.startswith(("recon", "data.calibration")))
         total = sum(case["seconds"].values()) / 60
+        last = f"{case['seconds']['tune']:.1f}" if "tune" in case["seconds"] else "-"
         lines.append(
-            f"| {name} | {settings} | {case['blocks']} | {case['seconds_per_block']:.1f} | {total:.1f} | "
+            f"| {name} | {settings} | {case['blocks']} | {case['seconds_per_block']:.1f} | {last} | {total:.1f} | "
             f"{case['predicted_cache_mib']} | {case['peak_memory_bytes'] / 2**20:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
 
 def _last_iters(log: str) -> list[str]:
-    """The log's line of each block's last iteration."""
-    lines = [line for line in log.splitlines() if " block " in line and " iter " in line]
+    """The log's line of each block's last iteration; the last pass is no block's."""
+    lines = [line for line in log.splitlines() if " block " in line and " iter " in line and WHOLE not in line]
     return [line for line in lines if (pair := line.split(" iter ")[1].split()[0].split("/"))[0] == pair[1]]
 
 
