@@ -10,6 +10,8 @@ from torch import Tensor
 from ptmq_lightning.allocate.greedy import Spent
 from ptmq_lightning.allocate.problem import SEARCHES, Choice, Problem, impossible
 
+BASELINES = ("uniform", "random")
+
 
 @SEARCHES.register("uniform")
 def uniform(problem: Problem, seed: int = 0) -> Choice:

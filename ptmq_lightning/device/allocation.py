@@ -12,7 +12,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from ptmq_lightning.allocate.baselines import or_uniform
+from ptmq_lightning.allocate.baselines import BASELINES, or_uniform
 from ptmq_lightning.allocate.judge import Judge
 from ptmq_lightning.allocate.keys import AVERAGES, AllocateKeys
 from ptmq_lightning.allocate.measures import MEASURES
@@ -147,7 +147,7 @@ class Allocation:
     def _search(self, problem: Problem, seconds: float) -> Choice:
         """The search's choice or a uniform one, whichever answers better, with swaps for so many seconds."""
         choice = SEARCHES[self.keys.name](problem, self.seed)
-        if self.keys.name != "random":  # which is there to be compared with
+        if self.keys.name not in BASELINES:  # which stay what they are, to be compared with
             choice = or_uniform(problem, choice, self._divergence)
         return swap(problem, choice, self._divergence, seconds)
 
